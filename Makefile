@@ -1,0 +1,28 @@
+# Uses the active environment (virtualenv or conda); without one, makes .venv.
+ifneq ($(or $(VIRTUAL_ENV),$(CONDA_PREFIX)),)
+ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+else
+ENV := $(CURDIR)/.venv
+endif
+PYTHON := $(ENV)/bin/python
+INSTALLED := $(ENV)/.p2c-installed
+export PYTHON
+
+.PHONY: demo test lint setup
+
+demo: $(INSTALLED)
+	bash scripts/demo.sh
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+
+setup: $(INSTALLED)
+
+$(INSTALLED): setup.py
+	test -x $(PYTHON) || python3 -m venv $(ENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --editable '.[test]'
+	touch $@

@@ -1,0 +1,339 @@
+"""Pictures of shapes from integer arithmetic alone: the decoded pixels of a seed are the same on every machine.
+
+A picture is asked for in words ("red striped star", "three dotted hearts", "star above a ring"); what the words leave
+open (place, angle, size, background, ...) is drawn from a counted stream of random integers. No floating-point number
+touches a pixel: directions come from a fixed-point table, edges are smoothed by averaging 2x2 samples.
+
+Units: pictures are SIDE x SIDE pixels; places and radii are in eighths of a pixel; a shape's own coordinates (u to the
+right, v down) put its radius at UNIT. Inside a shape its field is positive, about the distance to the edge.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+SIDE = 64
+UNIT = 1024
+TURN = 256  # directions in a full turn
+SINE = [round(4096 * math.sin(2 * math.pi * k / TURN)) for k in range(TURN)]
+EDGE = 190  # thickness of a hollow shape's edge
+Field = np.ndarray
+T = TypeVar("T")
+
+COLORS = {
+    "red": (215, 40, 40),
+    "orange": (245, 140, 25),
+    "yellow": (240, 215, 40),
+    "green": (45, 165, 70),
+    "blue": (45, 90, 215),
+    "purple": (130, 50, 175),
+    "pink": (245, 120, 190),
+    "black": (25, 25, 30),
+}
+BACKGROUNDS = {"white": (240, 240, 240), "gray": (165, 165, 165), "tan": (210, 180, 140), "mint": (170, 225, 195)}
+COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
+SIZES = {"tiny": (44, 60), None: (76, 180), "big": (208, 240)}  # radius of a single shape
+RELATIONS = ("above", "beside")
+
+
+class Dice:
+    """Random integers that depend on a name alone (SHA-256 of it seeds PCG64, whose raw output numpy keeps fixed)."""
+
+    def __init__(self, name: str) -> None:
+        self._bits = np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
+        self._ready: list[int] = []
+
+    def below(self, n: int) -> int:
+        """An integer in [0, n), for n far below 2**32."""
+        if not self._ready:
+            self._ready = (self._bits.random_raw(64) >> np.uint64(32)).tolist()
+        return (self._ready.pop() * n) >> 32
+
+    def between(self, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+        return low + self.below(high - low + 1)
+
+    def pick(self, choices: Sequence[T]) -> T:
+        return choices[self.below(len(choices))]
+
+    def chance(self, percent: int) -> bool:
+        return self.below(100) < percent
+
+    def sample(self, choices: Sequence[T], k: int) -> list[T]:
+        """`k` different members of `choices`, in random order."""
+        rest = list(choices)
+        return [rest.pop(self.below(len(rest))) for _ in range(k)]
+
+    def octets(self, *shape: int) -> np.ndarray:
+        """An int32 array of integers in [0, 256)."""
+        size = math.prod(shape)
+        raw = self._bits.random_raw((size + 7) // 8)
+        planes = [(raw >> np.uint64(8 * k)) & np.uint64(255) for k in range(8)]
+        return np.concatenate(planes)[:size].astype(np.int32).reshape(shape)
+
+
+def _disc(u: Field, v: Field, radius: int) -> Field:
+    return (radius * radius - u * u - v * v) // (2 * radius)
+
+
+def _half_planes(u: Field, v: Field, first: int, count: int, distance: int) -> list[Field]:
+    """Fields of `count` half-planes at `distance` from the centre, their normals spread over a turn from `first`."""
+    turns = [first + round(k * TURN / count) for k in range(count)]
+    return [distance - ((SINE[(t + TURN // 4) % TURN] * u + SINE[t % TURN] * v) >> 12) for t in turns]
+
+
+def circle(u: Field, v: Field) -> Field:
+    return _disc(u, v, 900)
+
+
+def square(u: Field, v: Field) -> Field:
+    return 780 - np.maximum(np.abs(u), np.abs(v))
+
+
+def triangle(u: Field, v: Field) -> Field:
+    a, b, c = _half_planes(u, v, TURN // 4, 3, 500)
+    return np.minimum(np.minimum(a, b), c)
+
+
+def star(u: Field, v: Field) -> Field:
+    """Five lines cut out a pentagram: a point is inside when it is on the inner side of at least four of them."""
+    lowest, second = None, None
+    for plane in _half_planes(u, v, -TURN // 4, 5, 309):
+        if lowest is None:
+            lowest = plane
+        else:
+            larger = np.maximum(lowest, plane)
+            second = larger if second is None else np.minimum(second, larger)
+            lowest = np.minimum(lowest, plane)
+    return second
+
+
+def cross(u: Field, v: Field) -> Field:
+    u, v = np.abs(u), np.abs(v)
+    return np.maximum(np.minimum(300 - u, 950 - v), np.minimum(950 - u, 300 - v))
+
+
+def ring(u: Field, v: Field) -> Field:
+    return np.minimum(_disc(u, v, 950), -_disc(u, v, 480))
+
+
+def heart(u: Field, v: Field) -> Field:
+    u = np.abs(u)
+    tip = ((860 - u - np.abs(v - 60)) * 181) >> 8
+    return np.maximum(tip, _disc(u - 430, v + 370, 608))
+
+
+def diamond(u: Field, v: Field) -> Field:
+    return (580 * 1000 - 1000 * np.abs(u) - 580 * np.abs(v)) // 1156
+
+
+def crescent(u: Field, v: Field) -> Field:
+    return np.minimum(_disc(u, v, 900), -_disc(u - 420, v, 760))
+
+
+def arrow(u: Field, v: Field) -> Field:
+    u = np.abs(u)
+    head = np.minimum((980 * 800 - 980 * u + 800 * v) // 1265, -v)
+    shaft = np.minimum(np.minimum(230 - u, 950 - v), v + 300)
+    return np.maximum(head, shaft)
+
+
+SHAPES: dict[str, Callable[[Field, Field], Field]] = {
+    f.__name__: f for f in (circle, square, triangle, star, cross, ring, heart, diamond, crescent, arrow)
+}
+PLURALS = {f"{'crosse' if name == 'cross' else name}s": name for name in SHAPES}
+
+
+def solid(u: Field, v: Field) -> Field:
+    return np.ones(u.shape, bool)
+
+
+def striped(u: Field, v: Field) -> Field:
+    return (u & 511) < 256
+
+
+def dotted(u: Field, v: Field) -> Field:
+    u, v = (u & 511) - 256, (v & 511) - 256
+    return u * u + v * v > 150 * 150
+
+
+def checkered(u: Field, v: Field) -> Field:
+    return ((u ^ v) & 512) == 0
+
+
+# Where a fill shows the colour; the rest of the shape is pale. A hollow shape has no rest: the background shows.
+FILLS: dict[str, Callable[[Field, Field], Field] | None] = {
+    "solid": solid,
+    "hollow": None,
+    "striped": striped,
+    "dotted": dotted,
+    "checkered": checkered,
+}
+
+
+class Item(NamedTuple):
+    """One shape on a picture: its words, its colour (red, green, blue), and where it is."""
+
+    shape: str
+    fill: str
+    rgb: tuple[int, int, int]
+    x: int
+    y: int
+    radius: int
+    angle: int = 0
+    phase: int = 0
+
+
+def _coverage(mask: np.ndarray) -> np.ndarray:
+    """(2h, 2w) samples -> (h, w, 1) counts from 0 to 4."""
+    m = mask.view(np.uint8)
+    return (m[::2, ::2] + m[1::2, ::2] + m[::2, 1::2] + m[1::2, 1::2]).astype(np.int32)[:, :, None]
+
+
+def paint(picture: np.ndarray, item: Item) -> None:
+    """Draw `item` on `picture` (SIDE, SIDE, 3), int32, in place."""
+    reach = item.radius + item.radius // 8 + 8
+    left, right = max(0, (item.x - reach) // 8), min(SIDE, (item.x + reach) // 8 + 1)
+    top, bottom = max(0, (item.y - reach) // 8), min(SIDE, (item.y + reach) // 8 + 1)
+    if left >= right or top >= bottom:
+        return
+    dx = np.arange(8 * left + 2, 8 * right, 4, dtype=np.int32) - item.x
+    dy = (np.arange(8 * top + 2, 8 * bottom, 4, dtype=np.int32) - item.y)[:, None]
+    sine, cosine = SINE[item.angle % TURN], SINE[(item.angle + TURN // 4) % TURN]
+    u = (cosine * dx + sine * dy) // (4 * item.radius)  # 4096 from the table over 4 is UNIT
+    v = (cosine * dy - sine * dx) // (4 * item.radius)
+    field = SHAPES[item.shape](u, v)
+    inside = field > 0
+    fill = FILLS[item.fill]
+    patch = picture[top:bottom, left:right]
+    rgb = np.array(item.rgb, np.int32)
+    if fill is None:
+        colored = _coverage(inside & (field < EDGE))
+        patch[:] = (patch * (4 - colored) + rgb * colored + 2) >> 2
+    else:
+        everywhere = _coverage(inside)
+        colored = everywhere if item.fill == "solid" else _coverage(inside & fill(u + item.phase, v + item.phase))
+        pale = (rgb + 3 * 255) >> 2
+        patch[:] = (patch * (4 - everywhere) + pale * (everywhere - colored) + rgb * colored + 2) >> 2
+
+
+def background(dice: Dice, tone: str) -> np.ndarray:
+    """A flat or gently shaded picture (SIDE, SIDE, 3), int32, in the tone's colour give or take a little."""
+    base = np.array([c + dice.between(-8, 8) for c in BACKGROUNDS[tone]], np.int32)
+    if dice.chance(50):
+        return np.broadcast_to(base, (SIDE, SIDE, 3)).copy()
+    slope_x, slope_y = dice.between(-40, 40), dice.between(-40, 40)
+    place = np.arange(SIDE, dtype=np.int32) - SIDE // 2
+    shade = (slope_x * place + slope_y * place[:, None]) // SIDE
+    return base + shade[:, :, None]
+
+
+class Wish(NamedTuple):
+    """What a picture must show; None leaves it open. `second` and `relation` make it a pair: shape relation second."""
+
+    shape: str | None = None
+    color: str | None = None
+    fill: str | None = None
+    size: str | None = None
+    count: str | None = None
+    tone: str | None = None
+    relation: str | None = None
+    second: str | None = None
+    second_color: str | None = None
+
+
+def read_wish(text: str) -> Wish:
+    """The wish a phrase states: "two hollow stars", "big red ring on a tan background", "star above a pink heart".
+
+    Raises:
+        ValueError: for a word that is none of the vocabulary's.
+    """
+    wish, after_relation, after_on = {}, False, False
+    for word in text.split():
+        shape = PLURALS.get(word, word)
+        if word in ("a", "an", "background"):
+            continue
+        if word == "on":
+            after_on = True
+        elif after_on and word in BACKGROUNDS:
+            wish["tone"] = word
+        elif word in RELATIONS:
+            wish["relation"], after_relation = word, True
+        elif shape in SHAPES:
+            wish["second" if after_relation else "shape"] = shape
+        elif word in COLORS:
+            wish["second_color" if after_relation else "color"] = word
+        elif word in FILLS:
+            wish["fill"] = word
+        elif word in SIZES:
+            wish["size"] = word
+        elif word in COUNTS:
+            wish["count"] = word
+        else:
+            raise ValueError(f"Unknown word '{word}' in '{text}'; a picture is described by words such as "
+                             f"{', '.join([*COLORS, *FILLS, *SHAPES, *COUNTS, *RELATIONS])}.")
+    return Wish(**wish)
+
+
+def _jittered(dice: Dice, color: str) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, c + dice.between(-28, 28))) for c in COLORS[color])
+    return red, green, blue
+
+
+def _cells(dice: Dice, radius: int, columns: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int]]:
+    """A jittered centre for a shape of `radius` in each cell; cells are given by their middles."""
+    room = max(0, 2 * SIDE - radius)
+    return [(x + dice.between(-room, room), y + dice.between(-room, room)) for x, y in zip(columns, rows, strict=True)]
+
+
+def arrange(dice: Dice, wish: Wish) -> list[Item]:
+    """The shapes of a picture that fulfils `wish`; whatever it leaves open is drawn from `dice`."""
+    shape = wish.shape or dice.pick(list(SHAPES))
+    color = wish.color or dice.pick(list(COLORS))
+    fill = wish.fill or ("solid" if dice.chance(50) else dice.pick(list(FILLS)))
+    full = 8 * SIDE
+    if wish.relation:
+        second = wish.second or dice.pick(list(SHAPES))
+        second_color = wish.second_color or dice.pick(list(COLORS))
+        radius = dice.between(72, 120)
+        shift, drift = radius + dice.between(8, 24), dice.between(-24, 24)
+        middle = [full // 2 + dice.between(-16, 16), full // 2 + dice.between(-16, 16)]
+        ends = []
+        for sign in (-1, 1):
+            along, across = sign * shift, sign * drift
+            dx, dy = (across, along) if wish.relation == "above" else (along, across)
+            ends.append((middle[0] + dx, middle[1] + dy))
+        if wish.relation == "beside" and dice.chance(50):
+            ends.reverse()
+        words = ((shape, fill, color), (second, wish.fill or "solid", second_color))
+        return [
+            Item(s, f, _jittered(dice, c), x, y, radius, dice.below(TURN), dice.below(512))
+            for (s, f, c), (x, y) in zip(words, ends, strict=True)
+        ]
+    count = COUNTS[wish.count or "one"]
+    if count > 1 or wish.size is None:
+        low, high = SIZES[None] if count == 1 else (72, 104)
+    else:
+        low, high = SIZES[wish.size]
+    radius = dice.between(low, high)
+    if count == 1:
+        room = max(0, full // 2 - radius)
+        places = [(full // 2 + dice.between(-room, room), full // 2 + dice.between(-room, room))]
+    else:
+        quarter = full // 4
+        cells = dice.sample([(quarter, quarter), (3 * quarter, quarter), (quarter, 3 * quarter),
+                             (3 * quarter, 3 * quarter)], count)
+        places = _cells(dice, radius, [x for x, _ in cells], [y for _, y in cells])
+    rgb, phase = _jittered(dice, color), dice.below(512)
+    return [Item(shape, fill, rgb, x, y, radius, dice.below(TURN), phase) for x, y in places]
+
+
+def draw(dice: Dice, wish: Wish) -> np.ndarray:
+    """A clean picture (SIDE, SIDE, 3), uint8, that fulfils `wish`."""
+    picture = background(dice, wish.tone or dice.pick(list(BACKGROUNDS)))
+    for item in arrange(dice, wish):
+        paint(picture, item)
+    return np.clip(picture, 0, 255).astype(np.uint8)

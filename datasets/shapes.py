@@ -1,0 +1,220 @@
+"""The shapes family: few-shot data sets of generated pictures, so that every benchmark runs offline.
+
+`Shapes` is the source. `ShapesDark` to `ShapesSketch` show the same classes in other styles (domain generalization);
+`ShapesCounts` to `ShapesGrounds` have classes of their own (cross-dataset transfer). All pictures differ between the
+data sets, and each data set has a style that the built-in backbone `tiny-shapes` was not trained on. The styles'
+strengths were set by looking at that backbone's zero-shot accuracy on a calibration stream, never on a data set.
+
+A data set is written at first use: PNG files and a split JSON as for any other data set. The first half of each list of
+classes is the base half. A class name is also what its pictures are drawn from: see `drawing.read_wish`.
+"""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from p2c.datasets import styles
+from p2c.datasets.base import FewShotDataset
+from p2c.datasets.drawing import Dice, draw, read_wish
+from p2c.framework import DATASET_REGISTRY
+
+log = logging.getLogger(__name__)
+
+PICTURES = {"train": 32, "val": 20, "test": 40}  # a class
+Style = Callable[[np.ndarray, Dice], np.ndarray]
+
+COMPOSITIONS = (
+    "red solid star", "red striped circle", "red hollow square", "green dotted star",
+    "green solid heart", "green striped triangle", "blue hollow circle", "blue dotted ring",
+    "blue solid cross", "yellow striped heart", "yellow dotted square", "purple hollow triangle",
+    "red dotted heart", "red checkered cross", "green hollow circle", "green striped diamond",
+    "blue solid triangle", "blue striped star", "yellow hollow star", "yellow solid ring",
+    "purple dotted circle", "purple solid arrow", "orange striped square", "pink checkered crescent",
+)
+COUNTS = (
+    "two solid stars", "two striped circles", "two hollow hearts", "two dotted squares",
+    "three solid circles", "three hollow stars", "three striped squares", "three dotted triangles",
+    "four solid hearts", "four hollow triangles", "four striped stars", "four dotted circles",
+    "two hollow triangles", "two solid crosses", "two dotted circles", "two striped hearts",
+    "three hollow circles", "three solid diamonds", "three dotted hearts", "three striped triangles",
+    "four hollow stars", "four solid arrows", "four checkered squares", "four striped rings",
+)
+SIZES = (
+    "tiny red star", "tiny blue circle", "tiny green heart", "tiny yellow square",
+    "tiny purple cross", "tiny black triangle", "big red circle", "big blue star",
+    "big green square", "big yellow heart", "big purple triangle", "big black cross",
+    "tiny red heart", "tiny blue triangle", "tiny green circle", "tiny yellow star",
+    "tiny pink square", "tiny orange diamond", "big red square", "big blue heart",
+    "big green star", "big yellow circle", "big pink crescent", "big orange ring",
+)
+PAIRS = (
+    "star above a circle", "circle above a star", "heart above a square", "square above a cross",
+    "triangle above a heart", "cross above a ring", "star beside a heart", "circle beside a square",
+    "triangle beside a cross", "ring beside a circle", "square beside a triangle", "heart beside a cross",
+    "circle above a heart", "heart above a star", "square above a triangle", "star above a cross",
+    "diamond above a circle", "arrow above a ring", "star beside a square", "circle beside a heart",
+    "triangle beside a ring", "cross beside a star", "diamond beside a square", "crescent beside an arrow",
+)
+GROUNDS = (
+    "red star on a white background", "red circle on a gray background", "red heart on a tan background",
+    "blue star on a gray background", "blue square on a mint background", "blue circle on a white background",
+    "green heart on a white background", "green triangle on a tan background", "yellow cross on a mint background",
+    "yellow star on a gray background", "purple square on a tan background", "purple ring on a mint background",
+    "red square on a mint background", "red triangle on a white background", "blue heart on a tan background",
+    "blue cross on a gray background", "green circle on a tan background", "green star on a mint background",
+    "yellow heart on a gray background", "yellow ring on a white background", "purple circle on a mint background",
+    "black arrow on a tan background", "pink diamond on a white background", "orange crescent on a gray background",
+)
+
+
+class GeneratedDataset(FewShotDataset):
+    """A data set that writes itself: `classnames` says what to draw and `style` how."""
+
+    images, template = "images", "a photo of a {}."
+    classnames: tuple[str, ...] = COMPOSITIONS
+    style: Style
+
+    def prepare(self) -> None:
+        generate(self.folder, Path(self.dataset_dir))
+
+
+@DATASET_REGISTRY.register()
+class Shapes(GeneratedDataset):
+    folder, split = "shapes", "split_shapes.json"
+    style = partial(styles.mosaic, block=4, level=150, amount=20)
+
+
+@DATASET_REGISTRY.register()
+class ShapesDark(GeneratedDataset):
+    folder, split = "shapes_dark", "split_shapes_dark.json"
+    style = partial(styles.dark, level=70, amount=20)
+
+
+@DATASET_REGISTRY.register()
+class ShapesBlur(GeneratedDataset):
+    folder, split = "shapes_blur", "split_shapes_blur.json"
+    style = partial(styles.blur, radius=3, level=160)
+
+
+@DATASET_REGISTRY.register()
+class ShapesNoise(GeneratedDataset):
+    folder, split = "shapes_noise", "split_shapes_noise.json"
+    style = partial(styles.noise, amount=120)
+
+
+@DATASET_REGISTRY.register()
+class ShapesTexture(GeneratedDataset):
+    folder, split = "shapes_texture", "split_shapes_texture.json"
+    style = partial(styles.texture, coarse=100, fine=100)
+
+
+@DATASET_REGISTRY.register()
+class ShapesSketch(GeneratedDataset):
+    folder, split = "shapes_sketch", "split_shapes_sketch.json"
+    style = partial(styles.sketch, ink=256, wash=80, amount=20)
+
+
+@DATASET_REGISTRY.register()
+class ShapesCounts(GeneratedDataset):
+    folder, split = "shapes_counts", "split_shapes_counts.json"
+    classnames = COUNTS
+    style = partial(styles.relief, depth=160, wash=80)
+
+
+@DATASET_REGISTRY.register()
+class ShapesSizes(GeneratedDataset):
+    folder, split = "shapes_sizes", "split_shapes_sizes.json"
+    classnames = SIZES
+    style = partial(styles.wave, swing=3, level=180, amount=60)
+
+
+@DATASET_REGISTRY.register()
+class ShapesPairs(GeneratedDataset):
+    folder, split = "shapes_pairs", "split_shapes_pairs.json"
+    classnames = PAIRS
+    style = partial(styles.negative, level=180, amount=40)
+
+
+@DATASET_REGISTRY.register()
+class ShapesGrounds(GeneratedDataset):
+    folder, split = "shapes_grounds", "split_shapes_grounds.json"
+    classnames = GROUNDS
+    style = partial(styles.scratched, scratches=8, thickness=12, level=180)
+
+
+FAMILY: dict[str, type[GeneratedDataset]] = {
+    member.folder: member
+    for member in (Shapes, ShapesDark, ShapesBlur, ShapesNoise, ShapesTexture, ShapesSketch,
+                   ShapesCounts, ShapesSizes, ShapesPairs, ShapesGrounds)
+}
+
+
+def picture(name: str, stream: str, label: int, index: int, styled: bool = True) -> np.ndarray:
+    """One picture (64, 64, 3), uint8, of class `label`; a function of its arguments alone.
+
+    Args:
+        name: folder of a data set of the family.
+        stream: "train", "val" or "test"; any other name gives pictures that are in no data set.
+        index: number of the picture within its class and stream.
+        styled: in the data set's style, or clean as in pretraining.
+    """
+    member = FAMILY[name]
+    dice = Dice(f"{name}/{stream}/{label}/{index}")
+    clean = draw(dice, read_wish(member.classnames[label]))
+    if not styled:
+        return clean
+    return np.clip(member.style(clean.astype(np.int32), dice), 0, 255).astype(np.uint8)
+
+
+def generate(name: str, folder: Path, pictures: dict[str, int] = PICTURES) -> None:
+    """Write data set `name` to `folder` unless it is there.
+
+    Everything goes to a neighbouring folder first and appears by one rename: what is interrupted is done again, and of
+    two processes at work at once one wins and the other's copy is dropped.
+
+    Raises:
+        FileExistsError: `folder` holds something else.
+    """
+    member = FAMILY[name]
+    if (folder / member.split).exists():
+        return
+    log.info(f"Generating {name} in {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        _write(name, draft, pictures)
+        try:
+            os.rename(draft, folder)
+        except OSError as error:
+            if not (folder / member.split).exists():
+                raise FileExistsError(f"{folder} exists but has no {member.split}; to have {name} generated there, "
+                                      "move or delete that folder") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(name: str, folder: Path, pictures: dict[str, int]) -> None:
+    member = FAMILY[name]
+    split: dict[str, list] = {stream: [] for stream in pictures}
+    total = len(member.classnames) * sum(pictures.values())
+    with tqdm(total=total, desc=f"drawing {name}", unit="picture", leave=False, disable=None) as bar:
+        for label, classname in enumerate(member.classnames):
+            place = classname.replace(" ", "_")
+            (folder / member.images / place).mkdir(parents=True)
+            for stream, count in pictures.items():
+                for index in range(count):
+                    path = f"{place}/{stream}_{index:04d}.png"
+                    Image.fromarray(picture(name, stream, label, index)).save(folder / member.images / path)
+                    split[stream].append([path, label, classname])
+                bar.update(count)
+    text = json.dumps(split, indent=4, separators=(",", ": "))
+    (folder / member.split).write_text(text, encoding="ascii", newline="\n")

@@ -1,0 +1,75 @@
+"""Every configuration key that is ours, with its meaning and range.
+
+`extend_cfg` adds to any cfg (the engine's or real Dassl's) what it lacks and leaves the rest alone.
+"""
+from yacs.config import CfgNode
+
+PRECISIONS = ("fp16", "fp32", "amp", "bf16")
+
+SETTINGS = {
+    "DATASET": {
+        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the classes) or new (the other half)
+    },
+    "MODEL": {
+        "BACKBONE": {
+            "WEIGHTS": "openai",  # openai, another tag of open_clip's, random, builtin (tiny-shapes), or a file
+        },
+    },
+    "TRAINER": {
+        # Annealed noise on the text context while training, a component of any learner that has one (P2C, section DPD).
+        "PROMPT_DENOISING": {
+            "ENABLED": False,
+            "NOISE_TYPE": "gaussian_mixture",  # gaussian_mixture or gaussian
+            "NOISE_STD": 2.0,  # sigma_0 >= 0, the level at the start, in NOISE_UNIT
+            "NOISE_UNIT": "embedding",  # embedding (std of the model's token embedding) or absolute
+            "SCHEDULE": "cosine",  # cosine, linear, sigmoid or constant
+            "ANNEAL": "epoch",  # the level changes once an epoch, or with every step: epoch or step
+            "WARMUP_EPOCHS": 0,  # epochs at full level, 0 .. OPTIM.MAX_EPOCH - 1
+            "SIGMOID_K": 10.0,  # steepness of the sigmoid schedule, > 0
+            "GMM_COMPONENTS": 3,  # number of entries of the next two
+            "GMM_MEANS": (-1.0, 0.0, 1.0),
+            "GMM_STDS": (0.5, 1.0, 0.5),  # > 0
+            "GMM_WEIGHTS": (),  # >= 0, not all 0; (): equal
+        },
+        "ZEROSHOTCLIP": {
+            "PREC": "fp16",  # fp16, fp32, amp or bf16
+        },
+        "ZEROSHOTCLIP2": {
+            "PREC": "fp16",
+        },
+        "MAPLE": {
+            "N_CTX": 2,  # context tokens per layer, >= 1
+            "CTX_INIT": "a photo of a",  # words that start the context (used if N_CTX <= 4); "": random
+            "PREC": "fp16",
+            "PROMPT_DEPTH": 9,  # layers with prompts, 1 .. layers of the shallower tower
+        },
+        "P2C": {
+            "N_CTX": 2,
+            "CTX_INIT": "a photo of a",
+            "PREC": "fp16",
+            "PROMPT_DEPTH": 9,
+            # The input prompts' mapper as a denoising autoencoder; off: MaPLe's single Linear.
+            "MAPPER": {
+                "ENABLED": False,
+                "HIDDEN_SCALE": 1.0,  # hidden width / text width, > 0
+                "LOSS_WEIGHT": 1.0,  # of the denoising loss, >= 0
+                "NOISE_STD": 2.0,  # sigma_a >= 0, in PROMPT_DENOISING.NOISE_UNIT
+            },
+        },
+    },
+}
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add every key of SETTINGS that `cfg` lacks, in place; calling it again changes nothing."""
+    _add_missing(cfg, SETTINGS)
+
+
+def _add_missing(node: CfgNode, settings: dict) -> None:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            if key not in node:
+                node[key] = CfgNode()
+            _add_missing(node[key], value)
+        elif key not in node:
+            node[key] = value

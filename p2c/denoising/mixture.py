@@ -1,0 +1,86 @@
+"""What the prompt noise is drawn from: a Gaussian mixture or the standard normal (paper, "Dynamic Prompt Denoising").
+
+Every element of a draw is independent. Draws are made on the CPU from a generator that the caller gives, in float32.
+"""
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StandardNormal:
+    """N(0, 1)."""
+
+    mean = 0.0
+    std = 1.0
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Independent draws of the given shape, float32 on the CPU."""
+        return torch.randn(*shape, generator=generator)
+
+
+class GaussianMixture:
+    """sum_k w_k N(mu_k, s_k^2), with `weights` normalised to sum to 1 (uniform unless given).
+
+    Raises:
+        ValueError: lengths that differ, no component, a std that is not positive, weights that are negative or all zero.
+    """
+
+    def __init__(self, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = ()):
+        weights = tuple(weights) or (1.0,) * len(means)
+        if not (len(means) == len(stds) == len(weights) > 0):
+            raise ValueError("A Gaussian mixture needs as many means as stds (and weights, if given) and at least one, "
+                             f"but got means {tuple(means)}, stds {tuple(stds)}, weights {weights}")
+        if any(not (math.isfinite(x)) for x in (*means, *stds, *weights)):
+            raise ValueError(f"A Gaussian mixture needs finite numbers, but got means {tuple(means)}, stds {tuple(stds)}, "
+                             f"weights {weights}")
+        if min(stds) <= 0:
+            raise ValueError(f"The stds of a Gaussian mixture must be positive, but got {tuple(stds)}")
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"The weights of a Gaussian mixture must not be negative nor all zero, but got {weights}")
+        self.means, self.stds = tuple(means), tuple(stds)
+        self.weights = tuple(w / sum(weights) for w in weights)
+
+    @property
+    def mean(self) -> float:
+        """sum w mu."""
+        return sum(w * mu for w, mu in zip(self.weights, self.means, strict=True))
+
+    @property
+    def std(self) -> float:
+        """sqrt(sum w (s^2 + mu^2) - (sum w mu)^2)."""
+        second = sum(w * (s * s + mu * mu) for w, mu, s in zip(self.weights, self.means, self.stds, strict=True))
+        return math.sqrt(second - self.mean ** 2)
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Independent draws of the given shape, float32 on the CPU: a component for each element, then its normal."""
+        k = torch.multinomial(torch.tensor(self.weights), math.prod(shape), replacement=True, generator=generator)
+        eps = torch.randn(math.prod(shape), generator=generator)
+        return (torch.tensor(self.means)[k] + torch.tensor(self.stds)[k] * eps).reshape(*shape)
+
+
+NOISE_TYPES = ("gaussian_mixture", "gaussian")
+
+
+def build_noise(name: str, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = (),
+                components: int | None = None) -> GaussianMixture | StandardNormal:
+    """The distribution called `name`; means, stds, weights and the number of components describe the mixture only.
+
+    Raises:
+        ValueError: unknown name, a faulty mixture, or `components` that disagrees with the number of means.
+    """
+    if name not in NOISE_TYPES:
+        raise ValueError(f"Unknown noise type '{name}'; choose from {', '.join(NOISE_TYPES)}")
+    if name == "gaussian":
+        return StandardNormal()
+    if components is not None and components != len(means):
+        raise ValueError(f"GMM_COMPONENTS is {components}, but GMM_MEANS has {len(means)} entries: {tuple(means)}")
+    mixture = GaussianMixture(means, stds, weights)
+    if abs(mixture.mean) > 1e-6:
+        warnings.warn(f"The noise mixture has mean {mixture.mean:.4g}, so it also shifts the prompt; choose means and "
+                      "weights whose weighted sum is 0 to avoid that", stacklevel=2)
+    return mixture

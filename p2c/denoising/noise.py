@@ -1,0 +1,46 @@
+"""Dynamic Prompt Denoising (DPD): annealed noise on the text context while training (paper, "Dynamic Prompt Denoising").
+
+A component for any learner of a text context. Shapes: M context tokens, D text width.
+"""
+from torch import Generator, Tensor
+
+from p2c.denoising.mixture import GaussianMixture, StandardNormal
+from p2c.denoising.schedules import Schedule, progress
+
+ANNEALS = ("epoch", "step")
+
+
+class PromptDenoising:
+    """P_0 + sigma(e) * eps, with sigma annealed from `noise_std` over the training.
+
+    Args:
+        noise: what eps is drawn from.
+        noise_std: sigma_0 >= 0, the level at the start, in units of the prompt's elements.
+        schedule: maps progress in [0, 1] to the fraction of sigma_0.
+        epochs: E, the length of the training.
+        warmup_epochs: E_w, epochs at full level before the annealing begins; less than E.
+        anneal: `epoch`, the level changes once an epoch, or `step`, with every batch.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, noise: GaussianMixture | StandardNormal, noise_std: float, schedule: Schedule, epochs: int,
+                 warmup_epochs: int = 0, anneal: str = "epoch"):
+        if not noise_std >= 0:
+            raise ValueError(f"The level of the prompt noise (NOISE_STD) must be at least 0, but got {noise_std}")
+        if anneal not in ANNEALS:
+            raise ValueError(f"Unknown ANNEAL '{anneal}'; choose from {', '.join(ANNEALS)}")
+        progress(0, epochs, warmup_epochs)  # checks the two lengths
+        self.noise, self.noise_std, self.schedule = noise, noise_std, schedule
+        self.epochs, self.warmup_epochs, self.anneal = epochs, warmup_epochs, anneal
+
+    def sigma(self, epoch: int, epoch_fraction: float = 0.0) -> float:
+        """The level in epoch `epoch` (from 0); `epoch_fraction`, the part of it already done, counts if annealing by step."""
+        e = epoch + epoch_fraction if self.anneal == "step" else epoch
+        return self.noise_std * self.schedule(progress(e, self.epochs, self.warmup_epochs))
+
+    def perturb(self, context: Tensor, sigma: float, generator: Generator) -> Tensor:
+        """Move a context (M, D) by sigma times one fresh draw; the gradient passes to the context unchanged."""
+        eps = self.noise.sample(context.shape, generator).to(context)
+        return context + sigma * eps

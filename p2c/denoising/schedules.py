@@ -1,0 +1,67 @@
+"""How the prompt noise anneals while training (paper, "Dynamic Prompt Denoising").
+
+Each schedule maps tau, the training progress after the noise warm-up in [0, 1], to the noise level as a fraction of its
+start. All but `constant` begin at 1, never rise and end at 0.
+"""
+import math
+from collections.abc import Callable
+
+SIGMOID_K = 10.0  # default steepness of the sigmoid schedule
+
+Schedule = Callable[[float], float]
+
+
+def cosine(tau: float) -> float:
+    """(1 + cos(pi tau)) / 2."""
+    return (1 + math.cos(math.pi * tau)) / 2
+
+
+def linear(tau: float) -> float:
+    """1 - tau."""
+    return 1 - tau
+
+
+def sigmoid(tau: float, k: float = SIGMOID_K) -> float:
+    """A falling logistic curve of steepness k > 0, rescaled so that it runs from exactly 1 to exactly 0.
+
+    (The authors' preview subtracts this curve from one, so that its noise grows while training; we take that for a slip.)
+    """
+    def falling(t: float) -> float:
+        return 1 / (1 + math.exp(k * (t - 0.5)))
+
+    return (falling(tau) - falling(1)) / (falling(0) - falling(1))
+
+
+def constant(tau: float) -> float:
+    """No annealing."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "linear": linear, "sigmoid": sigmoid, "constant": constant}
+
+
+def build_schedule(name: str, sigmoid_k: float = SIGMOID_K) -> Schedule:
+    """The schedule called `name`.
+
+    Raises:
+        ValueError: unknown name, or a steepness that is not positive.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"Unknown noise schedule '{name}'; choose from {', '.join(SCHEDULES)}")
+    if name != "sigmoid":
+        return SCHEDULES[name]
+    if not sigmoid_k > 0:
+        raise ValueError(f"The steepness of the sigmoid noise schedule must be positive, but got {sigmoid_k}")
+    return lambda tau: sigmoid(tau, sigmoid_k)
+
+
+def progress(epoch: float, epochs: int, warmup_epochs: int = 0) -> float:
+    """tau = clip((e - E_w) / (E - E_w), 0, 1), for epoch e counted from 0, possibly fractional.
+
+    Raises:
+        ValueError: the warm-up leaves no epoch to anneal in.
+    """
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"Noise warm-up of {warmup_epochs} epochs must be at least 0 and shorter than the training of "
+                         f"{epochs} epochs")
+    return min(max((epoch - warmup_epochs) / (epochs - warmup_epochs), 0.0), 1.0)

@@ -1,0 +1,164 @@
+"""Checkpoints: written whole or not at all, as plain tensors and values, and read without running what is in them."""
+import io
+import logging
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from p2c import trainable
+from p2c.engine import restricted
+from p2c.engine.utils import write_atomically
+
+log = logging.getLogger(__name__)
+
+BEST = "model-best.pth.tar"
+POINTER = "checkpoint"  # text file that names the newest checkpoint of its folder
+
+
+class UnreadableCheckpoint(ValueError):
+    """A file that is no checkpoint, or only a part of one."""
+
+
+def plain(value, name: str = "checkpoint"):
+    """A copy of nested containers that torch.load reads by default: tensors (on the CPU), numbers, text.
+
+    Anything else raises TypeError saying where it is.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item, f"{name}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        whole = value.untyped_storage().nbytes() == value.nbytes
+        return value if whole else value.clone()  # a view would be saved with all that it views
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"Checkpoints hold plain tensors and values, but {name} is a {type(value).__name__}")
+
+
+def save_checkpoint(
+    state: dict, save_dir: str, is_best: bool = False, remove_module_from_keys: bool = True, model_name: str = ""
+) -> None:
+    """Write `state` to `save_dir` as `model_name` or model.pth.tar-{epoch}, and name it there as the newest.
+
+    With `is_best` a copy becomes model-best.pth.tar. `remove_module_from_keys` strips DataParallel's prefix from the
+    keys of state["state_dict"].
+    """
+    state = plain(state)
+    if remove_module_from_keys:
+        state["state_dict"] = _without_module(state["state_dict"])
+    content = io.BytesIO()
+    torch.save(state, content)
+    name = model_name or f"model.pth.tar-{state['epoch']}"
+    path = os.path.join(save_dir, name)
+    write_atomically(path, content.getvalue())
+    log.info(f"Checkpoint saved to {path}")
+    write_atomically(os.path.join(save_dir, POINTER), f"{name}\n")
+    if is_best:
+        best = os.path.join(save_dir, BEST)
+        write_atomically(best, content.getvalue())
+        log.info(f'Best checkpoint saved to "{best}"')
+
+
+def load_checkpoint(fpath: str) -> dict:
+    """What is in a checkpoint, tensors on the CPU.
+
+    Of a file of real Dassl that holds objects, those are None. A file that cannot be read raises UnreadableCheckpoint.
+    """
+    if fpath is None:
+        raise ValueError("File path is None")
+    if not os.path.exists(fpath):
+        raise FileNotFoundError(f'File is not found at "{fpath}"')
+    try:
+        try:
+            return torch.load(fpath, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            return _load_with_objects(fpath)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnreadableCheckpoint(f'Unable to load checkpoint from "{fpath}": {reason}') from error
+
+
+def _load_with_objects(fpath: str) -> dict:
+    content = torch.load(fpath, map_location="cpu", weights_only=False, pickle_module=restricted)
+    return restricted.plain(content)
+
+
+def load_resumable(folders: list[str]) -> tuple[list[str], list[dict]]:
+    """The newest checkpoint that is readable in every one of these folders: its paths and contents.
+
+    Unreadable files are warned of and passed over. FileNotFoundError if a folder has no file that names the newest one,
+    UnreadableCheckpoint if nothing can be read.
+    """
+    for name in _newest_first(folders[0]):
+        paths = [os.path.join(folder, name) for folder in folders]
+        try:
+            return paths, [load_checkpoint(path) for path in paths]
+        except (UnreadableCheckpoint, FileNotFoundError) as error:
+            log.warning(f"{error}; trying an older one")
+    raise UnreadableCheckpoint(f"No checkpoint can be read in {', '.join(folders)}; remove them to start afresh")
+
+
+def _newest_first(folder: str) -> list[str]:
+    pointer = os.path.join(folder, POINTER)
+    if not os.path.isfile(pointer):
+        raise FileNotFoundError(f'Cannot resume: there is no file "{pointer}", which names the newest checkpoint')
+    with open(pointer, encoding="utf-8") as file:
+        newest = file.readline().strip()
+    numbered = [match for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, os.listdir(folder)) if match]
+    numbered.sort(key=lambda match: int(match[1]), reverse=True)
+    return list(dict.fromkeys([newest, *(match[0] for match in numbered), BEST]))
+
+
+def restore(checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:
+    """Load a checkpoint into a model and, where given and saved, optimiser and schedule; returns its epoch."""
+    trainable.load_state_dict(model, checkpoint["state_dict"])
+    log.info("Loaded model weights")
+    if optimizer is not None and checkpoint.get("optimizer") is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        log.info("Loaded optimizer")
+    if scheduler is not None and checkpoint.get("scheduler") is not None:
+        state = checkpoint["scheduler"]
+        if "successor" in state:  # Dassl's warm-up, whose own count stops when the main schedule begins
+            state = {"last_epoch": checkpoint["epoch"]}
+        scheduler.load_state_dict(state)
+        log.info("Loaded scheduler")
+    log.info(f"Previous epoch: {checkpoint['epoch']}")
+    return checkpoint["epoch"]
+
+
+def resume_from_checkpoint(fdir: str, model: nn.Module, optimizer=None, scheduler=None) -> int:
+    """Load the newest readable checkpoint of a folder; returns the number of epochs trained."""
+    (path,), (checkpoint,) = load_resumable([fdir])
+    log.info(f'Loading checkpoint from "{path}"')
+    return restore(checkpoint, model, optimizer, scheduler)
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
+    """Copy the entries of a file whose name and shape fit the model; say which do not."""
+    saved = load_checkpoint(weight_path)
+    saved = _without_module(saved.get("state_dict", saved))
+    current = model.state_dict()
+    matched = {name: value for name, value in saved.items() if name in current and value.shape == current[name].shape}
+    if not matched:
+        warnings.warn(f"Cannot load {weight_path} (check the key names manually)", stacklevel=2)
+        return
+    model.load_state_dict(matched, strict=False)
+    log.info(f"Successfully loaded pretrained weights from {weight_path}")
+    if discarded := [name for name in saved if name not in matched]:
+        log.info(f"Layers discarded due to unmatched keys or size: {discarded}")
+
+
+def _without_module(state: Mapping) -> dict:
+    return {name.removeprefix("module."): value for name, value in state.items()}

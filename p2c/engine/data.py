@@ -1,0 +1,196 @@
+"""From lists of Datum to batches of tensors.
+
+What a batch holds is a function of (seed, epoch, index of each image): the same for any number of workers, whatever
+else draws random numbers, and after a resume.
+"""
+import logging
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
+
+from p2c.engine.datasets import DatasetBase, Datum
+from p2c.engine.registry import build_dataset
+from p2c.engine.samplers import build_sampler
+from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
+from p2c.engine.utils import random_state_kept, read_image, run_seed
+from p2c.streams import seed_of
+
+__all__ = [
+    "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "build_data_loader", "build_transform", "set_epoch"
+]
+
+log = logging.getLogger(__name__)
+
+
+class DatasetWrapper(Dataset):
+    """Reads and transforms the images of a list of Datum.
+
+    An item is a dict of label, domain, impath, index and img. With a list of transforms there are also img2, img3, ...;
+    with K_TRANSFORMS above 1, in training, each of them is a list of that many draws; with RETURN_IMG0 there is img0,
+    the image resized and nothing more.
+    """
+
+    def __init__(self, cfg, data_source: list[Datum], transform: Callable | list | None = None, is_train: bool = False):
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.seed = run_seed(cfg)
+        self.epoch = 0
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(f"K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat")
+        steps = [T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def set_epoch(self, epoch: int | str) -> None:
+        """Choose the augmentations: equal labels give equal ones."""
+        self.epoch = epoch
+
+    def __getitem__(self, idx: int) -> dict:
+        item = self.data_source[idx]
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        image = read_image(item.impath)
+        if self.is_train:
+            with random_state_kept(gpus=False):
+                self._seed_augmentation(idx)
+                output.update(self._images(image))
+        else:
+            output.update(self._images(image))
+        if self.return_img0:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _seed_augmentation(self, idx: int) -> None:
+        seed = seed_of(self.seed, f"augment.{self.epoch}", idx)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+
+    def _images(self, image) -> dict:
+        if not isinstance(self.transform, list | tuple):
+            return {"img": self._transform_image(self.transform, image)}
+        names = ["img", *(f"img{i}" for i in range(2, len(self.transform) + 1))]
+        return {name: self._transform_image(tfm, image) for name, tfm in zip(names, self.transform, strict=True)}
+
+    def _transform_image(self, tfm: Callable | None, image):
+        if tfm is None:
+            return image
+        draws = [tfm(image) for _ in range(self.k_tfm)]
+        return draws if self.k_tfm > 1 else draws[0]
+
+
+def build_data_loader(
+    cfg, sampler_type: str = "SequentialSampler", data_source: list[Datum] | None = None, batch_size: int = 64,
+    n_domain: int = 0, n_ins: int = 2, tfm: Callable | list | None = None, is_train: bool = True, dataset_wrapper=None,
+) -> DataLoader:
+    """A loader over a list of Datum; an incomplete last batch is dropped in training unless it is the only one."""
+    if not data_source:
+        raise ValueError("There are no images to load: the list of this split is empty")
+    sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
+    wrapper = dataset_wrapper or DatasetWrapper
+    return DataLoader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        generator=torch.Generator(),  # its own: iterating would otherwise draw from the global one
+    )
+
+
+def set_epoch(loader, epoch: int | str) -> None:
+    """Tell whichever parts of a loader ask for it which epoch begins."""
+    for part in (loader, *(getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler"))):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+class DataManager:
+    """The data set of a config and its loaders; building it draws nothing from the global generators."""
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+        with random_state_kept():
+            self.dataset = build_dataset(cfg)
+        for split in ("train_x", "test"):
+            if not getattr(self.dataset, split):
+                raise ValueError(f"{cfg.DATASET.NAME}: the list {split} is empty")
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+
+        if custom_tfm_train is None:
+            tfm_train = build_transform(cfg, is_train=True)
+        else:
+            log.info("* Using custom transform for training")
+            tfm_train = custom_tfm_train
+        if custom_tfm_test is None:
+            tfm_test = build_transform(cfg, is_train=False)
+        else:
+            log.info("* Using custom transform for testing")
+            tfm_test = custom_tfm_test
+
+        def train_loader(data_source, opts):
+            return build_data_loader(
+                cfg, opts.SAMPLER, data_source, opts.BATCH_SIZE, opts.N_DOMAIN, opts.N_INS,
+                tfm=tfm_train, is_train=True, dataset_wrapper=dataset_wrapper,
+            )
+
+        def test_loader(data_source):
+            return build_data_loader(
+                cfg, cfg.DATALOADER.TEST.SAMPLER, data_source, cfg.DATALOADER.TEST.BATCH_SIZE,
+                tfm=tfm_test, is_train=False, dataset_wrapper=dataset_wrapper,
+            )
+
+        opts_x, opts_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
+        self.train_loader_x = train_loader(self.dataset.train_x, opts_x)
+        self.train_loader_u = None
+        if self.dataset.train_u:
+            self.train_loader_u = train_loader(self.dataset.train_u, opts_x if opts_u.SAME_AS_X else opts_u)
+        self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
+        self.test_loader = test_loader(self.dataset.test)
+
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+        self._report_dropped_images()
+
+    @property
+    def num_classes(self) -> int:
+        return self.dataset.num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self.dataset.lab2cname
+
+    def show_dataset_summary(self, cfg) -> None:
+        """Log a table of the data set's sizes."""
+        rows = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(["Source", list(cfg.DATASET.SOURCE_DOMAINS)])
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(["Target", list(cfg.DATASET.TARGET_DOMAINS)])
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        for split in ("train_x", "train_u", "val", "test"):
+            if items := getattr(self.dataset, split):
+                rows.append([f"# {split}", f"{len(items):,}"])
+        log.info(tabulate(rows))
+
+    def _report_dropped_images(self) -> None:
+        loader, total = self.train_loader_x, len(self.dataset.train_x)
+        dropped = len(loader.sampler) % loader.batch_size if loader.drop_last else 0
+        if dropped:
+            log.info(f"Each epoch leaves out {dropped} of {total} training images: they do not fill a batch")

@@ -1,0 +1,167 @@
+"""What a data set is: lists of `Datum` for training, validation and test, and the draw of a few shots from them."""
+import logging
+import os
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+
+class Datum:
+    """One image file with its label, domain and class name.
+
+    `check=False` skips the look at the file, for a data set that has made sure of its folder as a whole.
+    """
+
+    def __init__(
+        self, impath: str | os.PathLike = "", label: int = 0, domain: int = 0, classname: str = "", check: bool = True
+    ):
+        impath = os.fspath(impath)
+        if check and not os.path.isfile(impath):
+            raise FileNotFoundError(f'No image file at "{impath}"')
+        # These four names are those of Dassl's pickled few-shot files, which are read without calling this.
+        self._impath = impath
+        self._label = label
+        self._domain = domain
+        self._classname = classname
+
+    @property
+    def impath(self) -> str:
+        return self._impath
+
+    @property
+    def label(self) -> int:
+        return self._label
+
+    @property
+    def domain(self) -> int:
+        return self._domain
+
+    @property
+    def classname(self) -> str:
+        return self._classname
+
+    def __repr__(self) -> str:
+        return f"Datum({self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
+
+
+class DatasetBase:
+    """Lists of Datum: labeled and unlabeled training data, validation (may be None) and test."""
+
+    dataset_dir = ""  # folder inside DATASET.ROOT
+    domains = []  # names of all domains
+
+    def __init__(self, train_x=None, train_u=None, val=None, test=None):
+        self._train_x = train_x
+        self._train_u = train_u
+        self._val = val
+        self._test = test
+        self._num_classes = self.get_num_classes(train_x)
+        self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+        if gaps := [str(label) for label in range(self._num_classes) if label not in self._lab2cname]:
+            log.warning(
+                f"{type(self).__name__}: no training image has label {', '.join(gaps)}: "
+                f"num_classes is {self._num_classes} but there are {len(self._classnames)} class names"
+            )
+
+    @property
+    def train_x(self):
+        return self._train_x
+
+    @property
+    def train_u(self):
+        return self._train_u
+
+    @property
+    def val(self):
+        return self._val
+
+    @property
+    def test(self):
+        return self._test
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self._lab2cname
+
+    @property
+    def classnames(self) -> list[str]:
+        return self._classnames
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    @staticmethod
+    def get_num_classes(data_source: list[Datum]) -> int:
+        """The largest label plus 1; TypeError for None, ValueError for an empty list."""
+        if data_source is None:
+            raise TypeError("A data set needs a list train_x, but got None")
+        if not data_source:
+            raise ValueError("A data set needs training images, but train_x is empty")
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
+        """Label to class name, ordered by label, and the names in that order; a label's first name counts."""
+        names = {}
+        for item in data_source:
+            first = names.setdefault(item.label, item.classname)
+            if item.classname != first:
+                log.warning(f"Label {item.label} is called {first!r} and {item.classname!r}; the first counts")
+        lab2cname = {label: names[label] for label in sorted(names)}
+        return lab2cname, list(lab2cname.values())
+
+    def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
+        """AssertionError if either is empty, ValueError for a domain that the data set does not have."""
+        assert source_domains, "source_domains is empty"
+        assert target_domains, "target_domains is empty"
+        self.is_input_domain_valid(source_domains)
+        self.is_input_domain_valid(target_domains)
+
+    def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
+        """ValueError for a domain that the data set does not have."""
+        for domain in input_domains:
+            if domain not in self.domains:
+                raise ValueError(f"Input domain must belong to {self.domains}, but got [{domain}]")
+
+    def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False, rng=random):
+        """`sample_shots` of each source: a list for one source, a list of lists for several.
+
+        num_shots below 1 hands the sources back as they are. `rng` is a random.Random or the module itself.
+        """
+        if num_shots < 1:
+            return data_sources[0] if len(data_sources) == 1 else data_sources
+        log.info(f"Creating a {num_shots}-shot dataset")
+        samples = [sample_shots(source, num_shots, repeat, rng) for source in data_sources]
+        return samples[0] if len(samples) == 1 else samples
+
+    def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
+        """Label to items, both in order of appearance."""
+        return _grouped(data_source, "label")
+
+    def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
+        """Domain to items, both in order of appearance."""
+        return _grouped(data_source, "domain")
+
+
+def sample_shots(items: list[Datum], num_shots: int, repeat: bool = False, rng=random) -> list[Datum]:
+    """`num_shots` items of each label, label by label in order of first appearance.
+
+    A label with fewer items gives all of them in order, without a draw, or with `repeat` a draw with replacement.
+    """
+    chosen = []
+    for group in _grouped(items, "label").values():
+        if len(group) >= num_shots:
+            chosen += rng.sample(group, num_shots)
+        else:
+            chosen += rng.choices(group, k=num_shots) if repeat else group
+    return chosen
+
+
+def _grouped(items: list[Datum], attribute: str) -> dict[int, list[Datum]]:
+    groups = defaultdict(list)
+    for item in items:
+        groups[getattr(item, attribute)].append(item)
+    return groups

@@ -1,0 +1,138 @@
+"""How good predictions are: accuracy, macro F1, per-class accuracy, confusion matrix.
+
+Shapes: N samples, C classes.
+"""
+import io
+import logging
+import os
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
+from p2c.engine.utils import write_atomically
+
+__all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator", "compute_accuracy"]
+
+log = logging.getLogger(__name__)
+
+
+class EvaluatorBase:
+    """Takes the outputs of a whole split batch by batch, then says how good they are."""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        """Forget what was processed."""
+        raise NotImplementedError
+
+    def process(self, output: Tensor, label: Tensor) -> None:
+        """Take one batch."""
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict:
+        """Name to number, the main result first."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Top-1 classification. After `evaluate`, `correct` and `total` hold the counts."""
+
+    def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names (lab2cname), but got None")
+        self.lab2cname = lab2cname
+        self.reset()
+
+    def reset(self) -> None:
+        self.correct = self.total = 0
+        self._predictions, self._labels, self._nan_rows = [], [], []
+
+    def process(self, output: Tensor, label: Tensor) -> None:
+        """Take scores (N, C) and labels (N,); nothing is copied to the host yet."""
+        self._predictions.append(output.max(1)[1])
+        self._labels.append(label)
+        self._nan_rows.append(output.isnan().any(1).sum())
+
+    def evaluate(self) -> OrderedDict:
+        """accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy, in percent."""
+        if not self._labels or not sum(len(label) for label in self._labels):
+            raise ValueError("There is nothing to evaluate: no sample was processed")
+        truth = torch.cat(self._labels).cpu()
+        prediction = torch.cat(self._predictions).cpu()
+        self.total = len(truth)
+        self.correct = int((prediction == truth).sum())
+        accuracy = 100.0 * self.correct / self.total
+        matrix = confusion_matrix(truth, prediction)
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * macro_f1(matrix))
+
+        log.info("=> result")
+        log.info(f"* total: {self.total:,}")
+        log.info(f"* correct: {self.correct:,}")
+        log.info(f"* accuracy: {results['accuracy']:.1f}%")
+        log.info(f"* error: {results['error_rate']:.1f}%")
+        log.info(f"* macro_f1: {results['macro_f1']:.1f}%")
+        if nan_rows := int(sum(self._nan_rows)):
+            log.warning(f"{nan_rows:,} of {self.total:,} samples have NaN among their scores: do not trust this result")
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._per_class(matrix)
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._save(matrix)
+        return results
+
+    def _per_class(self, matrix: Tensor) -> float:
+        log.info("=> per-class result")
+        accuracies = []
+        for label, total in enumerate(matrix.sum(1).tolist()):
+            if not total:
+                continue
+            if label not in self.lab2cname:
+                raise KeyError(f"The test data have label {label}, but class names only for {sorted(self.lab2cname)}")
+            correct = int(matrix[label, label])
+            accuracies.append(100.0 * correct / total)
+            log.info(
+                f"* class: {label} ({self.lab2cname[label]})\ttotal: {total:,}\t"
+                f"correct: {correct:,}\tacc: {accuracies[-1]:.1f}%"
+            )
+        average = sum(accuracies) / len(accuracies)
+        log.info(f"* average: {average:.1f}%")
+        return average
+
+    def _save(self, matrix: Tensor) -> None:
+        labels = (matrix.sum(0) + matrix.sum(1)).nonzero().flatten()
+        matrix = matrix[labels][:, labels].double()
+        rows = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+        content = io.BytesIO()
+        torch.save({"labels": labels.tolist(), "matrix": rows}, content)
+        write_atomically(path, content.getvalue())
+        log.info(f"Confusion matrix is saved to {path}")
+
+
+def confusion_matrix(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Counts (C, C), rows true and columns predicted, of labels (N,) on the CPU; C is the largest label plus 1."""
+    size = int(torch.maximum(truth.max(), prediction.max())) + 1
+    return torch.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
+
+
+def macro_f1(matrix: Tensor) -> float:
+    """Mean F1 (0 to 1) over the classes that occur among the true labels, from a confusion matrix (C, C)."""
+    hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+    occurs = true > 0
+    return (2 * hits / (true + predicted).clamp(min=1))[occurs].double().mean().item()
+
+
+def compute_accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
+    """Top-k accuracy in percent, a tensor of shape (1,) for each k, of scores (N, C) against labels (N,).
+
+    Of a tuple or list of outputs the first counts.
+    """
+    if isinstance(output, tuple | list):
+        output = output[0]
+    ranked = output.topk(max(topk), dim=1).indices  # (N, K)
+    hits = ranked == target[:, None]
+    return [hits[:, :k].any(1, keepdim=True).float().mean(0) * 100 for k in topk]

@@ -1,0 +1,180 @@
+"""Optimisers and learning-rate schedules from a config's OPTIM node.
+
+Rates are per epoch e = 0, 1, 2, ... in closed form, so that a schedule's state is one number.
+"""
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from p2c import trainable
+
+log = logging.getLogger(__name__)
+
+
+def _adam(opts) -> dict:
+    return {"weight_decay": opts.WEIGHT_DECAY, "betas": (opts.ADAM_BETA1, opts.ADAM_BETA2)}
+
+
+def _sgd(opts) -> dict:
+    return {
+        "weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "dampening": opts.SGD_DAMPNING,
+        "nesterov": opts.SGD_NESTEROV,
+    }
+
+
+def _rmsprop(opts) -> dict:
+    return {"weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "alpha": opts.RMSPROP_ALPHA}
+
+
+OPTIMIZERS = {
+    "adam": (torch.optim.Adam, _adam),
+    "amsgrad": (torch.optim.Adam, lambda opts: {**_adam(opts), "amsgrad": True}),
+    "sgd": (torch.optim.SGD, _sgd),
+    "rmsprop": (torch.optim.RMSprop, _rmsprop),
+    "radam": (torch.optim.RAdam, _adam),
+    "adamw": (torch.optim.AdamW, _adam),
+}
+
+
+def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -> torch.optim.Optimizer:
+    """The optimiser of the trainable parameters of a module, or of the parameters (or groups) given as an iterable.
+
+    `param_groups` replaces the model. With STAGED_LR the children of the module that NEW_LAYERS names train at the
+    full rate, the rest at BASE_LR_MULT times it.
+    """
+    if optim_cfg.NAME not in OPTIMIZERS:
+        raise ValueError(f"optim must be one of {list(OPTIMIZERS)}, but got {optim_cfg.NAME}")
+    if optim_cfg.STAGED_LR and param_groups is not None:
+        log.warning("STAGED_LR is ignored, since param_groups is given")
+    if param_groups is None:
+        param_groups = _groups(model, optim_cfg)
+    optimizer, arguments = OPTIMIZERS[optim_cfg.NAME]
+    return optimizer(param_groups, lr=optim_cfg.LR, **arguments(optim_cfg))
+
+
+def _groups(model: nn.Module | Iterable, optim_cfg) -> Iterable:
+    if optim_cfg.STAGED_LR:
+        return _staged_groups(model, optim_cfg.LR, optim_cfg.BASE_LR_MULT, optim_cfg.NEW_LAYERS)
+    return trainable.parameters(model) if isinstance(model, nn.Module) else model
+
+
+def _staged_groups(model: nn.Module, lr: float, base_lr_mult: float, new_layers: str | Iterable[str]) -> list[dict]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"STAGED_LR needs a module, whose children have names, but got {type(model).__name__}")
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
+    children = [name for name, _ in model.named_children()]
+    unmatched = [name for name in new_layers if name not in children]
+    if unmatched or not new_layers:
+        log.warning(
+            f"OPTIM.NEW_LAYERS {new_layers}: {', '.join(unmatched) or 'nothing named, so no layer'} "
+            f"matches the layers {', '.join(children)}; layers not named train at {base_lr_mult} times the rate"
+        )
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            child, _, inner = name.partition(".")
+            groups[bool(inner) and child in new_layers].append(parameter)
+    return [{"params": groups[False], "lr": lr * base_lr_mult}, {"params": groups[True]}]
+
+
+class EpochSchedule:
+    """Sets the rate of every parameter group, at once and at each step, one step per epoch.
+
+    `rate(base_lr, epoch)` gives the rate in force during an epoch. The state is `last_epoch`; what the rates are comes
+    from the config, also after a resume.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, rate: Callable[[float, int], float]):
+        self.optimizer = optimizer
+        self.rate = rate
+        self.base_lrs = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        self.last_epoch = 0
+        self._apply()
+
+    def step(self) -> None:
+        """Go on to the next epoch."""
+        self.last_epoch += 1
+        self._apply()
+
+    def get_last_lr(self) -> list[float]:
+        """The rates in force, one per parameter group."""
+        return [self.rate(base_lr, self.last_epoch) for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.last_epoch = state["last_epoch"]
+        self._apply()
+
+    def _apply(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.get_last_lr(), strict=True):
+            group["lr"] = lr
+
+
+def cosine(epochs: int) -> Callable[[int], float]:
+    """From 1 at epoch 0 to 0 at `epochs`."""
+    return lambda e: (1 + math.cos(math.pi * e / epochs)) / 2
+
+
+def single_step(size: int, gamma: float) -> Callable[[int], float]:
+    """Times gamma every `size` epochs."""
+    return lambda e: gamma ** (e // size)
+
+
+def multi_step(milestones: Iterable[int], gamma: float) -> Callable[[int], float]:
+    """Times gamma at each milestone."""
+    milestones = sorted(milestones)
+    return lambda e: gamma ** bisect_right(milestones, e)
+
+
+def _build_single_step(opts):
+    size = opts.STEPSIZE[-1] if isinstance(opts.STEPSIZE, list | tuple) else opts.STEPSIZE
+    if not isinstance(size, int):
+        raise TypeError(f"OPTIM.STEPSIZE must be an integer (or end with one) for single_step, but got {size!r}")
+    return single_step(size if size > 0 else opts.MAX_EPOCH, opts.GAMMA)
+
+
+def _build_multi_step(opts):
+    if not isinstance(opts.STEPSIZE, list | tuple):
+        raise TypeError(f"OPTIM.STEPSIZE must be a list of epochs for multi_step, but got {opts.STEPSIZE!r}")
+    return multi_step(opts.STEPSIZE, opts.GAMMA)
+
+
+SCHEDULES = {
+    "single_step": _build_single_step,
+    "multi_step": _build_multi_step,
+    "cosine": lambda opts: cosine(opts.MAX_EPOCH),
+}
+
+# Rate of a warm-up epoch from (OPTIM node, base rate, epoch).
+WARMUPS = {
+    "constant": lambda opts, base_lr, e: opts.WARMUP_CONS_LR,
+    "linear": lambda opts, base_lr, e: opts.WARMUP_MIN_LR if e == 0 else base_lr * e / opts.WARMUP_EPOCH,
+}
+
+
+def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSchedule:
+    """The schedule LR_SCHEDULER, after WARMUP_EPOCH epochs of warm-up if that is above 0."""
+    opts, warmup_epochs = optim_cfg, max(optim_cfg.WARMUP_EPOCH, 0)
+    if opts.LR_SCHEDULER not in SCHEDULES:
+        raise ValueError(f"OPTIM.LR_SCHEDULER must be one of {list(SCHEDULES)}, but got {opts.LR_SCHEDULER}")
+    if warmup_epochs and opts.WARMUP_TYPE not in WARMUPS:
+        raise ValueError(f"OPTIM.WARMUP_TYPE must be one of {list(WARMUPS)}, but got {opts.WARMUP_TYPE}")
+    factor = SCHEDULES[opts.LR_SCHEDULER](opts)
+
+    def rate(base_lr: float, epoch: int) -> float:
+        if epoch < warmup_epochs:
+            return WARMUPS[opts.WARMUP_TYPE](opts, base_lr, epoch)
+        if opts.WARMUP_RECOUNT or epoch == warmup_epochs:
+            return base_lr * factor(epoch - warmup_epochs if opts.WARMUP_RECOUNT else 0)
+        # Dassl goes on recursively from the base rate with a counter preset to the warm-up's length.
+        return base_lr * factor(epoch) / factor(warmup_epochs)
+
+    return EpochSchedule(optimizer, rate)

@@ -1,0 +1,115 @@
+"""What a training loop says while it runs: lines every few batches, curves, a bar on a terminal.
+
+The numbers of each batch stay on the device until a line is due, so that the loop does not wait for the GPU.
+"""
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+
+import torch
+from tqdm import tqdm
+
+from p2c.engine.logger import on_terminal
+from p2c.engine.meters import AverageMeter, MetricMeter
+
+log = logging.getLogger(__name__)
+
+
+class EpochProgress:
+    """Follows one epoch. Epochs and batches count from 0 here and from 1 in what is shown.
+
+    `write_scalar(tag, value, step)` receives every number of every batch: its running average as train/NAME, and
+    train/lr.
+    """
+
+    def __init__(
+        self, epoch: int, max_epoch: int, num_batches: int, print_freq: int,
+        write_scalar: Callable[[str, float, int], None],
+    ):
+        self.epoch, self.max_epoch = epoch, max_epoch
+        self.num_batches = num_batches
+        self.every = print_freq if num_batches >= print_freq else 1
+        self.write_scalar = write_scalar
+        self.batch_time, self.data_time = AverageMeter(), AverageMeter()
+        self.metrics = MetricMeter()
+        self.pending = []  # (batch, its numbers, rate), not yet read
+
+    def __enter__(self):
+        self.bar = tqdm(
+            total=self.num_batches, desc=f"epoch {self.epoch + 1}/{self.max_epoch}", unit="batch", leave=False,
+            disable=not on_terminal(), file=sys.stderr,
+        )
+        self.mark = time.time()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.bar.close()
+        if kind is None:
+            self._read()
+
+    def timed(self, batches: Iterable) -> Iterator:
+        """The batches, timing how long each took to arrive."""
+        for batch in batches:
+            self.data_time.update(time.time() - self.mark)
+            yield batch
+
+    def record(self, batch: int, summary: dict | None, lr: float) -> None:
+        """Take what a batch returned (name to number or one-element tensor) and the rate after it."""
+        self.batch_time.update(time.time() - self.mark)
+        detached = {
+            name: value.detach().clone() if isinstance(value, torch.Tensor) else value
+            for name, value in (summary or {}).items()
+        }
+        self.pending.append((batch, detached, lr))
+        self.bar.update()
+        if (batch + 1) % self.every == 0:
+            self._read()
+            self._show(batch, lr)
+        self.mark = time.time()
+
+    def _read(self) -> None:
+        """Copy the pending numbers to the host at once, check the losses, count and write them."""
+        for (batch, _, lr), summary in zip(self.pending, _to_host([s for _, s, _ in self.pending]), strict=True):
+            for name, value in summary.items():
+                if "loss" in name and not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"Loss is infinite or NaN! {name} is {value} "
+                        f"at epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch + 1}/{self.num_batches}]"
+                    )
+            self.metrics.update(summary)
+            step = self.epoch * self.num_batches + batch
+            for name in summary:
+                self.write_scalar(f"train/{name}", self.metrics.meters[name].avg, step)
+            self.write_scalar("train/lr", lr, step)
+        self.pending.clear()
+
+    def _show(self, batch: int, lr: float) -> None:
+        remaining = self.num_batches - batch - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
+        eta = timedelta(seconds=int(self.batch_time.avg * remaining))
+        parts = [
+            f"epoch [{self.epoch + 1}/{self.max_epoch}]",
+            f"batch [{batch + 1}/{self.num_batches}]",
+            f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f})",
+            f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f})",
+            str(self.metrics),
+            f"lr {lr:.4e}",
+            f"eta {eta}",
+        ]
+        log.info(" ".join(part for part in parts if part), extra={"progress": True})
+        if "loss" in self.metrics.meters:
+            self.bar.set_postfix_str(f"loss {self.metrics.meters['loss'].avg:.4f}")
+
+
+def _to_host(summaries: list[dict]) -> list[dict]:
+    """The same dicts with every tensor as a float, fetched in one copy."""
+    tensors = [value for summary in summaries for value in summary.values() if isinstance(value, torch.Tensor)]
+    if not tensors:
+        return summaries
+    numbers = iter(torch.stack([tensor.reshape(()).double() for tensor in tensors]).tolist())
+    return [
+        {name: next(numbers) if isinstance(value, torch.Tensor) else value for name, value in summary.items()}
+        for summary in summaries
+    ]

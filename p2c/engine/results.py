@@ -1,0 +1,112 @@
+"""results.json: what a run was and what came out, unrounded, for programs to read."""
+import hashlib
+import os
+import platform
+from importlib import metadata
+
+import numpy as np
+import torch
+
+import p2c
+from p2c.engine.utils import read_json, run_seed, write_json
+
+FILE = "results.json"
+
+# A run is the same run when only these differ.
+MAY_CHANGE = (
+    "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ", "USE_CUDA", "VERBOSE",
+)
+
+
+def write_started(cfg, directory: str) -> None:
+    """Record a training run that begins."""
+    write_json({**_describe(cfg), "finished": False, "mode": "train"}, os.path.join(directory, FILE))
+
+
+def write_finished(trainer, mode: str) -> None:
+    """Record in the trainer's output folder that a run is over ("train") or that a model was evaluated ("eval")."""
+    cfg, results = trainer.cfg, trainer.results
+    record = {**_describe(cfg), "finished": True, "mode": mode}
+    record["epoch"] = trainer.deployed_epoch
+    if results is not None:
+        record["split"] = trainer.tested_split
+        counts = {name: getattr(trainer.evaluator, name, None) for name in ("correct", "total")}
+        record["metrics"] = {**results, **{name: count for name, count in counts.items() if count is not None}}
+    record["device"] = str(trainer.device)
+    record["data"] = _describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
+    record["seconds"] = trainer.elapsed()
+    write_json(record, os.path.join(trainer.output_dir, FILE))
+
+
+def read_results(directory: str) -> dict | None:
+    """What a run folder records, None if it records nothing."""
+    path = os.path.join(directory, FILE)
+    return read_json(path) if os.path.isfile(path) else None
+
+
+def changed_keys(old: dict, cfg) -> list[str]:
+    """The dotted keys whose values differ between the "config" of a results.json and a cfg, but for MAY_CHANGE.
+
+    A key that only one of the two has says that the program changed, not the run, and does not count.
+    """
+    old, new = flatten(old), flatten(to_plain(cfg))
+    return [key for key in new if key in old and key not in MAY_CHANGE and old[key] != new[key]]
+
+
+def to_plain(node):
+    """A config tree as nested dicts and lists."""
+    if isinstance(node, dict):
+        return {key: to_plain(value) for key, value in node.items()}
+    return [to_plain(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """Dotted key to value."""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def fingerprint(dataset, root: str) -> str:
+    """SHA-256 over the images of train_x, val and test: path below the data root, label, class name."""
+    root = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
+    digest = hashlib.sha256()
+    for items in (dataset.train_x, dataset.val, dataset.test):
+        for item in items or ():
+            path = item.impath.removeprefix(root).replace(os.sep, "/")
+            digest.update(f"{path}\t{item.label}\t{item.classname}\n".encode())
+    return digest.hexdigest()
+
+
+def _describe(cfg) -> dict:
+    return {
+        "format": "p2c-results",
+        "version": 1,
+        "trainer": cfg.TRAINER.NAME,
+        "dataset": cfg.DATASET.NAME,
+        "subsample_classes": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
+        "num_shots": cfg.DATASET.NUM_SHOTS,
+        "seed": run_seed(cfg),
+        "config": to_plain(cfg),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": _version("torchvision"),
+            "open_clip_torch": _version("open_clip_torch"),
+            "numpy": np.__version__,
+            "p2c": p2c.__version__,
+        },
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _describe_data(dataset, root: str) -> dict:
+    sizes = {split: len(getattr(dataset, split) or ()) for split in ("train_x", "val", "test")}
+    return {**sizes, "num_classes": dataset.num_classes, "fingerprint": fingerprint(dataset, root)}

@@ -1,0 +1,66 @@
+"""What all prompt learners share: the tokens of class prompts, the start of a context, and what a learner hands over.
+
+Shapes: M context tokens, J layers with prompts (the input included), D text width, D_v vision width.
+"""
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
+
+
+class Prompts(NamedTuple):
+    """What a learner hands to the towers."""
+
+    context: Tensor  # (M, D) text context at the input
+    deep_text: Sequence[Tensor] = ()  # (M, D) each, entering text layers 1..J-1
+    visual: Tensor | None = None  # (M, D_v) image prompts at the input
+    deep_visual: Sequence[Tensor] = ()  # (M, D_v) each, entering image layers 1..J-1
+
+
+def readable(classname: str) -> str:
+    """A class name as it stands in a prompt: underscores become spaces."""
+    return classname.replace("_", " ")
+
+
+def class_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int,
+               n_ctx: int = 0, fixed: Sequence[int] = (), template: str = "{}.") -> list[list[int]]:
+    """Token ids of one prompt a class: [SOS], n_ctx placeholders, `fixed` ids, the filled-in template, [EOT].
+
+    `template` has one `{}` for the class name.
+    """
+    return [[sot] * (1 + n_ctx) + [*fixed] + tokenize(template.replace("{}", readable(name))) + [eot] for name in classnames]
+
+
+def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
+    """The ids that start an M-token context, and the ids of the initial text behind them, which stay fixed.
+
+    Both are empty if there is no text to start from.
+
+    Raises:
+        ValueError: the text has fewer tokens than the context.
+    """
+    if not text:
+        return [], []
+    ids = tokenize(readable(text))
+    if len(ids) < n_ctx:
+        raise ValueError(f"CTX_INIT {text!r} has {len(ids)} tokens, fewer than the context's {n_ctx} (N_CTX): give a longer "
+                         "text, a smaller N_CTX, or '' for a random start")
+    return ids[:n_ctx], ids[n_ctx:]
+
+
+def random_context(shape: Sequence[int], generator: Generator) -> nn.Parameter:
+    """A context drawn from N(0, 0.02^2)."""
+    return nn.Parameter(INIT_STD * torch.randn(*shape, generator=generator))
+
+
+@torch.no_grad()
+def reset_linear(layer: nn.Linear, generator: Generator) -> nn.Linear:
+    """torch's own start of a Linear, U(-1/sqrt(in), 1/sqrt(in)) for weight and bias, but from a given generator."""
+    bound = 1 / math.sqrt(layer.in_features)
+    layer.weight.uniform_(-bound, bound, generator=generator)
+    layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer

@@ -1,0 +1,54 @@
+"""MaPLe's coupled prompts: text contexts, and mappers that make the visual prompts of them (arXiv 2210.03117, section 3.3).
+
+Parameters are named as in MaPLe's published checkpoints. Shapes: M context tokens, J layers with prompts, D text width,
+D_v vision width.
+"""
+import copy
+from collections.abc import Callable
+
+from torch import Generator, Tensor, nn
+
+from p2c.denoising.mapper import DenoisingMapper
+from p2c.prompts.context import Prompts, random_context, reset_linear
+
+
+class MultiModalPromptLearner(nn.Module):
+    """A text context for each of the first J layers, and a mapper from each to the image tower.
+
+    Args:
+        n_ctx: M.
+        depth: J, the input included.
+        context: (M, D) start of the input context; None: N(0, 0.02^2).
+        hidden_width: of the input prompts' denoising mapper; None: one Linear, as in MaPLe.
+        stream: gives the random generator of a parameter group by its name.
+    """
+
+    def __init__(self, text_width: int, vision_width: int, n_ctx: int, depth: int, context: Tensor | None,
+                 hidden_width: int | None, stream: Callable[[str], Generator]):
+        super().__init__()
+        self.ctx = random_context((n_ctx, text_width), stream("ctx")) if context is None else \
+            nn.Parameter(context.clone())
+        deep = stream("compound_prompts_text")
+        self.compound_prompts_text = nn.ParameterList(
+            random_context((n_ctx, text_width), deep) for _ in range(depth - 1))
+        if hidden_width is None:
+            self.proj = reset_linear(nn.Linear(text_width, vision_width), stream("proj"))
+        else:
+            self.proj = DenoisingMapper(text_width, vision_width, hidden_width)
+            generator = stream("mapper")
+            for layer in self.proj:
+                if isinstance(layer, nn.Linear):
+                    reset_linear(layer, generator)
+        # MaPLe starts all its deep projections as copies of one layer.
+        first = reset_linear(nn.Linear(text_width, vision_width), stream("compound_prompt_projections"))
+        self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(first) for _ in range(depth - 1))
+
+    def forward(self) -> Prompts:
+        """All prompts, the visual ones from the clean text contexts."""
+        return Prompts(
+            context=self.ctx,
+            deep_text=list(self.compound_prompts_text),
+            visual=self.proj(self.ctx),
+            deep_visual=[project(context) for project, context in
+                         zip(self.compound_prompt_projections, self.compound_prompts_text, strict=True)],
+        )

@@ -1,0 +1,28 @@
+"""Which module holds a trainer or a data set; it is imported when its name is asked for, and registers itself then."""
+import importlib
+from collections.abc import Mapping
+
+TRAINERS = {
+    "ZeroshotCLIP": "p2c.trainers.zsclip",
+    "ZeroshotCLIP2": "p2c.trainers.zsclip",
+    "MaPLe": "p2c.trainers.maple",
+    "P2C": "p2c.trainers.p2c",
+}
+
+DATASETS = {
+    "OxfordPets": "p2c.datasets.oxford_pets",
+    "Shapes": "p2c.datasets.shapes",
+}
+
+
+def require(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
+    """Import the module of `name`, unless the name is registered already.
+
+    Raises:
+        ValueError: neither a name of the table nor registered.
+    """
+    if name in registered:
+        return
+    if name not in table:
+        raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(sorted({*table, *registered}))}")
+    importlib.import_module(table[name])

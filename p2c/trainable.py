@@ -1,0 +1,49 @@
+"""What trains and what is saved: the one answer for optimisers and checkpoints.
+
+Parameters that require a gradient train. They are saved together with the persistent buffers; frozen parameters are
+not, since they come from the backbone's own weights.
+"""
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+# Embeddings of the class names, which CoOp-type prompt learners keep as buffers: they belong to the classes of one run.
+CLASS_BUFFERS = ("token_prefix", "token_suffix")
+
+
+def parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint of the model holds."""
+    return {
+        name: value.detach() for name, value in model.state_dict(keep_vars=True).items()
+        if not _of_one_run(name) and (value.requires_grad or not isinstance(value, nn.Parameter))
+    }
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what `state_dict` gave, or the state of the whole model, whose frozen part is ignored.
+
+    Raises ValueError, and changes nothing, if an entry is missing, unknown or of another shape.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not _of_one_run(name)}
+    expected, known = state_dict(model), model.state_dict()
+    faults = []
+    if missing := [name for name in expected if name not in state]:
+        faults.append(f"missing: {', '.join(missing)}")
+    if unexpected := [name for name in state if name not in known]:
+        faults.append(f"unexpected: {', '.join(unexpected)}")
+    for name in expected:
+        if name in state and expected[name].shape != state[name].shape:
+            faults.append(f"{name} is {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}")
+    if faults:
+        raise ValueError(f"The saved weights are not those of {type(model).__name__}; {'; '.join(faults)}")
+    model.load_state_dict({name: state[name] for name in expected}, strict=False)
+
+
+def _of_one_run(name: str) -> bool:
+    return name.rpartition(".")[2] in CLASS_BUFFERS

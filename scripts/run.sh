@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Every protocol of every trainer; the scripts in the folders beside this one call it.
+#
+#   run.sh TRAINER base2new_train DATASET SEED    train on the base classes, test on them
+#   run.sh TRAINER base2new_test  DATASET SEED    test that run on the new classes (ZeroshotCLIP: both halves)
+#   run.sh TRAINER xd_train       DATASET SEED    train on all classes of a source data set (imagenet)
+#   run.sh TRAINER xd_test        DATASET SEED    test the run on $SOURCE (imagenet; shapes for its family) elsewhere
+#   run.sh TRAINER few_shot       DATASET SHOTS   train and test on all classes, seeds $SEEDS (1 2 3)
+#   run.sh ZeroshotCLIP zeroshot  DATASET CFG     test without training
+#
+# What follows goes to train.py: options (--...), then KEY VALUE pairs, which win over the script's own.
+# Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python).
+# Exit status: 0 finished now or before, 1 failed, 2 mistaken call, 75 interrupted and resumable.
+set -euo pipefail
+
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+shots=16
+out=${OUTPUT:-output}
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+trainer=${1:-} protocol=${2:-} dataset=${3:-} number=${4:-}
+case $protocol in
+    few_shot) what=SHOTS ;;
+    zeroshot) what=CFG ;;
+    base2new_train | base2new_test | xd_train | xd_test) what=SEED ;;
+    *) fail "Unknown protocol '$protocol'; choose from base2new_train, base2new_test, xd_train, xd_test, few_shot, zeroshot" ;;
+esac
+[[ -n $dataset && -n $number ]] || fail "$protocol of $trainer needs DATASET $what, for example oxford_pets 1"
+[[ -f $home/configs/datasets/$dataset.yaml ]] ||
+    fail "Unknown data set '$dataset'; choose from $(cd "$home/configs/datasets" && echo *.yaml | sed 's/\.yaml//g')"
+[[ $what == CFG || $number =~ ^[0-9]+$ ]] || fail "$what must be a whole number, but got '$number'"
+shift 4
+
+# The user's own: options first, then pairs, which begin with a key such as OPTIM.LR or SEED.
+options=()
+while (($#)) && [[ ! $1 =~ ^([A-Z]+(\.[A-Z0-9_]+)+|OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERBOSE)$ ]]; do
+    options+=("$1")
+    shift
+done
+pairs=("$@")
+
+main_cfg=vit_b16_c2_ep5_batch4_2ctx
+if [[ $dataset == shapes* ]]; then
+    default_cfg=tiny_shapes
+else
+    case $trainer:$protocol in
+        ZeroshotCLIP:*) default_cfg=vit_b16 ;;
+        *:xd_*) default_cfg=${main_cfg}_cross_datasets ;;
+        *:few_shot) default_cfg=${main_cfg}_few_shot ;;
+        *) default_cfg=$main_cfg ;;
+    esac
+fi
+[[ $what == CFG ]] && cfg=$number || cfg=${CFG:-$default_cfg}
+cfg_file=$home/configs/trainers/$trainer/$cfg.yaml
+[[ -f $cfg_file ]] ||
+    fail "$trainer has no configuration '$cfg'; choose from $(cd "$home/configs/trainers/$trainer" && echo *.yaml | sed 's/\.yaml//g')"
+
+# What the authors' preview sets by data set.
+preview=()
+if [[ $cfg == *_preview ]]; then
+    case $dataset in caltech101 | oxford_pets | oxford_flowers | eurosat) preview+=(OPTIM.MAX_EPOCH 10) ;; esac
+    case $dataset in fgvc_aircraft | ucf101) preview+=(TRAINER.P2C.N_CTX 2) ;; esac
+    case $protocol in xd_*) preview+=(OPTIM.MAX_EPOCH 2) ;; esac
+fi
+
+# run SEED FOLDER [option ...] -- [KEY VALUE ...]
+run() {
+    local seed=$1 folder=$2 own=()
+    shift 2
+    while [[ $1 != -- ]]; do
+        own+=("$1")
+        shift
+    done
+    shift
+    "${PYTHON:-python}" "$home/train.py" --root "${DATA:-data}" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
+        --dataset-config-file "$home/configs/datasets/$dataset.yaml" --config-file "$cfg_file" \
+        ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"}
+}
+
+base2new=$out/base2new
+run_name=$dataset/shots_$shots/$trainer/$cfg/seed$number
+case $protocol in
+    base2new_train)
+        run "$number" "$base2new/train_base/$run_name" -- DATASET.NUM_SHOTS $shots DATASET.SUBSAMPLE_CLASSES base
+        ;;
+    base2new_test)
+        if [[ $trainer == ZeroshotCLIP ]]; then
+            for half in base new; do
+                run "$number" "$base2new/test_$half/$run_name" --eval-only -- \
+                    DATASET.NUM_SHOTS $shots DATASET.SUBSAMPLE_CLASSES $half
+            done
+        else
+            run "$number" "$base2new/test_new/$run_name" --eval-only --model-dir "$base2new/train_base/$run_name" -- \
+                DATASET.NUM_SHOTS $shots DATASET.SUBSAMPLE_CLASSES new
+        fi
+        ;;
+    xd_train)
+        run "$number" "$out/$dataset/$trainer/${cfg}_${shots}shots/seed$number" -- DATASET.NUM_SHOTS $shots
+        ;;
+    xd_test)
+        [[ $dataset == shapes* ]] && source=${SOURCE:-shapes} || source=${SOURCE:-imagenet}
+        run "$number" "$out/evaluation/$trainer/${cfg}_${shots}shots/$dataset/seed$number" \
+            --eval-only --model-dir "$out/$source/$trainer/${cfg}_${shots}shots/seed$number" --
+        ;;
+    few_shot)
+        for seed in ${SEEDS:-1 2 3}; do
+            run "$seed" "$out/$dataset/$trainer/${cfg}_${number}shots/seed$seed" -- DATASET.NUM_SHOTS "$number"
+        done
+        ;;
+    zeroshot)
+        run 1 "$out/$trainer/$cfg/$dataset" --eval-only --
+        ;;
+esac

@@ -1,0 +1,39 @@
+"""Packaging. The top-level folders trainers/, datasets/ and configs/ become p2c.trainers, p2c.datasets and p2c.configs."""
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+FOLDERS = {f"p2c.{name}": name for name in ("trainers", "datasets", "configs")}
+
+setup(
+    name="p2c",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "p2c/__init__.py").read_text(encoding="utf-8"))[1],
+    description="P2C: robust prompt learning for CLIP, as a Dassl plugin",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.engine", "p2c.prompts", *FOLDERS],
+    package_dir={"p2c": "p2c", **FOLDERS},
+    package_data={"p2c.clip": ["builtin/*"], "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "open_clip_torch>=2.32,<4",
+        "ftfy>=6.1",
+        "numpy>=1.26",
+        "pillow>=10",
+        "yacs>=0.1.8",
+        "pyyaml>=6",
+        "safetensors>=0.4",
+        "scikit-learn>=1.3",
+        "tabulate>=0.9",
+        "tensorboard>=2.14",
+        "tqdm>=4.65",
+        "gdown>=5",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68", "wheel"]},
+)

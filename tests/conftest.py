@@ -1,0 +1,54 @@
+"""Fixtures that several test files use: a small data set, and a configuration for any trainer on it."""
+import sys
+
+import pytest
+import torch
+from clip_files import make_pets
+
+from p2c import registry
+from p2c.config import extend_cfg
+from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+
+
+@pytest.fixture(autouse=True)
+def restore_process():
+    """Runs tee standard output and seed the global generators; a test leaves neither behind."""
+    stdout, hook, threads = sys.stdout, sys.excepthook, torch.get_num_threads()
+    yield
+    sys.stdout, sys.excepthook = stdout, hook
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory):
+    """Root of a data set in OxfordPets' layout: 4 classes of 64 x 64 images, 4 train, 2 val, 3 test each."""
+    root = tmp_path_factory.mktemp("data")
+    make_pets(root)
+    return root
+
+
+@pytest.fixture
+def make_cfg(pets, tmp_path):
+    """make_cfg(trainer, key, value, ...): the shipped tiny configuration on the small data, random weights, 2 epochs."""
+    def make(trainer="P2C", *pairs, out="run"):
+        cfg = get_cfg_default()
+        extend_cfg(cfg)
+        cfg.merge_from_file("configs/datasets/oxford_pets.yaml")
+        cfg.merge_from_file(f"configs/trainers/{trainer.removesuffix('2')}/tiny_shapes.yaml")
+        cfg.merge_from_list([
+            "TRAINER.NAME", trainer, "DATASET.ROOT", str(pets), "OUTPUT_DIR", str(tmp_path / out), "SEED", 1,
+            "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1, "USE_CUDA", False, *pairs])
+        cfg.freeze()
+        return cfg
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_cfg):
+    """make_trainer(trainer, key, value, ...): the trainer, built."""
+    def make(trainer="P2C", *pairs, out="run"):
+        cfg = make_cfg(trainer, *pairs, out=out)
+        registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+        registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+        return build_trainer(cfg)
+    return make

@@ -1,0 +1,148 @@
+"""Tiny data and a tiny prompt-learner-like trainer for the engine's tests."""
+import logging
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from p2c.engine import (
+    DATASET_REGISTRY,
+    TRAINER_REGISTRY,
+    DatasetBase,
+    Datum,
+    TrainerX,
+    build_lr_scheduler,
+    build_optimizer,
+    build_trainer,
+    compute_accuracy,
+    get_cfg_default,
+    set_random_seed,
+)
+
+CLASSNAMES = ["cat", "dog", "fox", "owl", "rat", "yak"]
+SIZES = [(50, 30), (32, 64), (40, 40)]  # width, height
+COUNTS = {"train": 12, "val": 4, "test": 4}  # images of each class
+
+torch.set_num_threads(1)
+
+
+def write_images(root) -> None:
+    """Make the images, whose colour tells the class through some noise."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 216, (len(CLASSNAMES), 3))
+    for split, count in COUNTS.items():
+        os.makedirs(f"{root}/{split}")
+        for label, colour in enumerate(colours):
+            for i in range(count):
+                width, height = SIZES[i % len(SIZES)]
+                pixels = colour + rng.normal(0, 60, (height, width, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(f"{root}/{split}/{label}_{i}.png")
+
+
+@DATASET_REGISTRY.register()
+class TinyData(DatasetBase):
+    def __init__(self, cfg):
+        items = {
+            split: [
+                Datum(f"{cfg.DATASET.ROOT}/{split}/{label}_{i}.png", label, classname=name)
+                for label, name in enumerate(CLASSNAMES) for i in range(count)
+            ]
+            for split, count in COUNTS.items()
+        }
+        super().__init__(train_x=items["train"], val=items["val"], test=items["test"])
+
+
+@DATASET_REGISTRY.register()
+class TinyDataWithoutVal(TinyData):
+    @property
+    def val(self):
+        return None
+
+
+class Pooled(nn.Module):
+    """Average-pools an image to 4 x 4 and maps it linearly to scores."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.linear = nn.Linear(48, num_classes)
+
+    def forward(self, image):
+        return self.linear(F.adaptive_avg_pool2d(image, 4).flatten(1))
+
+
+@TRAINER_REGISTRY.register()
+class TinyTrainer(TrainerX):
+    def build_model(self):
+        self.model = Pooled(self.num_classes).to(self.device)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("prompt_learner", self.model, self.optim, self.sched)
+        self.seen = []  # (epoch, batch, rate, indices) of each batch
+
+    def forward_backward(self, batch):
+        image, label = self.parse_batch_train(batch)
+        self.seen.append((self.epoch, self.batch_idx, self.get_current_lr(), batch["index"].tolist()))
+        output = self.model(image)
+        loss = F.cross_entropy(output, label)
+        self.model_backward_and_update(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss, "acc": compute_accuracy(output, label)[0]}
+
+    def parse_batch_train(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+
+def rates(trainer) -> list[float]:
+    """The rate in force during each epoch that a TinyTrainer trained."""
+    return list({epoch: lr for epoch, _, lr, _ in trainer.seen}.values())
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny_data")
+    write_images(root)
+    return str(root)
+
+
+def tiny_config(root, output_dir, *options):
+    """MaPLe's optimiser settings on tiny data, 6 batches of 12 images; `options` are KEY, value pairs."""
+    cfg = get_cfg_default()
+    cfg.merge_from_list([
+        "OUTPUT_DIR", str(output_dir), "SEED", 1, "USE_CUDA", False,
+        "INPUT.SIZE", (32, 32), "INPUT.TRANSFORMS", ("random_resized_crop", "random_flip", "normalize"),
+        "DATASET.ROOT", str(root), "DATASET.NAME", "TinyData",
+        "DATALOADER.NUM_WORKERS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 6, "DATALOADER.TEST.BATCH_SIZE", 10,
+        "OPTIM.NAME", "sgd", "OPTIM.LR", 0.0035, "OPTIM.MAX_EPOCH", 5, "OPTIM.LR_SCHEDULER", "cosine",
+        "OPTIM.WARMUP_EPOCH", 1, "OPTIM.WARMUP_TYPE", "constant",
+        "TRAIN.PRINT_FREQ", 5, "TRAINER.NAME", "TinyTrainer", *options,
+    ])
+    cfg.freeze()
+    return cfg
+
+
+@pytest.fixture
+def make_trainer(tiny_root, tmp_path):
+    """Builds a seeded trainer; options as in tiny_config."""
+    def make(*options, output_dir=None):
+        cfg = tiny_config(tiny_root, output_dir or tmp_path / "run", *options)
+        set_random_seed(cfg.SEED)
+        return build_trainer(cfg)
+    return make
+
+
+@pytest.fixture(autouse=True)
+def global_state_restored():
+    """Leaves the random generators and the logging of the process as they were."""
+    python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    level = logging.getLogger("p2c").level
+    yield
+    random.setstate(python)
+    np.random.set_state(legacy_numpy)
+    torch.set_rng_state(cpu)
+    logging.getLogger("p2c").setLevel(level)

@@ -1,0 +1,378 @@
+"""The trainers: what trains, what is saved, that P2C without denoising is MaPLe, and that testing repeats."""
+import math
+
+import oracle
+import pytest
+import torch
+
+from p2c.clip.loading import load_backbone
+from p2c.prompts.context import readable
+from p2c.streams import generator
+from p2c.trainers import base
+
+TRAINED = ("MaPLe", "P2C")
+OFF = ("TRAINER.PROMPT_DENOISING.ENABLED", False, "TRAINER.P2C.MAPPER.ENABLED", False)
+COUPLED = {"ctx", "proj.weight", "proj.bias", *(f"compound_prompts_text.{i}" for i in range(2)),
+           *(f"compound_prompt_projections.{i}.{kind}" for i in range(2) for kind in ("weight", "bias"))}
+KEYS = {"MaPLe": COUPLED,
+        "P2C": COUPLED - {"proj.weight", "proj.bias"} | {f"proj.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}}
+
+
+def trained(make_trainer, *arguments, **options):
+    trainer = make_trainer(*arguments, **options)
+    trainer.train()
+    return trainer
+
+
+def batch_of(trainer, index=0):
+    for i, batch in enumerate(trainer.train_loader_x):
+        if i == index:
+            return batch
+
+
+def first_step(trainer):
+    """Put the trainer where `forward_backward` of the first batch would find it."""
+    trainer.epoch = trainer.batch_idx = 0
+    trainer.num_batches = len(trainer.train_loader_x)
+    trainer.set_model_mode("train")
+
+
+def assert_same_state(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+# P2C and MaPLe
+
+@pytest.mark.parametrize("switches", [
+    OFF, ("TRAINER.PROMPT_DENOISING.NOISE_STD", 0.0, "TRAINER.P2C.MAPPER.ENABLED", False)],
+    ids=["both off", "noise of level zero"])
+def test_p2c_without_denoising_is_maple_bit_for_bit(make_trainer, switches):
+    maple = trained(make_trainer, "MaPLe", out="maple")
+    p2c = trained(make_trainer, "P2C", *switches, out="p2c")
+    assert_same_state(maple.prompts.state_dict(), p2c.prompts.state_dict())
+    image = batch_of(maple)["img"]
+    assert torch.equal(maple.model_inference(image), p2c.model_inference(image))
+
+
+def test_prompt_denoising_changes_the_training_and_nothing_at_the_start(make_trainer):
+    maple = make_trainer("MaPLe", out="maple")
+    p2c = make_trainer("P2C", "TRAINER.P2C.MAPPER.ENABLED", False, out="p2c")
+    assert_same_state(maple.prompts.state_dict(), p2c.prompts.state_dict())
+    maple.train()
+    p2c.train()
+    assert not torch.equal(maple.prompts.ctx, p2c.prompts.ctx)
+
+
+def test_denoising_is_a_component_that_maple_can_switch_on(make_trainer):
+    maple = trained(make_trainer, "MaPLe", "TRAINER.PROMPT_DENOISING.ENABLED", True, out="maple")
+    p2c = trained(make_trainer, "P2C", "TRAINER.P2C.MAPPER.ENABLED", False, out="p2c")
+    assert_same_state(maple.prompts.state_dict(), p2c.prompts.state_dict())
+
+
+def test_p2c_with_both_off_says_that_it_is_maple(make_trainer, capsys):
+    make_trainer("P2C", *OFF)
+    assert "P2C with both denoisers off is MaPLe" in capsys.readouterr().out
+
+
+def oracle_arguments(trainer, image):
+    """The trainer's CLIP, prompts and class prompts as the plain tensors that the oracle takes."""
+    prompts, clip = trainer.prompts, trainer.clip
+    fixed = clip.tokenize("of a")
+    rows = [[49406] * 3 + fixed + clip.tokenize(readable(name) + ".") + [49407]
+            for name in trainer.dm.dataset.classnames]
+    mapper = [prompts.proj] if isinstance(prompts.proj, torch.nn.Linear) else [prompts.proj[0], prompts.proj[2]]
+    text_heads = trainer.clip.model.transformer.resblocks[0].attn.num_heads
+    vision_heads = trainer.clip.model.visual.transformer.resblocks[0].attn.num_heads
+    return dict(
+        state=clip.model.state_dict(), images=image, token_rows=rows, heads=(text_heads, vision_heads), quick_gelu=False,
+        context=prompts.ctx, deep=list(prompts.compound_prompts_text), mapper=[(f.weight, f.bias) for f in mapper],
+        projections=[(f.weight, f.bias) for f in prompts.compound_prompt_projections])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_losses_and_gradients_are_the_oracles(make_trainer, monkeypatch, name):
+    monkeypatch.setattr(base.Precision, "from_name", lambda name, device: base.Precision(torch.float64))
+    trainer = make_trainer(name)
+    trainer.prompts.double()
+    first_step(trainer)
+    batch = batch_of(trainer)
+    image, label = batch["img"].double(), batch["label"]
+    noise = {}
+    if name == "P2C":
+        shape = trainer.prompts.ctx.shape
+        noise = dict(eps=trainer.denoising.noise.sample(shape, generator(1, "dpd", 0)).double(),
+                     sigma=2.0 * trainer.clip.token_std,
+                     mapper_normal=torch.randn(shape, generator=generator(1, "mapper", 0)).double(),
+                     sigma_a=2.0 * trainer.clip.token_std, weight=1.0)
+    expected = oracle.p2c_losses(labels=label, **oracle_arguments(trainer, image), **noise)["total"]
+    got = sum(trainer.losses(image, label).values())
+    parameters = list(trainer.prompts.parameters())
+    pairs = zip([got, *torch.autograd.grad(got, parameters)],
+                [expected, *torch.autograd.grad(expected, parameters)], strict=True)
+    for a, b in pairs:
+        assert (a - b).abs().max() <= 1e-10 * b.abs().max()
+
+
+# Noise
+
+def test_noise_is_drawn_once_a_step_and_moves_the_input_context_only(make_trainer, monkeypatch):
+    trainer = make_trainer("P2C")
+    first_step(trainer)
+    calls = []
+    perturb = trainer.denoising.perturb
+    monkeypatch.setattr(trainer.denoising, "perturb", lambda *args: calls.append(args) or perturb(*args))
+    clean = trainer.prompts()
+    noisy = trainer.denoise(clean)
+    assert not torch.equal(noisy.context, clean.context)
+    assert noisy.visual is clean.visual and noisy.deep_text is clean.deep_text and noisy.deep_visual is clean.deep_visual
+    calls.clear()
+    trainer.forward_backward(batch_of(trainer))
+    assert len(calls) == 1 and calls[0][0].shape == trainer.prompts.ctx.shape
+
+
+def test_noise_differs_by_step_and_not_by_class_or_run(make_trainer):
+    trainer, again = make_trainer("P2C", out="a"), make_trainer("P2C", out="b")
+    contexts = []
+    for run, step in ((trainer, 0), (trainer, 1), (again, 0)):
+        first_step(run)
+        run.batch_idx = step
+        contexts.append(run.denoise(run.prompts()).context)
+    assert torch.equal(contexts[0], contexts[2]) and not torch.equal(contexts[0], contexts[1])
+
+
+def test_testing_draws_no_noise(make_trainer, monkeypatch):
+    trainer = make_trainer("P2C")
+    monkeypatch.setattr(trainer.denoising, "perturb", None)
+    monkeypatch.setattr(trainer, "stream", None)
+    assert trainer.test() == trainer.test()
+
+
+def test_noise_level_is_in_units_of_the_token_embedding(make_trainer):
+    absolute = make_trainer("P2C", "TRAINER.PROMPT_DENOISING.NOISE_UNIT", "absolute", out="a")
+    embedding = make_trainer("P2C", out="b")
+    first_step(absolute)
+    first_step(embedding)
+    std = embedding.clip.model.token_embedding.weight.double().std(correction=0).item()
+    assert absolute.noise_level() == 2.0
+    assert embedding.noise_level() == pytest.approx(2.0 * std)
+    assert embedding.mapper_std == pytest.approx(2.0 * std)
+
+
+def test_stepwise_annealing_lowers_the_level_within_an_epoch(make_trainer):
+    trainer = make_trainer("P2C", "TRAINER.PROMPT_DENOISING.ANNEAL", "step", "TRAINER.PROMPT_DENOISING.SCHEDULE", "linear")
+    first_step(trainer)
+    start = trainer.noise_level()
+    trainer.batch_idx = trainer.num_batches // 2
+    assert trainer.noise_level() == pytest.approx(0.75 * start)
+
+
+def test_losses_and_noise_level_reach_the_log_and_tensorboard(make_trainer, tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained(make_trainer, "P2C")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"train/loss", "train/loss_ce", "train/loss_map", "train/noise", "train/lr"} <= set(events.Tags()["scalars"])
+    levels = [event.value for event in events.Scalars("train/noise")]
+    assert len(levels) == 8 and levels[-1] == pytest.approx(levels[0] / 2, rel=1e-3)
+    assert "noise" in capsys.readouterr().out
+
+
+# What trains and what is saved
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_only_the_prompts_train_and_clip_stays_as_loaded(make_trainer, name):
+    trainer = trained(make_trainer, name)
+    fresh = load_backbone("tiny-shapes", "random")
+    assert_same_state(trainer.clip.model.state_dict(), fresh.model.state_dict())
+    assert not any(p.requires_grad or p.grad is not None for p in trainer.clip.model.parameters())
+    assert not trainer.clip.model.training
+    optimised = {id(p) for group in trainer.optim.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in trainer.prompts.parameters()}
+    start = make_trainer(name, out="other").prompts.state_dict()
+    for key, value in trainer.prompts.state_dict().items():
+        assert not torch.equal(value, start[key]), key
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_checkpoint_holds_exactly_the_prompts(make_trainer, tmp_path, name):
+    trainer = trained(make_trainer, name)
+    path = tmp_path / "run" / "MultiModalPromptLearner" / "model.pth.tar-2"
+    checkpoint = torch.load(path)
+    assert set(checkpoint["state_dict"]) == KEYS[name]
+    assert_same_state(dict(checkpoint["state_dict"]), dict(trainer.prompts.state_dict()))
+    assert path.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_loaded_checkpoint_repeats_the_training_runs_own_result(make_trainer, tmp_path, name):
+    trainer = trained(make_trainer, name)
+    image = batch_of(trainer)["img"]
+    logits = trainer.model_inference(image)
+    for epoch in (None, 2):
+        other = make_trainer(name, out=f"eval{epoch}")
+        other.load_model(str(tmp_path / "run"), epoch=epoch)
+        other.set_model_mode("test")
+        assert torch.equal(other.model_inference(image), logits)
+        assert other.test() == trainer.test()
+
+
+def test_loading_another_methods_prompts_is_refused_naming_the_keys(make_trainer, tmp_path):
+    trained(make_trainer, "P2C")
+    with pytest.raises(ValueError, match=r"model.pth.tar-2 does not fit MaPLe.*proj.weight"):
+        make_trainer("MaPLe", out="other").load_model(str(tmp_path / "run"))
+
+
+def test_a_missing_checkpoint_is_reported_with_what_is_there(make_trainer, tmp_path):
+    trained(make_trainer, "MaPLe")
+    with pytest.raises(FileNotFoundError, match=r"model.pth.tar-7 \(the folder holds model.pth.tar-2\)"):
+        make_trainer("MaPLe", out="other").load_model(str(tmp_path / "run"), epoch=7)
+
+
+def test_published_maple_checkpoints_load(make_trainer, tmp_path):
+    """Their files hold all of CLIP, token buffers of their classes, and half-precision tensors."""
+    trainer = make_trainer("MaPLe")
+    wanted = {key: torch.randn_like(value).half() for key, value in trainer.prompts.state_dict().items()}
+    published = {f"prompt_learner.{key}": value for key, value in wanted.items()}
+    published |= {"prompt_learner.token_prefix": torch.zeros(9, 1, 8), "prompt_learner.token_suffix": torch.zeros(9, 2, 8),
+                  "image_encoder.proj": torch.zeros(3), "text_encoder.ln_final.weight": torch.zeros(3)}
+    folder = tmp_path / "published" / "MultiModalPromptLearner"
+    folder.mkdir(parents=True)
+    torch.save({"state_dict": published, "epoch": 5, "optimizer": None, "scheduler": None}, folder / "model.pth.tar-5")
+    trainer.load_model(str(tmp_path / "published"), epoch=5)
+    assert_same_state(dict(trainer.prompts.state_dict()), {key: value.float() for key, value in wanted.items()})
+
+
+def test_initial_weights_are_taken_from_a_checkpoint(make_trainer, tmp_path):
+    first = trained(make_trainer, "MaPLe")
+    path = tmp_path / "run" / "MultiModalPromptLearner" / "model.pth.tar-2"
+    second = make_trainer("MaPLe", "MODEL.INIT_WEIGHTS", str(path), out="second")
+    assert_same_state(dict(first.prompts.state_dict()), dict(second.prompts.state_dict()))
+
+
+# Testing
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_classes_are_encoded_once_an_evaluation_and_again_after_training(make_trainer, monkeypatch, name):
+    trainer = make_trainer(name, "DATALOADER.TEST.BATCH_SIZE", 5)
+    calls = []
+    encode = trainer.text_tower.encode
+    monkeypatch.setattr(trainer.text_tower, "encode", lambda *args: calls.append(1) or encode(*args))
+    trainer.test()
+    assert len(trainer.test_loader) == 3 and len(calls) == 1
+    first_step(trainer)
+    trainer.forward_backward(batch_of(trainer))
+    trainer.test()
+    assert len(calls) == 3
+
+
+def test_prompts_of_base_classes_are_used_with_new_ones(make_trainer, tmp_path):
+    base_run = trained(make_trainer, "P2C", "DATASET.SUBSAMPLE_CLASSES", "base")
+    new = make_trainer("P2C", "DATASET.SUBSAMPLE_CLASSES", "new", out="new")
+    new.load_model(str(tmp_path / "run"))
+    assert base_run.dm.dataset.classnames == ["abyssinian", "american_bulldog"]
+    assert new.dm.dataset.classnames == ["Bengal cat", "boxer"]
+    assert new.test() == new.test()
+
+
+def test_zero_shot_logits_are_clips_own(make_trainer):
+    trainer = make_trainer("ZeroshotCLIP")
+    image = next(iter(trainer.test_loader))["img"]
+    texts = [f"a photo of a {readable(name)}, a type of pet." for name in trainer.dm.dataset.classnames]
+    model, tokens = trainer.clip.model, trainer.clip.tokenizer(texts)
+    with torch.no_grad():
+        expected = model.logit_scale.exp() * model.encode_image(image, normalize=True) @ \
+            model.encode_text(tokens, normalize=True).T
+    torch.testing.assert_close(trainer.model_inference(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_template_ensemble_averages_normalised_features_and_building_it_twice_changes_nothing(make_trainer):
+    first, second = make_trainer("ZeroshotCLIP2", out="a"), make_trainer("ZeroshotCLIP2", out="b")
+    assert len(first.templates()) == len(second.templates()) == 8
+    name = readable(first.dm.dataset.classnames[0])
+    with torch.no_grad():
+        rows = first.clip.tokenizer([template.replace("{}", name) for template in first.templates()])
+        mean = first.clip.model.encode_text(rows, normalize=True).mean(0)
+        got = first.encode_text(first.prompts())[0]
+    torch.testing.assert_close(got, mean / mean.norm(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ZeroshotCLIP", "ZeroshotCLIP2"])
+def test_zero_shot_tests_and_has_nothing_to_train(make_trainer, name):
+    trainer = make_trainer(name)
+    accuracy = trainer.test()
+    trainer.train()
+    assert trainer.test() == accuracy and trainer.get_model_names() == []
+
+
+# Settings
+
+@pytest.mark.parametrize("pairs, message", [
+    (("TRAINER.P2C.PREC", "fp8"), "TRAINER.P2C.PREC 'fp8'; choose from fp16, fp32, amp, bf16"),
+    (("TRAINER.P2C.PROMPT_DEPTH", 0), "PROMPT_DEPTH must be from 1 to 4"),
+    (("TRAINER.P2C.PROMPT_DEPTH", 5), "PROMPT_DEPTH must be from 1 to 4"),
+    (("TRAINER.P2C.N_CTX", 0), "N_CTX must be at least 1"),
+    (("TRAINER.P2C.N_CTX", 80), r"80|the text tower takes 77 at most"),
+    (("TRAINER.P2C.CTX_INIT", "photo"), "has 1 tokens, fewer than the context's 2"),
+    (("TRAINER.P2C.MAPPER.HIDDEN_SCALE", 0.0), "HIDDEN_SCALE must be positive"),
+    (("TRAINER.P2C.MAPPER.LOSS_WEIGHT", -1.0), "LOSS_WEIGHT must be at least 0"),
+    (("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos"), "Unknown noise schedule 'cos'"),
+    (("TRAINER.PROMPT_DENOISING.NOISE_TYPE", "poisson"), "Unknown noise type 'poisson'"),
+    (("TRAINER.PROMPT_DENOISING.NOISE_UNIT", "metres"), "NOISE_UNIT 'metres'; choose from absolute, embedding"),
+    (("TRAINER.PROMPT_DENOISING.WARMUP_EPOCHS", 2), "shorter than the training of 2 epochs"),
+    (("TRAINER.PROMPT_DENOISING.GMM_COMPONENTS", 2), "GMM_COMPONENTS is 2"),
+    (("INPUT.SIZE", "(32, 32)"), r"INPUT.SIZE is \(32, 32\), but tiny-shapes takes images of \(64, 64\)"),
+    (("MODEL.BACKBONE.NAME", "ViT-B/17"), "Unknown backbone 'ViT-B/17'; choose from RN50"),
+    (("MODEL.BACKBONE.WEIGHTS", "nowhere.pt"), "No weights 'nowhere.pt'"),
+])
+def test_senseless_settings_are_refused_by_name(make_trainer, pairs, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_trainer("P2C", *pairs)
+
+
+def test_a_missing_settings_node_stops_the_trainer(make_cfg):
+    from p2c.framework import build_trainer
+
+    cfg = make_cfg("P2C").clone()
+    cfg.defrost()
+    del cfg.TRAINER["PROMPT_DENOISING"]
+    cfg.freeze()
+    with pytest.raises(ValueError, match="lacks TRAINER.PROMPT_DENOISING; call p2c.config.extend_cfg"):
+        build_trainer(cfg)
+
+
+def test_long_contexts_start_at_random_with_no_fixed_words(make_trainer):
+    trainer = make_trainer("P2C", "TRAINER.P2C.N_CTX", 6)
+    assert trainer.class_prompts.prefix.shape[0] == 7
+    assert trainer.prompts.ctx.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_contexts_start_from_words(make_trainer):
+    trainer = make_trainer("P2C")
+    ids = trainer.clip.tokenize("a photo")
+    assert torch.equal(trainer.prompts.ctx.data, trainer.clip.model.token_embedding.weight[ids])
+    assert trainer.class_prompts.prefix.shape[0] == 1 + 2 + 2
+
+
+def test_deep_projections_start_as_copies_of_one_layer(make_trainer):
+    first, second = make_trainer("MaPLe").prompts.compound_prompt_projections
+    assert torch.equal(first.weight, second.weight) and first.weight is not second.weight
+    assert first.weight.abs().max() <= 1 / math.sqrt(first.in_features)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "amp"])
+def test_half_precision_on_a_cpu_becomes_fp32_with_one_line(make_trainer, capsys, precision):
+    trainer = make_trainer("P2C", "TRAINER.P2C.PREC", precision)
+    assert capsys.readouterr().out.count("needs a GPU; this run uses fp32") == 1
+    assert trainer.precision == base.Precision(torch.float32)
+
+
+def test_bf16_runs_clip_in_bf16_and_keeps_the_prompts_in_fp32(make_trainer):
+    trainer = trained(make_trainer, "P2C", "TRAINER.P2C.PREC", "bf16")
+    assert trainer.clip.model.visual.proj.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in trainer.prompts.parameters())
+    exact = make_trainer("P2C", out="exact")
+    exact.load_model(trainer.output_dir)
+    image = batch_of(trainer)["img"]
+    torch.testing.assert_close(trainer.model_inference(image), exact.model_inference(image), rtol=0.1, atol=1.0)

@@ -1,0 +1,188 @@
+"""Train or test one model: CoOp's command line. Knows no method and no data set by name.
+
+    python train.py --trainer P2C --root DATA --seed 1 --output-dir OUT \\
+        --dataset-config-file configs/datasets/oxford_pets.yaml \\
+        --config-file configs/trainers/P2C/vit_b16_c2_ep5_batch4_2ctx.yaml DATASET.NUM_SHOTS 16
+
+Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interrupted and resumable.
+"""
+import argparse
+import functools
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from yacs.config import CfgNode
+
+from p2c import registry
+from p2c.config import extend_cfg
+from p2c.framework import (
+    DATASET_REGISTRY,
+    TRAINER_REGISTRY,
+    build_trainer,
+    changed_keys,
+    collect_env_info,
+    get_cfg_default,
+    read_results,
+    set_random_seed,
+    setup_logger,
+    write_started,
+)
+
+FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
+MISTAKES = (ValueError, KeyError, FileNotFoundError, AssertionError, yaml.YAMLError)  # while setting up
+FAILURES = (FloatingPointError, OSError, ValueError)  # while training, that need no traceback
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """CoOp's options, then KEY VALUE pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--root", help="folder that holds all data sets")
+    parser.add_argument("--output-dir", help="folder of this run")
+    parser.add_argument("--resume", help="folder of a run to continue from")
+    parser.add_argument("--seed", type=int, help="seed of everything; negative: one is drawn and reported")
+    parser.add_argument("--source-domains", nargs="+", help="names of source domains")
+    parser.add_argument("--target-domains", nargs="+", help="names of target domains")
+    parser.add_argument("--transforms", nargs="+", help="names of image transforms")
+    parser.add_argument("--config-file", help="YAML file of the method")
+    parser.add_argument("--dataset-config-file", help="YAML file of the data set")
+    parser.add_argument("--trainer", help="name of the trainer")
+    parser.add_argument("--backbone", help="name of the backbone")
+    parser.add_argument("--head", help="name of the head")
+    parser.add_argument("--eval-only", action="store_true", help="test a trained model")
+    parser.add_argument("--model-dir", default="", help="folder of the run to test with --eval-only")
+    parser.add_argument("--load-epoch", type=int, help="epoch to test; default: the best on validation data, or the last")
+    parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files")
+    args = parser.parse_args(argv)
+    late = [word for word in args.opts if word.startswith("--")]
+    if late:
+        parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
+    return args
+
+
+OPTIONS = {  # command-line option -> key that it sets
+    "root": "DATASET.ROOT",
+    "output_dir": "OUTPUT_DIR",
+    "resume": "RESUME",
+    "seed": "SEED",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "trainer": "TRAINER.NAME",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+}
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
+            cfg.merge_from_file(path)
+    for option, key in OPTIONS.items():
+        value = getattr(args, option)
+        if value is not None and value != "":
+            node, _, leaf = key.rpartition(".")
+            functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
+    cfg.merge_from_list(args.opts)
+    if cfg.SEED < 0:
+        cfg.SEED = secrets.randbelow(2**31)
+        print(f"No seed was given: drew {cfg.SEED} (--seed {cfg.SEED} repeats this run)")
+    cfg.freeze()
+    registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
+                     DATASET_REGISTRY.registered_names())
+    return cfg
+
+
+def finished_before(cfg: CfgNode, task: dict) -> bool:
+    """Whether this very run has been done in OUTPUT_DIR.
+
+    Raises:
+        ValueError: the folder belongs to another run.
+    """
+    results = read_results(cfg.OUTPUT_DIR)
+    if results is None:
+        return False
+    changed = [key for key in task if results.get(key) != task[key]] + changed_keys(results["config"], cfg)
+    if changed:
+        raise ValueError(f"{cfg.OUTPUT_DIR} holds a run with other settings ({', '.join(changed)}); choose another "
+                         "--output-dir, or delete that folder")
+    return results["finished"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Set up and run; returns the exit status."""
+    try:
+        cfg = setup_cfg(args)
+        task = {"mode": "eval" if args.eval_only else "train", "model_dir": args.model_dir, "load_epoch": args.load_epoch}
+        if finished_before(cfg, task):
+            print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat the run")
+            return FINISHED
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+        setup_logger(cfg.OUTPUT_DIR)
+        torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
+        print_settings(args, cfg)
+        trainer = build_trainer(cfg)
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    except MISTAKES as error:
+        return report(error, args.debug, MISTAKE)
+    if args.no_train:
+        return FINISHED
+    try:
+        write_started(cfg, cfg.OUTPUT_DIR, task)
+        if args.eval_only:
+            trainer.test()
+            trainer.write_results()
+        else:
+            trainer.train()
+    except KeyboardInterrupt:
+        print(f"Interrupted; the same command continues from the last checkpoint in {cfg.OUTPUT_DIR}", file=sys.stderr)
+        return INTERRUPTED
+    except FAILURES as error:
+        return report(error, args.debug, FAILED)
+    return FINISHED
+
+
+def print_settings(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """What the run was asked to do, and on what machine."""
+    for title, lines in (("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
+                         ("Config", [str(cfg)])):
+        stars = "*" * (len(title) + 6)
+        print("\n".join([stars, f"** {title} **", stars, *lines]))
+    print("Collecting env info ...")
+    print(f"** System info **\n{collect_env_info()}\n")
+
+
+def report(error: Exception, debug: bool, status: int) -> int:
+    """One line on stderr; the traceback only on request."""
+    if debug:
+        raise error
+    message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    print(f"error: {' '.join(str(message).split()) or type(error).__name__}", file=sys.stderr)
+    return status
+
+
+def interrupt(signum, frame):
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.exit(run(parse_args(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""What all prompt-learning trainers share: load CLIP, freeze it, train the prompts, save only the prompts.
+
+A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
+"""
+import contextlib
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from yacs.config import CfgNode
+
+from p2c import trainable
+from p2c.clip.loading import Backbone, load_backbone
+from p2c.clip.text import ClassPrompts, TextTower
+from p2c.clip.vision import ImageTower
+from p2c.config import PRECISIONS
+from p2c.denoising.mixture import build_noise
+from p2c.denoising.noise import PromptDenoising
+from p2c.denoising.schedules import build_schedule
+from p2c.framework import (
+    TrainerX,
+    build_lr_scheduler,
+    build_optimizer,
+    load_checkpoint,
+    load_pretrained_weights,
+)
+from p2c.prompts.context import Prompts, class_rows, split_context_init
+from p2c.prompts.coupled import MultiModalPromptLearner
+from p2c.streams import generator
+
+log = logging.getLogger(__name__)
+
+NOISE_UNITS = ("absolute", "embedding")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How numbers are kept: CLIP's dtype, and whether autocast and loss scaling are used. Prompts are always float32."""
+
+    dtype: torch.dtype
+    autocast: bool = False
+    scaling: bool = False
+
+    @classmethod
+    def from_name(cls, name: str, device: torch.device) -> "Precision":
+        """The policy called PREC in the configuration; training and testing use the same."""
+        if device.type == "cpu" and name in ("fp16", "amp"):
+            log.info(f"PREC {name} needs a GPU; this run uses fp32")
+            name = "fp32"
+        return {
+            "fp32": cls(torch.float32),
+            "fp16": cls(torch.float16, scaling=True),
+            "amp": cls(torch.float32, autocast=True, scaling=True),
+            "bf16": cls(torch.bfloat16),
+        }[name]
+
+    def context(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """What the forward pass runs in."""
+        return torch.autocast(device.type, dtype=torch.float16) if self.autocast else contextlib.nullcontext()
+
+
+class PromptTrainer(TrainerX):
+    """Base of the prompt-learning trainers; CLIP stays frozen and outside the registered model.
+
+    Shapes: B images, C classes, E features' width.
+    """
+
+    node: str  # the trainer's settings in cfg.TRAINER
+    learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
+    _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raises ValueError for missing or senseless settings, naming the key."""
+        for node in (self.node, "PROMPT_DENOISING"):
+            if node not in cfg.TRAINER:
+                raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before merging, "
+                                 "and do not remove the node")
+        check_choice("PREC", cfg.TRAINER[self.node].PREC, PRECISIONS, self.node)
+
+    @property
+    def settings(self) -> CfgNode:
+        """The trainer's own settings."""
+        return self.cfg.TRAINER[self.node]
+
+    def stream(self, name: str, step: int = 0) -> Generator:
+        """The run's random stream `name` at `step`."""
+        return generator(self.cfg.SEED, name, step)
+
+    def build_model(self) -> None:
+        """Load CLIP, make the prompts, and register these alone, with their optimiser."""
+        cfg = self.cfg
+        self.precision = Precision.from_name(self.settings.PREC, self.device)
+        self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype, self.device)
+        check_input(cfg, self.clip)
+        self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id, self.clip.tokenizer.eot_token_id)
+        self.image_tower = ImageTower(self.clip.model)
+        self.prompts, self.class_prompts = self.build_prompts()
+        self.prompts.to(self.device)
+        if trainable.parameters(self.prompts):
+            self.prepare_training()
+
+    def prepare_training(self) -> None:
+        """Noise, initial weights, optimiser and loss scaling; registers the prompts alone."""
+        cfg = self.cfg
+        self.denoising = build_denoising(cfg, self.noise_unit) if cfg.TRAINER.PROMPT_DENOISING.ENABLED else None
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.prompts, cfg.MODEL.INIT_WEIGHTS)
+        self.optim = build_optimizer(self.prompts, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaling)
+        self.register_model(self.learner_name, self.prompts, self.optim, self.sched)
+
+    def build_prompts(self) -> tuple[nn.Module, ClassPrompts]:
+        """The method's learner, whose call returns Prompts, and the class prompts that its context belongs to."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_prompts()")
+
+    @functools.cached_property
+    def noise_unit(self) -> float:
+        """What a noise level of 1 means in the embedding's numbers."""
+        unit = self.cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT
+        check_choice("NOISE_UNIT", unit, NOISE_UNITS, "PROMPT_DENOISING")
+        if unit == "absolute":
+            return 1.0
+        log.info(f"Noise levels are in units of {self.clip.token_std:.6f}, the standard deviation of the token embedding")
+        return self.clip.token_std
+
+    # Forward
+
+    def encode_text(self, prompts: Prompts) -> Tensor:
+        """Normalised features (C, E) of all classes, in float32 or better."""
+        features = self.text_tower.encode(self.class_prompts, prompts.context, prompts.deep_text)
+        return normalise(features)
+
+    def encode_image(self, image: Tensor, prompts: Prompts) -> Tensor:
+        """Normalised features (B, E), in float32 or better."""
+        features = self.image_tower.encode(image, prompts.visual, prompts.deep_visual)
+        return normalise(features)
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """exp(logit_scale) times the cosines, (B, C)."""
+        return self.clip.logit_scale * image_features @ text_features.t()
+
+    def denoise(self, prompts: Prompts) -> Prompts:
+        """The prompts with this step's noise on the text context; deep and visual prompts stay clean (DPD)."""
+        if self.denoising is None:
+            return prompts
+        return prompts._replace(
+            context=self.denoising.perturb(prompts.context, self.noise_level(), self.stream("dpd", self.step)))
+
+    # Training
+
+    @property
+    def step(self) -> int:
+        """Optimisation steps done before this one."""
+        return self.epoch * self.num_batches + self.batch_idx
+
+    def noise_level(self) -> float:
+        """sigma of this step, in the embedding's numbers."""
+        return self.denoising.sigma(self.epoch, self.batch_idx / self.num_batches)
+
+    def losses(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Named losses of a batch (B, 3, height, width), (B,); their sum is minimised."""
+        prompts = self.denoise(self.prompts())
+        text_features = self.encode_text(prompts)
+        image_features = self.encode_image(image, prompts)
+        return {"loss_ce": F.cross_entropy(self.logits(image_features, text_features), label)}
+
+    def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
+        """One step: losses, their sum backward, update. Returns what is logged, without waiting for the device."""
+        image, label = self.parse_batch_train(batch)
+        with self.precision.context(self.device):
+            losses = self.losses(image, label)
+        loss = sum(losses.values())
+        self.optim.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        summary = {"loss": loss.detach()}
+        if len(losses) > 1:
+            summary |= {name: value.detach() for name, value in losses.items()}
+        if self.denoising is not None:
+            summary["noise"] = self.noise_level()
+        return summary
+
+    def parse_batch_train(self, batch: Mapping) -> tuple[Tensor, Tensor]:
+        """Images and labels, on the device."""
+        return batch["img"].to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
+
+    # Testing
+
+    def set_model_mode(self, mode: str = "train", names=None) -> None:
+        """Also forgets the encoded classes, which hold for one evaluation."""
+        super().set_model_mode(mode, names)
+        self._deployed = None
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Logits (B, C); the classes are encoded once an evaluation, and no noise is drawn."""
+        with torch.no_grad(), self.precision.context(self.device):
+            if self._deployed is None:
+                prompts = self.prompts()
+                self._deployed = prompts, self.encode_text(prompts)
+            prompts, text_features = self._deployed
+            return self.logits(self.encode_image(input, prompts), text_features)
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load trained prompts from a run's folder: of `epoch`, else the best on validation data, else the last.
+
+        Published MaPLe and CoOp checkpoints load too: only what is learned is taken from them.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: a checkpoint of other prompts.
+        """
+        if not directory:
+            log.info("Note that load_model() is skipped as no pretrained model is given")
+            return
+        path = find_checkpoint(Path(directory) / self.learner_name, epoch)
+        checkpoint = load_checkpoint(path)
+        try:
+            trainable.load_state_dict(self.prompts, learned_entries(checkpoint["state_dict"]))
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit {type(self).__name__} with these settings: {error}") from error
+        log.info(f'Loading weights to {self.learner_name} from "{path}" (epoch = {checkpoint["epoch"]})')
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Rows of length 1, in float32 or better whatever precision the towers ran in."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def find_checkpoint(folder: Path, epoch: int | None) -> Path:
+    """The checkpoint of `epoch` in a learner's folder; without an epoch the best one, or else the last.
+
+    Raises:
+        FileNotFoundError: it is not there; the message lists what is.
+    """
+    if epoch is not None:
+        path = folder / f"model.pth.tar-{epoch}"
+    elif (folder / "model-best.pth.tar").is_file() or not (folder / "checkpoint").is_file():
+        path = folder / "model-best.pth.tar"
+    else:
+        path = folder / (folder / "checkpoint").read_text(encoding="utf-8").strip()
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in folder.glob("model*"))) or "nothing"
+        raise FileNotFoundError(f"No checkpoint at {path} (the folder holds {there}); train first, or give --model-dir a "
+                                "run's folder and --load-epoch an epoch that was saved")
+    return path
+
+
+def learned_entries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is learned in a state dict of ours or of the published code, by our names.
+
+    MaPLe's published files hold all of CLIP beside `prompt_learner.*`.
+    """
+    prefix = "prompt_learner."
+    learned = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return learned or dict(state)
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...], node: str) -> None:
+    """Raises ValueError naming TRAINER.node.key if the value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"Unknown TRAINER.{node}.{key} '{value}'; choose from {', '.join(choices)}")
+
+
+def check_input(cfg: CfgNode, clip: Backbone) -> None:
+    """Compare the images that the configuration makes with those that CLIP was trained on.
+
+    Raises:
+        ValueError: another image size.
+    """
+    if tuple(cfg.INPUT.SIZE) != clip.image_size:
+        raise ValueError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes images of {clip.image_size}; set "
+                         f"INPUT.SIZE \"{clip.image_size}\"")
+    statistics = (*cfg.INPUT.PIXEL_MEAN, *cfg.INPUT.PIXEL_STD)
+    expected = (*clip.pixel_mean, *clip.pixel_std)
+    if max(abs(a - b) for a, b in zip(statistics, expected, strict=True)) > 1e-3:
+        log.warning(f"INPUT.PIXEL_MEAN and PIXEL_STD differ from {clip.name}'s {list(clip.pixel_mean)} and "
+                    f"{list(clip.pixel_std)}")
+
+
+def build_denoising(cfg: CfgNode, unit: float) -> PromptDenoising:
+    """The prompt noise that TRAINER.PROMPT_DENOISING describes; `unit` is what a level of 1 means."""
+    settings = cfg.TRAINER.PROMPT_DENOISING
+    noise = build_noise(settings.NOISE_TYPE, settings.GMM_MEANS, settings.GMM_STDS, settings.GMM_WEIGHTS,
+                        settings.GMM_COMPONENTS)
+    return PromptDenoising(noise, settings.NOISE_STD * unit, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
+                           cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL)
+
+
+def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = None) \
+        -> tuple[MultiModalPromptLearner, ClassPrompts]:
+    """MaPLe's prompts for the trainer's settings and classes; `hidden_width` of the input prompts' mapper, if it has one.
+
+    Raises:
+        ValueError: settings that the towers cannot take.
+    """
+    settings, clip, text = trainer.settings, trainer.clip, trainer.text_tower
+    image = trainer.image_tower.require_prompts()
+    layers = min(text.layers, image.layers)
+    if settings.N_CTX < 1:
+        raise ValueError(f"TRAINER.{trainer.node}.N_CTX must be at least 1, but got {settings.N_CTX}")
+    if not 1 <= settings.PROMPT_DEPTH <= layers:
+        raise ValueError(f"TRAINER.{trainer.node}.PROMPT_DEPTH must be from 1 to {layers}, the layers of {clip.name}'s "
+                         f"shallower tower, but got {settings.PROMPT_DEPTH}")
+    # As published: words start contexts of up to 4 tokens; longer ones start at random.
+    words = settings.CTX_INIT if settings.N_CTX <= 4 else ""
+    start, fixed = split_context_init(words, settings.N_CTX, clip.tokenize)
+    rows = class_rows(trainer.dm.dataset.classnames, clip.tokenize, text.sot, text.eot, settings.N_CTX, fixed)
+    learner = MultiModalPromptLearner(
+        text.width, image.width, settings.N_CTX, settings.PROMPT_DEPTH,
+        context=clip.token_embedding(start).float() if start else None,
+        hidden_width=hidden_width,
+        stream=lambda name: trainer.stream(f"init.{name}"))
+    return learner, text.prepare(rows, settings.N_CTX)

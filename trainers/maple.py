@@ -1,0 +1,14 @@
+"""MaPLe: coupled text and image prompts at many depths (Multi-modal Prompt Learning, arXiv 2210.03117)."""
+from p2c.framework import TRAINER_REGISTRY
+from p2c.trainers.base import PromptTrainer, build_coupled_prompts
+
+
+@TRAINER_REGISTRY.register()
+class MaPLe(PromptTrainer):
+    """Text contexts in the first layers of the text tower, and linear mappers from them to the image tower's prompts."""
+
+    node = "MAPLE"
+    learner_name = "MultiModalPromptLearner"
+
+    def build_prompts(self):
+        return build_coupled_prompts(self)
