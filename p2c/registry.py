@@ -12,6 +12,15 @@ TRAINERS = {
 DATASETS = {
     "OxfordPets": "p2c.datasets.oxford_pets",
     "Shapes": "p2c.datasets.shapes",
+    "ShapesBlur": "p2c.datasets.shapes",
+    "ShapesCounts": "p2c.datasets.shapes",
+    "ShapesDark": "p2c.datasets.shapes",
+    "ShapesGrounds": "p2c.datasets.shapes",
+    "ShapesNoise": "p2c.datasets.shapes",
+    "ShapesPairs": "p2c.datasets.shapes",
+    "ShapesSizes": "p2c.datasets.shapes",
+    "ShapesSketch": "p2c.datasets.shapes",
+    "ShapesTexture": "p2c.datasets.shapes",
 }
 
 

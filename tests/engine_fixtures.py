@@ -1,7 +1,5 @@
 """Tiny data and a tiny prompt-learner-like trainer for the engine's tests."""
-import logging
 import os
-import random
 
 import numpy as np
 import pytest
@@ -27,9 +25,6 @@ from p2c.engine import (
 CLASSNAMES = ["cat", "dog", "fox", "owl", "rat", "yak"]
 SIZES = [(50, 30), (32, 64), (40, 40)]  # width, height
 COUNTS = {"train": 12, "val": 4, "test": 4}  # images of each class
-
-torch.set_num_threads(1)
-
 
 def write_images(root) -> None:
     """Make the images, whose colour tells the class through some noise."""
@@ -111,7 +106,7 @@ def tiny_root(tmp_path_factory):
 
 
 def tiny_config(root, output_dir, *options):
-    """MaPLe's optimiser settings on tiny data, 6 batches of 12 images; `options` are KEY, value pairs."""
+    """MaPLe's optimiser settings on tiny data, 12 batches of 6 images; `options` are KEY, value pairs."""
     cfg = get_cfg_default()
     cfg.merge_from_list([
         "OUTPUT_DIR", str(output_dir), "SEED", 1, "USE_CUDA", False,
@@ -127,22 +122,12 @@ def tiny_config(root, output_dir, *options):
 
 
 @pytest.fixture
-def make_trainer(tiny_root, tmp_path):
-    """Builds a seeded trainer; options as in tiny_config."""
-    def make(*options, output_dir=None):
-        cfg = tiny_config(tiny_root, output_dir or tmp_path / "run", *options)
+def tiny_trainer(tiny_root, tmp_path):
+    """tiny_trainer(key, value, ...): a seeded TinyTrainer, or the one that TRAINER.NAME asks for."""
+    torch.set_num_threads(1)
+
+    def make(*options, output_dir=tmp_path / "run"):
+        cfg = tiny_config(tiny_root, output_dir, *options)
         set_random_seed(cfg.SEED)
         return build_trainer(cfg)
     return make
-
-
-@pytest.fixture(autouse=True)
-def global_state_restored():
-    """Leaves the random generators and the logging of the process as they were."""
-    python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    level = logging.getLogger("p2c").level
-    yield
-    random.setstate(python)
-    np.random.set_state(legacy_numpy)
-    torch.set_rng_state(cpu)
-    logging.getLogger("p2c").setLevel(level)

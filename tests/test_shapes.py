@@ -167,7 +167,7 @@ def test_a_shape_may_lie_partly_or_wholly_outside_the_picture():
 
 @pytest.fixture(scope="module")
 def backbone():
-    """The shipped weights in open_clip's own CLIP, put together without our loader: model, statistics, known ids."""
+    """The shipped weights in open_clip's own CLIP, put together without our loader: model, statistics, known ids, tokenizer."""
     facts = json.loads((WEIGHTS / "tiny-shapes.json").read_text())
     state = load_file(WEIGHTS / "tiny-shapes.safetensors")
     ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
@@ -176,13 +176,13 @@ def backbone():
     state["token_embedding.weight"] = table
     model = open_clip.CLIP(**facts["model"])
     model.load_state_dict(state)
-    return model.eval(), facts["preprocess"], set(ids.tolist())
+    return model.eval(), facts["preprocess"], set(ids.tolist()), SimpleTokenizer()
 
 
 @torch.no_grad()
 def zero_shot(backbone, name, count, styled):
     """Share of held-out pictures, `count` a class, that fall to their class by "a photo of a {}."."""
-    model, statistics, _ = backbone
+    model, statistics, _, _ = backbone
     classnames = shapes.FAMILY[name].classnames
     pixels = np.stack([shapes.picture(name, "held-out", label, index, styled)
                        for label in range(len(classnames)) for index in range(count)])
@@ -199,7 +199,7 @@ def test_weights_are_at_most_8_megabytes():
 
 @pytest.mark.parametrize("name", shapes.FAMILY)
 def test_all_words_of_class_names_and_templates_have_rows(backbone, name):
-    tokenizer, known = SimpleTokenizer(), backbone[2]
+    _, _, known, tokenizer = backbone
     templates = ("itap of a .", "a bad photo of the .", "a origami .", "a photo of the large .", "a in a video game .",
                  "art of the .", "a photo of the small .", "X")
     for text in (shapes.FAMILY[name].template.format(""), *shapes.FAMILY[name].classnames, *templates):

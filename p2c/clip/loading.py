@@ -13,6 +13,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
@@ -69,13 +70,13 @@ class Backbone:
         ids = self.tokenizer.encode(text)
         if self.stored_ids is not None and not self.stored_ids.issuperset(ids):
             lost = [self.tokenizer.decode([i]).strip() for i in ids if i not in self.stored_ids]
-            raise ValueError(f"{self.name} has no embedding for {', '.join(map(repr, lost))} in {text!r}; its vocabulary "
-                             f"holds {len(self.stored_ids)} tokens only: use other words or a full CLIP")
+            raise ValueError(f"{self.name} has no embedding for {', '.join(map(repr, lost))} in {text!r}; its "
+                             f"vocabulary holds {len(self.stored_ids)} tokens only: use other words or a full CLIP")
         return ids
 
     def token_embedding(self, ids: list[int]) -> Tensor:
         """Rows of the token embedding, (len(ids), d_t), in float32 or better."""
-        weight = _text_part(self.model).token_embedding.weight
+        weight = self.model.token_embedding.weight
         return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].detach()
 
 
@@ -85,8 +86,8 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
 
     Args:
         name: a name of CLIP's (`ViT-B/16`), of open_clip's, or `tiny-shapes`.
-        weights: `openai`, another tag of open_clip's, `random`, `builtin` (tiny-shapes), or a file: OpenAI's TorchScript
-            archive, a state dict, or safetensors.
+        weights: `openai`, another tag of open_clip's, `random`, `builtin` (tiny-shapes), or a file: OpenAI's
+            TorchScript archive, a state dict, or safetensors.
         dtype: of weights and activations; the token and text position embeddings stay float32.
 
     Raises:
@@ -95,93 +96,91 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
     """
     stored_ids = None
     if name == TINY:
-        model, image_mean, image_std, stored_ids = _load_tiny(weights)
+        model, statistics, stored_ids = _load_tiny(weights)
     else:
-        model, image_mean, image_std = _load_open_clip(name, weights)
-    tokenizer = SimpleTokenizer() if name == TINY else open_clip.get_tokenizer(_open_clip_name(name))
-    if not isinstance(tokenizer, SimpleTokenizer):
-        raise ValueError(f"{name} has a tokenizer of its own ({type(tokenizer).__name__}); prompts need CLIP's. Choose one of "
-                         f"{', '.join(CLIP_NAMES)}")
+        model, statistics = _load_open_clip(name, weights)
     model.eval().requires_grad_(False)
-    rows = _text_part(model).token_embedding.weight
-    rows = rows if stored_ids is None else rows[sorted(stored_ids)]
-    token_std = rows.double().std(correction=0).item()
+    rows = model.token_embedding.weight
+    token_std = (rows if stored_ids is None else rows[sorted(stored_ids)]).double().std(correction=0).item()
     _cast(model, dtype)
-    return Backbone(name, model.to(device), tokenizer, tuple(model.visual.image_size), tuple(image_mean), tuple(image_std),
-                    token_std, stored_ids)
-
-
-def _text_part(model: nn.Module) -> nn.Module:
-    """The module that holds the text tower: open_clip keeps it apart in some models and inside CLIP itself in others."""
-    return getattr(model, "text", model)
+    size = model.visual.image_size
+    return Backbone(name, model.to(device), SimpleTokenizer(), (size, size) if isinstance(size, int) else tuple(size),
+                    tuple(statistics["mean"]), tuple(statistics["std"]), token_std, stored_ids)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights and activations to `dtype`, except the embeddings that prompts are added to."""
-    text = _text_part(model)
-    kept = [p for p in (getattr(text, "token_embedding", nn.Module()).parameters())]
-    kept += [text.positional_embedding, model.logit_scale]
-    originals = [p.data for p in kept]
+    """Weights and activations to `dtype`, except the embeddings that prompts are added to and the scale of the logits."""
+    kept = (model.token_embedding.weight, model.positional_embedding, model.logit_scale)
+    originals = [parameter.data for parameter in kept]
     model.to(dtype)
     for parameter, original in zip(kept, originals, strict=True):
-        parameter.data = original if dtype.itemsize < original.dtype.itemsize else original.to(dtype)
+        parameter.data = original.to(torch.promote_types(dtype, torch.float32))
 
 
-def _open_clip_name(name: str) -> str:
-    known = CLIP_NAMES.get(name, name)
-    if known not in open_clip.list_models():
-        raise ValueError(f"Unknown backbone '{name}'; choose from {', '.join((*CLIP_NAMES, TINY))}, or a model of open_clip's "
-                         "(open_clip.list_models())")
-    return known
-
-
-def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, tuple, tuple]:
-    architecture = _open_clip_name(name)
+def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
+    architecture = CLIP_NAMES.get(name, name)
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        raise ValueError(f"Unknown backbone '{name}'; choose from {', '.join((*CLIP_NAMES, TINY))}, or a model of "
+                         "open_clip's (open_clip.list_models())")
+    if config.get("custom_text") or "hf_tokenizer_name" in config["text_cfg"] or "multimodal_cfg" in config:
+        raise ValueError(f"{name} has a text tower or tokenizer other than CLIP's, which prompts need; choose one of "
+                         f"{', '.join(CLIP_NAMES)}, or another model of open_clip's with CLIP's text tower")
+    statistics = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if weights == "random":
-        model = _random(lambda: open_clip.create_model(architecture, pretrained_text=False))
-    elif weights in tags:
-        model = _load_tag(name, architecture, weights)
-    elif weights == "builtin":
-        raise ValueError(f"Only {TINY} has builtin weights, but the backbone is '{name}'; give openai, random or a file")
-    else:
+    if weights in tags:
+        path = _cached_openai_file(architecture) if weights == "openai" else None
+        if path is None:
+            model = _fetch(name, architecture, weights)
+            return model, open_clip.get_model_preprocess_cfg(model)
+    elif weights != "random":
         path = Path(weights).expanduser()
+        if weights == "builtin":
+            raise ValueError(f"Only {TINY} has builtin weights, but the backbone is '{name}'; give openai, random or a "
+                             "file")
         if not path.is_file():
             raise FileNotFoundError(f"No weights '{weights}' for {name}: it is neither a file nor one of random, "
                                     f"{', '.join(tags)}")
-        model = _random(lambda: open_clip.create_model(architecture, pretrained_text=False))
+    model = _random(config)
+    if weights != "random":
         _load_state(model, read_state_dict(path), name, path)
-    statistics = open_clip.get_model_preprocess_cfg(model)
-    return model, statistics["mean"], statistics["std"]
+    return model, statistics
 
 
-def _random(build) -> nn.Module:
-    """Build with seeded weights, leaving the global generator as it was."""
+def _random(config: dict) -> nn.Module:
+    """A CLIP of an open_clip configuration with seeded weights; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        return build()
+        return open_clip.CLIP(**config)
 
 
-def _load_tag(name: str, architecture: str, tag: str) -> nn.Module:
-    source = get_pretrained_cfg(architecture, tag)
-    url = source.get("url", "")
-    if tag == "openai" and url:
-        cached = CLIP_CACHE.expanduser() / url.rsplit("/", 1)[-1]
-        if cached.is_file():
-            expected, found = url.split("/")[-2], _sha256(cached)
-            if found != expected:
-                raise ValueError(f"{cached} is damaged: its SHA-256 is {found}, expected {expected}; delete it and "
-                                 "download it again")
-            model = _random(lambda: open_clip.create_model(architecture, pretrained_text=False))
-            _load_state(model, read_state_dict(cached), name, cached)
-            return model
+def _cached_openai_file(architecture: str) -> Path | None:
+    """OpenAI's own download of a model, if CLIP's cache has it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    url = get_pretrained_cfg(architecture, "openai").get("url", "")
+    cached = CLIP_CACHE.expanduser() / url.rsplit("/", 1)[-1]
+    if not cached.is_file():
+        return None
+    expected, found = url.split("/")[-2], _sha256(cached)
+    if found != expected:
+        raise ValueError(f"{cached} is damaged: its SHA-256 is {found}, expected {expected}; delete it and download it "
+                         "again")
+    return cached
+
+
+def _fetch(name: str, architecture: str, tag: str) -> nn.Module:
+    """Download through open_clip, which keeps its own cache."""
     log.info(f"Fetching the weights '{tag}' of {name} through open_clip")
     try:
         return open_clip.create_model(architecture, pretrained=tag)
     except (OSError, RuntimeError) as error:
-        hint = f" put the file of {url} at {CLIP_CACHE / url.rsplit('/', 1)[-1]}, or" if tag == "openai" and url else ""
-        raise FileNotFoundError(f"The weights '{tag}' of {name} could not be fetched ({error});{hint} set "
-                                "MODEL.BACKBONE.WEIGHTS to a file") from error
+        reason = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(f"The weights '{tag}' of {name} could not be fetched ({reason}); set "
+                                "MODEL.BACKBONE.WEIGHTS to a file, or put OpenAI's archive (such as ViT-B-16.pt) into "
+                                f"{CLIP_CACHE}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -209,8 +208,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as CLIP weights ({str(error).splitlines()[0]}); give OpenAI's archive, a "
-                         "state dict saved by torch, or safetensors") from error
+        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a state "
+                         "dict saved by torch, or safetensors") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors); give CLIP's weights")
@@ -240,19 +239,19 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: P
     model.load_state_dict(state)
 
 
-def _load_tiny(weights: str) -> tuple[nn.Module, tuple, tuple, frozenset[int] | None]:
+def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
     description = json.loads((BUILTIN / f"{TINY}.json").read_text(encoding="utf-8"))
-    model = _random(lambda: open_clip.CLIP(**description["model"]))
-    stored_ids = None
-    if weights != "random":
-        path = BUILTIN / f"{TINY}.safetensors" if weights == "builtin" else Path(weights).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"No weights '{weights}' for {TINY}; set MODEL.BACKBONE.WEIGHTS to builtin, random or a "
-                                    "file")
-        state = read_state_dict(path)
-        ids, rows = state.pop("token_embedding.ids", None), state.pop("token_embedding.rows", None)
-        if ids is not None and rows is not None:
-            stored_ids = frozenset(ids.tolist())
-            state["token_embedding.weight"] = torch.zeros_like(model.token_embedding.weight).index_copy_(0, ids, rows)
-        _load_state(model, state, TINY, path)
-    return model, description["preprocess"]["mean"], description["preprocess"]["std"], stored_ids
+    model, statistics = _random(description["model"]), description["preprocess"]
+    if weights == "random":
+        return model, statistics, None
+    path = BUILTIN / f"{TINY}.safetensors" if weights == "builtin" else Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"No weights '{weights}' for {TINY}; set MODEL.BACKBONE.WEIGHTS to builtin, random or a "
+                                "file")
+    state, stored_ids = read_state_dict(path), None
+    if "token_embedding.ids" in state:  # only the rows that its captions needed are stored
+        ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
+        state["token_embedding.weight"] = torch.zeros_like(model.token_embedding.weight).index_copy_(0, ids, rows)
+        stored_ids = frozenset(ids.tolist())
+    _load_state(model, state, TINY, path)
+    return model, statistics, stored_ids

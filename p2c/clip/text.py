@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
@@ -38,23 +39,22 @@ class TextTower:
     """
 
     def __init__(self, model: nn.Module, sot: int, eot: int):
-        text = getattr(model, "text", model)
-        pool_type = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
-        blocks = getattr(getattr(text, "transformer", None), "resblocks", ())
-        if getattr(text, "attn_mask", None) is None or pool_type not in ("argmax", "eos") or \
-                getattr(text, "cls_emb", None) is not None or not isinstance(text.text_projection, nn.Parameter):
+        pooling = getattr(model, "text_pool_type", None)
+        if not isinstance(model, CLIP) or model.attn_mask is None or pooling not in ("argmax", "eos") or \
+                not isinstance(model.text_projection, nn.Parameter):
             raise ValueError("Prompt learning needs a text tower with a causal mask, pooling at [EOT] and a linear "
-                             f"projection, as CLIP has; {type(model).__name__} has none (pooling: {pool_type})")
+                             f"projection, as CLIP has, but {type(model).__name__} has none (pooling: {pooling})")
+        blocks = model.transformer.resblocks
         if not all(type(block) is ResidualAttentionBlock for block in blocks):
             raise ValueError("Prompt learning needs CLIP's plain attention blocks in the text tower, but got "
                              f"{', '.join(sorted({type(block).__name__ for block in blocks}))}")
         self.sot, self.eot = sot, eot
-        self._text, self._blocks = text, blocks
+        self._clip, self._blocks = model, blocks
 
     @property
     def width(self) -> int:
         """D."""
-        return self._text.token_embedding.weight.shape[1]
+        return self._clip.token_embedding.weight.shape[1]
 
     @property
     def layers(self) -> int:
@@ -64,7 +64,7 @@ class TextTower:
     @property
     def context_length(self) -> int:
         """The most tokens a text may have, [SOS] and [EOT] included."""
-        return self._text.positional_embedding.shape[0]
+        return self._clip.positional_embedding.shape[0]
 
     @torch.no_grad()
     def prepare(self, rows: Sequence[Sequence[int]], n_ctx: int = 0) -> ClassPrompts:
@@ -86,11 +86,11 @@ class TextTower:
         shared = shared_length(rows)
         if shared < 1 + n_ctx:
             raise ValueError(f"The {n_ctx} context tokens must come first and be shared by all classes")
-        positions = self._text.positional_embedding
+        positions = self._clip.positional_embedding
         device = positions.device
 
         def embed(ids: Sequence[int], start: int) -> Tensor:
-            tokens = self._text.token_embedding(torch.tensor(ids, dtype=torch.long, device=device))
+            tokens = self._clip.token_embedding(torch.tensor(ids, dtype=torch.long, device=device))
             return tokens + positions[start:start + len(ids)]
 
         suffixes = [embed(row[shared:], shared) for row in rows]
@@ -105,7 +105,7 @@ class TextTower:
             context: (M, D) learned context at the input, without positions; None: the prompts as they were written.
             deep: contexts (M, D) that replace the M context states at the entrance of layers 1, 2, ...
         """
-        dtype = self._text.text_projection.dtype
+        dtype = self._clip.text_projection.dtype
         prefix = prompts.prefix
         n_ctx = len(prompts.context_positions)
         if context is not None:
@@ -130,7 +130,7 @@ class TextTower:
                 prefix = _replace(prefix[0], deep[layer - 1])[None]
             prefix, suffix = _block(block, prefix, suffix, mask, last=layer == self.layers - 1)
         state = suffix[torch.arange(len(suffix), device=suffix.device), eot]            # (C, D)
-        return self._text.ln_final(state) @ self._text.text_projection
+        return self._clip.ln_final(state) @ self._clip.text_projection
 
 
 def shared_length(rows: Sequence[Sequence[int]]) -> int:

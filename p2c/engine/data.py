@@ -63,7 +63,7 @@ class DatasetWrapper(Dataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         image = read_image(item.impath)
         if self.is_train:
-            with random_state_kept(gpus=False):
+            with random_state_kept(gpu=False):
                 self._seed_augmentation(idx)
                 output.update(self._images(image))
         else:
@@ -107,7 +107,6 @@ def build_data_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        generator=torch.Generator(),  # its own: iterating would otherwise draw from the global one
     )
 
 

@@ -121,9 +121,10 @@ def confusion_matrix(truth: Tensor, prediction: Tensor) -> Tensor:
 
 def macro_f1(matrix: Tensor) -> float:
     """Mean F1 (0 to 1) over the classes that occur among the true labels, from a confusion matrix (C, C)."""
+    matrix = matrix.double()
     hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
     occurs = true > 0
-    return (2 * hits / (true + predicted).clamp(min=1))[occurs].double().mean().item()
+    return (2 * hits / (true + predicted))[occurs].mean().item()
 
 
 def compute_accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:

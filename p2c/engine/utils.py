@@ -105,21 +105,21 @@ def run_seed(cfg) -> int:
 
 
 @contextlib.contextmanager
-def random_state_kept(gpus: bool = True) -> Iterator[None]:
+def random_state_kept(gpu: bool = True) -> Iterator[None]:
     """Whatever is drawn or seeded inside leaves the global generators as they were.
 
-    `gpus=False` leaves those of the GPUs alone, which spares a wait for the GPU.
+    `gpu=False` leaves the GPU's alone, which spares a wait for it.
     """
     python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if gpus and torch.cuda.is_initialized() else []
+    gpu = torch.cuda.get_rng_state() if gpu and torch.cuda.is_initialized() else None
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy_numpy)
         torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)
 
 
 # Modules

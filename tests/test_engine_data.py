@@ -1,0 +1,241 @@
+"""From image files to batches: transforms, items, loaders, and that batches depend on seed and epoch alone."""
+import random
+from operator import itemgetter
+
+import numpy as np
+import pytest
+import torch
+from engine_fixtures import tiny_config
+from torchvision import transforms as T
+
+from p2c.engine import DataManager, DatasetWrapper, Datum, build_data_loader, build_sampler, build_transform, read_image
+from p2c.engine.data import set_epoch
+
+pytest_plugins = ["engine_fixtures"]
+
+
+@pytest.fixture
+def config(tiny_root, tmp_path):
+    return lambda *options: tiny_config(tiny_root, tmp_path, *options)
+
+
+@pytest.fixture
+def images(tiny_root):
+    """48 training images of 4 classes."""
+    return [Datum(f"{tiny_root}/train/{i // 12}_{i % 12}.png", i // 12, domain=i % 3) for i in range(48)]
+
+
+def test_items_of_the_wrapper(config, images):
+    """Check 14."""
+    cfg = config("DATALOADER.K_TRANSFORMS", 3, "DATALOADER.RETURN_IMG0", True)
+    tfm = build_transform(cfg)
+    item = DatasetWrapper(cfg, images, tfm, is_train=True)[13]
+    assert set(item) == {"label", "domain", "impath", "index", "img", "img0"}
+    assert itemgetter("label", "domain", "impath", "index")(item) == (1, 1, images[13].impath, 13)
+    assert [image.shape for image in item["img"]] == [(3, 32, 32)] * 3
+    assert not item["img"][0].equal(item["img"][1])
+    assert item["img0"].shape == (3, 32, 32)
+
+    item = DatasetWrapper(config(), images, [tfm, tfm], is_train=True)[0]
+    assert set(item) == {"label", "domain", "impath", "index", "img", "img2"}
+    assert DatasetWrapper(cfg, images, tfm, is_train=False)[0]["img"].shape == (3, 32, 32)
+    assert DatasetWrapper(config(), images)[0]["img"].size == (50, 30)
+    with pytest.raises(ValueError, match="K_TRANSFORMS"):
+        DatasetWrapper(cfg, images, None, is_train=True)
+
+
+@pytest.mark.parametrize("size, edge", [((32, 32), 32), ((32, 48), 48)])
+def test_test_transform_resizes_the_smaller_edge_and_crops_the_centre(config, images, size, edge):
+    """Check 15."""
+    cfg = config("INPUT.SIZE", size)
+    image = read_image(images[0].impath)
+    assert image.size == (50, 30)
+    expected = T.Compose([
+        T.Resize(edge), T.CenterCrop(size), T.ToTensor(), T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    ])(image)
+    assert build_transform(cfg, is_train=False)(image).equal(expected)
+
+
+def test_training_transform_of_clip(config):
+    """Check 15."""
+    steps = build_transform(config("INPUT.INTERPOLATION", "bicubic")).transforms
+    assert [type(step) for step in steps] == [T.RandomResizedCrop, T.RandomHorizontalFlip, T.ToTensor, T.Normalize]
+    crop, flip = steps[:2]
+    assert crop.size == (32, 32) and tuple(crop.scale) == (0.08, 1.0) and tuple(crop.ratio) == (3 / 4, 4 / 3)
+    assert crop.interpolation is T.InterpolationMode.BICUBIC and flip.p == 0.5
+
+
+def test_lines_about_the_transforms(config, capsys):
+    """Check 16."""
+    cfg = config("INPUT.SIZE", (224, 224), "INPUT.INTERPOLATION", "bicubic")
+    build_transform(cfg, is_train=True)
+    build_transform(cfg, is_train=False)
+    build_transform(cfg, is_train=True, choices=())
+    assert capsys.readouterr().out.splitlines() == [
+        "Building transform_train",
+        "+ random resized crop (size=(224, 224), scale=(0.08, 1.0))",
+        "+ random flip",
+        "+ to torch tensor of range [0, 1]",
+        "+ normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
+        "Building transform_test",
+        "+ resize the smaller edge to 224",
+        "+ 224x224 center crop",
+        "+ to torch tensor of range [0, 1]",
+        "+ normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
+        "Building transform_train",
+        "+ resize to 224x224",
+        "+ to torch tensor of range [0, 1]",
+    ]
+
+
+def test_every_transform_gives_an_image_of_the_size_asked_for(config, images):
+    cfg = config("INPUT.GB_K", 5)
+    names = [
+        "random_translation", "random_crop", "random_flip", "imagenet_policy", "cifar10_policy", "svhn_policy",
+        "randaugment", "colorjitter", "randomgrayscale", "gaussian_blur", "cutout", "normalize", "gaussian_noise",
+        "instance_norm", "center_crop",
+    ]
+    for choices in [names, *([name] for name in names)]:
+        transform = build_transform(cfg, choices=choices)
+        for _ in range(3):
+            assert transform(read_image(images[0].impath)).shape == (3, 32, 32)
+
+
+def test_cutout_sets_a_square_to_zero(config):
+    transform = build_transform(config("INPUT.CUTOUT_LEN", 8), choices=["cutout"])
+    white = T.ToPILImage()(torch.ones(3, 32, 32))
+    holes = [int((transform(white)[0] == 0).sum()) for _ in range(50)]
+    assert max(holes) == 64 and min(holes) >= 16  # at the border a part of the square is outside
+
+
+def test_unknown_transforms_and_interpolations_are_refused(config):
+    with pytest.raises(ValueError, match="randaugment2; choose from random_translation"):
+        build_transform(config(), choices=["randaugment2"])
+    with pytest.raises(KeyError, match="'lanczos'; choose from bilinear, bicubic, nearest"):
+        build_transform(config("INPUT.INTERPOLATION", "lanczos"))
+    assert build_transform(config("INPUT.NO_TRANSFORM", True)) is None
+
+
+@pytest.mark.parametrize("batch_size, batches, visited", [(4, 12, 48), (48, 1, 48), (30, 1, 30), (100, 1, 48)])
+def test_length_of_a_training_loader(config, images, batch_size, batches, visited):
+    """Check 17."""
+    loader = build_data_loader(config(), "RandomSampler", images, batch_size, tfm=T.ToTensor(), is_train=True)
+    loader.dataset.transform = T.Compose([T.Resize((8, 8)), T.ToTensor()])
+    assert len(loader) == batches
+    assert sum(len(batch["label"]) for batch in loader) == visited
+
+
+def test_a_test_loader_drops_nothing(config, images):
+    """Check 17."""
+    loader = build_data_loader(config(), data_source=images[:24], batch_size=10, is_train=False)
+    assert len(loader) == 3
+    with pytest.raises(ValueError, match="empty"):
+        build_data_loader(config(), data_source=[])
+
+
+def batches_of(config, images, *, workers, seed=1, evaluate=False):
+    """(indices, pixels) of each batch of three epochs."""
+    cfg = config("DATALOADER.NUM_WORKERS", workers, "SEED", seed, "INPUT.TRANSFORMS",
+                 ("random_resized_crop", "random_translation", "cutout", "gaussian_noise"))
+    tfm = build_transform(cfg)
+    tfm_test = build_transform(cfg, is_train=False)
+    loader = build_data_loader(cfg, "RandomSampler", images, 4, tfm=tfm, is_train=True)
+    test_loader = build_data_loader(cfg, data_source=images[:8], tfm=tfm_test, is_train=False)
+    batches = []
+    for epoch in range(3):
+        set_epoch(loader, epoch)
+        batches += [(batch["index"].tolist(), batch["img"]) for batch in loader]
+        if evaluate:
+            list(test_loader)
+            torch.rand(3), random.random(), np.random.rand()
+    return batches
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(i == j and p.equal(q) for (i, p), (j, q) in zip(one, other, strict=True))
+
+
+def test_batches_depend_on_seed_and_epoch_alone(config, images):
+    """Check 18."""
+    expected = batches_of(config, images, workers=0)
+    for workers in (1, 2):
+        assert equal(batches_of(config, images, workers=workers), expected)
+    assert equal(batches_of(config, images, workers=0, evaluate=True), expected)
+    orders = [[i for indices, _ in expected[first:first + 12] for i in indices] for first in (0, 12, 24)]
+    assert all(sorted(order) == list(range(48)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    other = batches_of(config, images, workers=0, seed=2)
+    assert [indices for indices, _ in other] != [indices for indices, _ in expected]
+
+
+def test_reading_an_item_leaves_the_global_generators_alone(config, images):
+    wrapper = DatasetWrapper(config(), images, build_transform(config()), is_train=True)
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    expected = torch.rand(2), random.random(), np.random.rand()
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    wrapper[0], wrapper[5]
+    assert torch.rand(2).equal(expected[0]) and (random.random(), np.random.rand()) == expected[1:]
+
+
+def test_building_the_data_manager_leaves_the_global_generators_alone(config):
+    """Check 19."""
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    DataManager(config("DATALOADER.NUM_WORKERS", 2))
+    assert torch.get_rng_state().equal(states[0])
+    assert (random.getstate(), str(np.random.get_state())) == states[1:]
+
+
+def test_summary_of_the_data(config, capsys):
+    DataManager(config("DATALOADER.TRAIN_X.BATCH_SIZE", 50))
+    out = capsys.readouterr().out
+    table = [
+        "---------  --------", "Dataset    TinyData", "# classes  6", "# train_x  72", "# val      24", "# test     24",
+        "---------  --------",
+    ]
+    assert "\n".join(table) in out
+    assert "Each epoch leaves out 22 of 72 training images" in out
+    DataManager(config("VERBOSE", False))
+    assert "Dataset" not in capsys.readouterr().out
+
+
+def test_custom_transforms_are_used(config, capsys):
+    transform = T.ToTensor()
+    manager = DataManager(config(), custom_tfm_train=transform, custom_tfm_test=transform)
+    assert manager.train_loader_x.dataset.transform is manager.test_loader.dataset.transform is transform
+    out = capsys.readouterr().out
+    assert "* Using custom transform for training\n* Using custom transform for testing\n" in out
+
+
+def test_domain_samplers_balance_the_domains(config, images):
+    for name, n_domain in [("RandomDomainSampler", 3), ("SeqDomainSampler", 0), ("RandomDomainSampler", 2)]:
+        sampler = build_sampler(name, config(), images, batch_size=6, n_domain=n_domain)
+        order = list(sampler)
+        assert len(order) == len(sampler) == len(set(order)) and order == list(sampler)
+        domains = [images[i].domain for i in order]
+        per_domain = 6 // (n_domain or 3)
+        for first in range(0, len(order), per_domain):
+            assert len(set(domains[first:first + per_domain])) == 1
+        if name == "SeqDomainSampler":
+            assert domains[:6] == [0, 0, 1, 1, 2, 2]
+        sampler.set_epoch(1)
+        assert list(sampler) != order
+    with pytest.raises(ValueError, match="7"):
+        build_sampler("SeqDomainSampler", config(), images, batch_size=7)
+
+
+def test_class_sampler_repeats_images_of_small_classes(config, images):
+    few = images[:12] + images[12:14]
+    sampler = build_sampler("RandomClassSampler", config(), few, batch_size=8, n_ins=4)
+    order = list(sampler)
+    assert len(order) == 8 and {few[i].label for i in order} == {0, 1}
+    labels = [few[i].label for i in order]
+    assert labels[0] == labels[1] == labels[2] == labels[3] != labels[4]
+    with pytest.raises(ValueError, match="N_INS"):
+        build_sampler("RandomClassSampler", config(), few, batch_size=8, n_ins=16)
+    with pytest.raises(ValueError, match="3 classes"):
+        build_sampler("RandomClassSampler", config(), few, batch_size=12, n_ins=4)
+
+
+def test_unknown_samplers_are_refused(config, images):
+    with pytest.raises(ValueError, match="Unknown sampler type: X; choose from RandomSampler"):
+        build_sampler("X", config(), images)

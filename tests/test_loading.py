@@ -1,0 +1,162 @@
+"""From names and files to a frozen CLIP: OpenAI's archive, state dicts, safetensors, the built-in backbone."""
+import hashlib
+
+import open_clip
+import pytest
+import torch
+from clip_files import save_openai_archive
+from safetensors.torch import save_file
+
+from p2c.clip import loading
+from p2c.clip.loading import CLIP_NAMES, load_backbone, read_state_dict
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small architecture of open_clip's under a name of its own, so that files of real form stay small."""
+    import json
+
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "small-clip.json").write_text(json.dumps({
+        "embed_dim": 16, "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}}))
+    open_clip.add_model_config(folder)
+    return open_clip.create_model("small-clip")
+
+
+def write(model, path, form):
+    if form == "archive":
+        save_openai_archive(model.half().float(), path)
+    elif form == "safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        state = model.state_dict()
+        torch.save(state if form == "bare" else {"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+
+
+@pytest.mark.parametrize("form", ["archive", "bare", "nested", "safetensors"])
+def test_weights_are_read_from_every_form(small, tmp_path, form):
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    write(small, path, form)
+    clip = load_backbone("small-clip", str(path))
+    expected = small.state_dict()
+    for key, value in clip.model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, expected[key]), key
+    assert clip.image_size == (32, 32) and clip.pixel_mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert clip.token_std == pytest.approx(small.token_embedding.weight.double().std(correction=0).item())
+
+
+def test_loaded_clip_is_frozen_and_in_evaluation_mode(small, tmp_path):
+    clip = load_backbone("small-clip", "random")
+    assert not clip.model.training and not any(p.requires_grad for p in clip.model.parameters())
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone(small):
+    state = torch.random.get_rng_state()
+    first, second = load_backbone("small-clip", "random"), load_backbone("small-clip", "random")
+    assert torch.equal(first.model.visual.proj, second.model.visual.proj)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_low_precision_keeps_the_embeddings_exact(small):
+    exact = load_backbone("small-clip", "random")
+    half = load_backbone("small-clip", "random", torch.bfloat16)
+    assert half.model.visual.proj.dtype == torch.bfloat16
+    assert torch.equal(half.model.token_embedding.weight, exact.model.token_embedding.weight)
+    assert half.logit_scale == exact.logit_scale
+    assert load_backbone("small-clip", "random", torch.float64).model.token_embedding.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", sorted(CLIP_NAMES))
+def test_clips_names_mean_quick_gelu(name):
+    assert open_clip.get_model_config(CLIP_NAMES[name])["quick_gelu"] is True
+
+
+def test_openai_weights_come_from_clips_own_cache_and_are_checked(small, tmp_path, monkeypatch):
+    cached = tmp_path / "small.pt"
+    save_openai_archive(small, cached)
+    digest = hashlib.sha256(cached.read_bytes()).hexdigest()
+    source = {"url": f"https://host/{digest}/small.pt"}
+    monkeypatch.setattr(loading, "CLIP_CACHE", tmp_path)
+    monkeypatch.setattr(loading, "get_pretrained_cfg", lambda model, tag: source)
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda model: ["openai"])
+    clip = load_backbone("small-clip", "openai")
+    torch.testing.assert_close(clip.model.visual.proj, small.visual.proj.half().float())
+    source["url"] = "https://host/0123/small.pt"
+    with pytest.raises(ValueError, match=f"small.pt is damaged: its SHA-256 is {digest}, expected 0123"):
+        load_backbone("small-clip", "openai")
+
+
+def test_unreachable_openai_weights_are_one_clear_error(small, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(loading, "CLIP_CACHE", tmp_path)
+    monkeypatch.setattr(open_clip, "create_model", refuse)
+    with pytest.raises(FileNotFoundError, match=r"'openai' of ViT-B/16 could not be fetched \(no network\).*ViT-B-16.pt"):
+        load_backbone("ViT-B/16", "openai")
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"<html>not weights</html>", "cannot be read as CLIP weights"),
+    (b"", "cannot be read as CLIP weights"),
+])
+def test_files_that_are_no_weights_are_refused_by_name(small, tmp_path, content, message):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"bad.pt {message}"):
+        load_backbone("small-clip", str(path))
+
+
+def test_a_pickle_with_code_is_refused_and_runs_nothing(small, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_state_dict(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_another_architecture_are_refused_with_what_differs(small, tmp_path):
+    path = tmp_path / "w.pt"
+    write(small, path, "bare")
+    with pytest.raises(ValueError, match="w.pt does not fit ViT-B/32: it .*faults more.*MODEL.BACKBONE.NAME"):
+        load_backbone("ViT-B/32", str(path))
+
+
+def test_built_in_weights_belong_to_the_built_in_backbone():
+    with pytest.raises(ValueError, match="Only tiny-shapes has builtin weights"):
+        load_backbone("ViT-B/16", "builtin")
+    with pytest.raises(FileNotFoundError, match="builtin, random or a file"):
+        load_backbone("tiny-shapes", "openai")
+
+
+def test_a_tokenizer_other_than_clips_is_refused():
+    with pytest.raises(ValueError, match="other than CLIP.s"):
+        load_backbone("ViT-B-16-SigLIP", "random")
+
+
+def test_image_towers_other_than_vits_serve_methods_that_prompt_the_text_only():
+    from p2c.clip.vision import ImageTower
+
+    clip = load_backbone("RN50", "random")
+    tower = ImageTower(clip.model)
+    image = torch.randn(1, 3, *clip.image_size)
+    assert torch.equal(tower.encode(image), clip.model.encode_image(image))
+    with pytest.raises(ValueError, match="VisionTransformer"):
+        tower.require_prompts()
+
+
+def test_built_in_backbone_names_the_word_it_has_no_row_for():
+    clip = load_backbone("tiny-shapes", "builtin")
+    assert clip.tokenize("a photo of a red circle.")
+    with pytest.raises(ValueError, match="tiny-shapes has no embedding for 'zebra' in 'a photo of a zebra'"):
+        clip.tokenize("a photo of a zebra")
+    rows = clip.model.token_embedding.weight[sorted(clip.stored_ids)].double()
+    assert clip.token_std == pytest.approx(rows.std(correction=0).item())
