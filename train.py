@@ -125,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
     """Set up and run; returns the exit status."""
     try:
         cfg = setup_cfg(args)
-        task = {"mode": "eval" if args.eval_only else "train", "model_dir": args.model_dir, "load_epoch": args.load_epoch}
+        task = {"mode": "eval", "model_dir": args.model_dir, "load_epoch": args.load_epoch} if args.eval_only else \
+            {"mode": "train"}
         if finished_before(cfg, task):
             print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat the run")
             return FINISHED
@@ -142,10 +143,10 @@ def run(args: argparse.Namespace) -> int:
     if args.no_train:
         return FINISHED
     try:
-        write_started(cfg, cfg.OUTPUT_DIR, task)
+        write_started(cfg, cfg.OUTPUT_DIR, **task)
         if args.eval_only:
             trainer.test()
-            trainer.write_results()
+            trainer.write_results(**task)
         else:
             trainer.train()
     except KeyboardInterrupt:

@@ -5,13 +5,12 @@ from operator import itemgetter
 import numpy as np
 import pytest
 import torch
+from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import tiny_config
 from torchvision import transforms as T
 
 from p2c.engine import DataManager, DatasetWrapper, Datum, build_data_loader, build_sampler, build_transform, read_image
 from p2c.engine.data import set_epoch
-
-pytest_plugins = ["engine_fixtures"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import Pooled, TinyTrainer, rates
 from torch import nn
 
@@ -18,8 +19,6 @@ from p2c.engine import (
     read_json,
 )
 from p2c.engine import trainer as trainer_module
-
-pytest_plugins = ["engine_fixtures"]
 
 MAPLE_RATES = [1e-05, 0.0035, 0.0031657797401561582, 0.002290779740156158, 0.001209220259843842]
 
@@ -170,7 +169,8 @@ def test_lines_at_the_end_of_a_run(tiny_trainer, capsys):
     out = capsys.readouterr().out
     assert out.count("Evaluate on") == 1
     landmarks = [
-        "Finish training\n", "Deploy the last-epoch model\n", "Evaluate on the *test* set\n", "=> result\n", "Elapsed: 0:0"
+        "Finish training\n", "Deploy the last-epoch model\n", "Evaluate on the *test* set\n", "=> result\n",
+        "Elapsed: 0:0",
     ]
     positions = [out.index(landmark) for landmark in landmarks]
     assert positions == sorted(positions)

@@ -227,6 +227,7 @@ class PromptTrainer(TrainerX):
             trainable.load_state_dict(self.prompts, learned_entries(checkpoint["state_dict"]))
         except ValueError as error:
             raise ValueError(f"{path} does not fit {type(self).__name__} with these settings: {error}") from error
+        self.deployed_epoch = checkpoint["epoch"]
         log.info(f'Loading weights to {self.learner_name} from "{path}" (epoch = {checkpoint["epoch"]})')
 
 

@@ -9,18 +9,24 @@ dassl.data.samplers            p2c.engine.samplers
 dassl.data.transforms          p2c.engine.transforms
 dassl.evaluation, .metrics     p2c.engine.evaluation
 dassl.optim                    p2c.engine.optim
-dassl.utils                    p2c.engine.utils, .registry, .checkpoint, .logger, .meters
+dassl.utils, .torchtools       p2c.engine.utils
 """
-from p2c.engine.checkpoint import (
-    load_checkpoint,
-    load_pretrained_weights,
-    resume_from_checkpoint,
-    save_checkpoint,
-)
+from p2c.engine.checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
 from p2c.engine.config import clean_cfg, get_cfg_default
 from p2c.engine.data import DataManager, DatasetWrapper, build_data_loader
 from p2c.engine.datasets import DatasetBase, Datum
 from p2c.engine.evaluation import Classification, EvaluatorBase, compute_accuracy
+from p2c.engine.files import (
+    check_isfile,
+    download_url,
+    listdir_nohidden,
+    mkdir_if_missing,
+    read_image,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from p2c.engine.layers import count_num_param, init_network_weights, open_all_layers, open_specified_layers
 from p2c.engine.logger import Logger, setup_logger
 from p2c.engine.meters import AverageMeter, MetricMeter
 from p2c.engine.optim import build_lr_scheduler, build_optimizer
@@ -37,26 +43,10 @@ from p2c.engine.registry import (
 )
 from p2c.engine.restricted import read_legacy_pickle
 from p2c.engine.samplers import RandomClassSampler, RandomDomainSampler, SeqDomainSampler, build_sampler
+from p2c.engine.seeds import run_seed, set_random_seed
 from p2c.engine.trainer import SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
-from p2c.engine.utils import (
-    check_isfile,
-    collect_env_info,
-    count_num_param,
-    download_url,
-    init_network_weights,
-    listdir_nohidden,
-    mkdir_if_missing,
-    open_all_layers,
-    open_specified_layers,
-    read_image,
-    read_json,
-    run_seed,
-    set_random_seed,
-    tolist_if_not,
-    write_atomically,
-    write_json,
-)
+from p2c.engine.utils import collect_env_info, tolist_if_not
 
 __all__ = [
     "AverageMeter", "Classification", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from p2c import trainable
 from p2c.engine import restricted
-from p2c.engine.utils import write_atomically
+from p2c.engine.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ def plain(value, name: str = "checkpoint"):
     if isinstance(value, Mapping):
         return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain(item, f"{name}[{i}]") for i, item in enumerate(value))
+        items = [plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

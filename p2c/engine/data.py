@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from p2c.engine.datasets import DatasetBase, Datum
+from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
 from p2c.engine.samplers import build_sampler
+from p2c.engine.seeds import random_state_kept, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
-from p2c.engine.utils import random_state_kept, read_image, run_seed
 from p2c.streams import seed_of
 
 __all__ = [

@@ -105,12 +105,13 @@ class DatasetBase:
     @staticmethod
     def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
         """Label to class name, ordered by label, and the names in that order; a label's first name counts."""
-        names = {}
+        names = defaultdict(dict)  # label -> its names in order of appearance, as the keys of a dict
         for item in data_source:
-            first = names.setdefault(item.label, item.classname)
-            if item.classname != first:
-                log.warning(f"Label {item.label} is called {first!r} and {item.classname!r}; the first counts")
-        lab2cname = {label: names[label] for label in sorted(names)}
+            names[item.label][item.classname] = None
+        for label, several in names.items():
+            if len(several) > 1:
+                log.warning(f"Label {label} has the names {', '.join(several)}; the first counts")
+        lab2cname = {label: next(iter(names[label])) for label in sorted(names)}
         return lab2cname, list(lab2cname.values())
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
-from p2c.engine.utils import write_atomically
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator", "compute_accuracy"]
 

@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 
-from p2c.engine.utils import mkdir_if_missing
+from p2c.engine.files import mkdir_if_missing
 
 
 def on_terminal() -> bool:

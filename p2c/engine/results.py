@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 import p2c
-from p2c.engine.utils import read_json, run_seed, write_json
+from p2c.engine.files import read_json, write_json
+from p2c.engine.seeds import run_seed
 
 FILE = "results.json"
 
@@ -18,15 +19,15 @@ MAY_CHANGE = (
 )
 
 
-def write_started(cfg, directory: str) -> None:
-    """Record a training run that begins."""
-    write_json({**_describe(cfg), "finished": False, "mode": "train"}, os.path.join(directory, FILE))
+def write_started(cfg, directory: str, mode: str = "train", **source) -> None:
+    """Record a run that begins; `source` says what an evaluated model was loaded from."""
+    write_json({**_describe(cfg), "finished": False, "mode": mode, **source}, os.path.join(directory, FILE))
 
 
-def write_finished(trainer, mode: str) -> None:
+def write_finished(trainer, mode: str, **source) -> None:
     """Record in the trainer's output folder that a run is over ("train") or that a model was evaluated ("eval")."""
     cfg, results = trainer.cfg, trainer.results
-    record = {**_describe(cfg), "finished": True, "mode": mode}
+    record = {**_describe(cfg), "finished": True, "mode": mode, **source}
     record["epoch"] = trainer.deployed_epoch
     if results is not None:
         record["split"] = trainer.tested_split

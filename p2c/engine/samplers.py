@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 
-from p2c.engine.utils import run_seed
+from p2c.engine.seeds import run_seed
 from p2c.streams import generator, seed_of
 
 

@@ -18,11 +18,13 @@ from p2c import trainable
 from p2c.engine.checkpoint import BEST, load_checkpoint, load_resumable, restore, save_checkpoint
 from p2c.engine.config import check_values, unused_keys
 from p2c.engine.data import DataManager, set_epoch
+from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
 from p2c.engine.results import write_finished
-from p2c.engine.utils import mkdir_if_missing, random_state_kept, run_seed, set_random_seed, tolist_if_not
+from p2c.engine.seeds import random_state_kept, run_seed, set_random_seed
+from p2c.engine.utils import tolist_if_not
 from p2c.streams import seed_of
 
 log = logging.getLogger(__name__)
@@ -355,9 +357,10 @@ class SimpleTrainer(TrainerBase):
         """Seconds of training, resumed runs included; before training, seconds since construction."""
         return time.time() - getattr(self, "time_start", self.time_built)
 
-    def write_results(self, mode: str) -> None:
-        """Write results.json to the output folder; mode is "train" or, for the test of a loaded model, "eval"."""
-        write_finished(self, mode)
+    def write_results(self, mode: str, **source) -> None:
+        """Write results.json to the output folder; mode is "train" or, for the test of a model that was loaded from
+        `source`, "eval"."""
+        write_finished(self, mode, **source)
 
     def model_inference(self, input: Tensor) -> Tensor:
         return self.model(input)
@@ -405,18 +408,17 @@ class SimpleTrainer(TrainerBase):
 
     def _take_over_best_model(self, checkpoint: dict) -> None:
         """Go on comparing with the best model so far, which may lie in the folder that RESUME names."""
-        directory = self.cfg.RESUME or self.output_dir
+        self.best_result = checkpoint.get("best_result", self.best_result)
         for name in self.get_model_names():
-            source = os.path.join(directory, name, BEST)
+            source = os.path.join(self.cfg.RESUME or self.output_dir, name, BEST)
+            target = os.path.join(self.output_dir, name, BEST)
             if not os.path.isfile(source):
                 continue
-            if "best_result" not in checkpoint:  # a checkpoint of real Dassl
-                self.best_result = load_checkpoint(source).get("val_result") or self.best_result
-            target = os.path.join(self.output_dir, name, BEST)
+            if "best_result" not in checkpoint:  # one of real Dassl
+                self.best_result = load_checkpoint(source)["val_result"]
             if not os.path.isfile(target):
                 mkdir_if_missing(os.path.dirname(target))
                 shutil.copyfile(source, target)
-        self.best_result = checkpoint.get("best_result", self.best_result)
 
 
 class TrainerX(SimpleTrainer):

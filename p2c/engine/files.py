@@ -1,0 +1,73 @@
+"""Reading and writing files: whole or not at all."""
+import contextlib
+import json
+import logging
+import os
+import urllib.request
+import uuid
+import warnings
+
+from PIL import Image
+
+log = logging.getLogger(__name__)
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a whole file or nothing: a crash leaves what was there before."""
+    path = os.fspath(path)
+    mkdir_if_missing(os.path.dirname(path))
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def mkdir_if_missing(dirname: str) -> None:
+    """Make a folder and its parents; an empty name is the current folder."""
+    if dirname:
+        os.makedirs(dirname, exist_ok=True)
+
+
+def check_isfile(fpath: str) -> bool:
+    """Whether `fpath` is a file; warns if not."""
+    found = os.path.isfile(fpath)
+    if not found:
+        warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
+    return found
+
+
+def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
+    """The names in a folder that do not start with a dot."""
+    names = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def read_json(fpath: str | os.PathLike):
+    """The object in a JSON file."""
+    with open(fpath, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_json(obj, fpath: str | os.PathLike) -> None:
+    """Write an object as JSON: indented by 4, ASCII only; atomic."""
+    write_atomically(fpath, json.dumps(obj, indent=4, separators=(",", ": ")))
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """An image file as RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def download_url(url: str, dst: str) -> None:
+    """Fetch a file; `dst` is complete or absent."""
+    log.info(f'Downloading "{url}" to "{dst}"')
+    with urllib.request.urlopen(url) as response:
+        write_atomically(dst, response.read())

@@ -1,0 +1,54 @@
+"""What a trainer does to the layers of a model: count, open, freeze, draw afresh."""
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
+    """How many numbers a module, or an iterable of tensors or of {"params": tensor}, holds."""
+    if model is not None:
+        return sum(parameter.numel() for parameter in model.parameters())
+    if params is None:
+        raise ValueError("count_num_param needs a model or params, but got neither")
+    return sum((item["params"] if isinstance(item, dict) else item).numel() for item in params)
+
+
+def open_all_layers(model: nn.Module) -> None:
+    """Train every parameter."""
+    model.train()
+    model.requires_grad_(True)
+
+
+def open_specified_layers(model: nn.Module, open_layers: str | list[str]) -> None:
+    """Train the named children and freeze the others; an unknown name raises ValueError."""
+    names = [open_layers] if isinstance(open_layers, str) else list(open_layers)
+    children = dict(model.named_children())
+    if unknown := [name for name in names if name not in children]:
+        raise ValueError(f"No child module is called {', '.join(unknown)}; choose from {', '.join(children)}")
+    for name, child in children.items():
+        child.train(name in names)
+        child.requires_grad_(name in names)
+
+
+_INITIALISERS = {
+    "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
+    "xavier": lambda weight, gain: nn.init.xavier_normal_(weight, gain=gain),
+    "kaiming": lambda weight, gain: nn.init.kaiming_normal_(weight, a=0, mode="fan_in"),
+    "orthogonal": lambda weight, gain: nn.init.orthogonal_(weight, gain=gain),
+}
+
+
+def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
+    """Draw linear and convolutional weights afresh; biases become 0, normalisation layers the identity."""
+    if init_type not in _INITIALISERS:
+        raise ValueError(f"Unknown init_type {init_type!r}; choose from {', '.join(_INITIALISERS)}")
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            _INITIALISERS[init_type](module.weight.data, gain)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.InstanceNorm1d | nn.InstanceNorm2d):
+            if module.weight is not None:
+                nn.init.ones_(module.weight)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

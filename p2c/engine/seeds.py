@@ -1,0 +1,48 @@
+"""The global random generators: seeding them, and leaving them as they were."""
+import contextlib
+import functools
+import logging
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed the global generators of Python, numpy, torch and all GPUs."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@functools.cache
+def _drawn_seed() -> int:
+    seed = random.SystemRandom().randrange(2**31)
+    log.info(f"SEED is negative, drew {seed}")
+    return seed
+
+
+def run_seed(cfg) -> int:
+    """SEED or, where that is negative, the seed drawn (and logged) once for this process."""
+    return cfg.SEED if cfg.SEED >= 0 else _drawn_seed()
+
+
+@contextlib.contextmanager
+def random_state_kept(gpu: bool = True) -> Iterator[None]:
+    """Whatever is drawn or seeded inside leaves the global generators as they were.
+
+    `gpu=False` leaves the GPU's alone, which spares a wait for it.
+    """
+    python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state() if gpu and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy_numpy)
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)

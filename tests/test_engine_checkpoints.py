@@ -1,0 +1,418 @@
+"""Checkpoints: what is in them, what is refused, and that a resumed run is the uninterrupted run."""
+import collections
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_fixtures import *  # noqa: F403 (its fixtures)
+from engine_fixtures import TinyTrainer, rates, tiny_config
+from torch import nn
+
+from p2c import trainable
+from p2c.engine import (
+    TRAINER_REGISTRY,
+    build_lr_scheduler,
+    build_optimizer,
+    build_trainer,
+    load_checkpoint,
+    load_pretrained_weights,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
+from p2c.engine.checkpoint import UnreadableCheckpoint, plain
+
+
+class Interrupted(Exception):
+    pass
+
+
+@TRAINER_REGISTRY.register()
+class Stopping(TinyTrainer):
+    """Is interrupted after two epochs; keeps a count of batches and a loss scaler."""
+
+    def build_model(self):
+        super().build_model()
+        self.batches_seen = 0
+        self.scaler = Counting()
+
+    def before_epoch(self):
+        if self.epoch == 2:
+            raise Interrupted
+
+    def forward_backward(self, batch):
+        self.batches_seen += 1
+        self.scaler.steps += 1
+        return super().forward_backward(batch)
+
+    def extra_state(self):
+        return {"batches_seen": torch.tensor(self.batches_seen)}
+
+    def load_extra_state(self, state):
+        self.batches_seen = int(state["batches_seen"])
+
+
+@TRAINER_REGISTRY.register()
+class Uninterrupted(Stopping):
+    def before_epoch(self):
+        pass
+
+
+class Counting:
+    """A loss scaler's interface."""
+
+    steps = 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def summary(trainer):
+    """What two equal runs have in common, from the third epoch on; numbers in full."""
+    return {
+        "weights": [value.double().tolist() for value in trainer.model.state_dict().values()],
+        "momentum": [state["momentum_buffer"].tolist() for state in trainer.optim.state_dict()["state"].values()],
+        "order": [indices for epoch, _, _, indices in trainer.seen if epoch >= 2],
+        "rates": rates(trainer)[-3:],
+        "best": trainer.best_result,
+        "results": trainer.results,
+        "batches": [trainer.batches_seen, trainer.scaler.steps],
+    }
+
+
+BEST_VAL = ("TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", 1)
+
+RESUME = """
+import json, sys
+for name in ("wilds", "pandas", "gdown"):
+    sys.modules[name] = None  # must not be needed
+sys.path[:0] = sys.argv[3:]
+import torch
+torch.set_num_threads(1)
+from engine_fixtures import tiny_config
+from test_engine_checkpoints import BEST_VAL, summary
+from p2c.engine import build_trainer
+for workers in (0, 2):
+    cfg = tiny_config(sys.argv[1], f"{sys.argv[2]}/{workers}", *BEST_VAL, "TRAINER.NAME", "Uninterrupted",
+                      "DATALOADER.NUM_WORKERS", workers, "VERBOSE", False)
+    trainer = build_trainer(cfg)
+    trainer.train()
+    print("SUMMARY", json.dumps(summary(trainer)))
+"""
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny_trainer, tiny_root, tmp_path):
+    """Checks 32 and 48: in a new process, with 0 and 2 workers, bit for bit."""
+    whole = tiny_trainer(*BEST_VAL, "TRAINER.NAME", "Uninterrupted")
+    whole.train()
+    for workers in (0, 2):
+        stopped = tiny_trainer(
+            *BEST_VAL, "TRAINER.NAME", "Stopping", "DATALOADER.NUM_WORKERS", workers, output_dir=tmp_path / str(workers)
+        )
+        with pytest.raises(Interrupted):
+            stopped.train()
+    here = Path(__file__).parent
+    process = subprocess.run(
+        [sys.executable, "-c", RESUME, tiny_root, str(tmp_path), str(here), str(here.parent)],
+        capture_output=True, text=True, timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    resumed = [json.loads(line.removeprefix("SUMMARY ")) for line in lines if line.startswith("SUMMARY ")]
+    expected = json.loads(json.dumps(summary(whole)))
+    assert len(resumed) == 2
+    for run in resumed:
+        assert run == expected
+    assert expected["rates"] == pytest.approx([0.0031657797, 0.0022907797, 0.0012092203], abs=1e-10)
+    assert "Previous epoch: 2" in lines
+
+
+def test_files_of_a_run(tiny_trainer):
+    """Check 31."""
+    trainer = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2)
+    trainer.train()
+    folder = Path(trainer.output_dir, "prompt_learner")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"checkpoint", "model.pth.tar-2", "model.pth.tar-4", "model.pth.tar-5"}
+    assert (folder / "checkpoint").read_text() == "model.pth.tar-5\n"
+    for epoch in (2, 4, 5):
+        checkpoint = torch.load(folder / f"model.pth.tar-{epoch}")
+        assert {"state_dict", "epoch", "optimizer", "scheduler", "val_result"} <= set(checkpoint)
+        assert checkpoint["epoch"] == epoch and checkpoint["val_result"] is None
+
+
+def test_a_finished_run_is_only_tested_again(tiny_trainer, capsys):
+    """Check 33."""
+    first = tiny_trainer()
+    first.train()
+    capsys.readouterr()
+    again = tiny_trainer()
+    again.train()
+    out = capsys.readouterr().out
+    assert again.seen == [] and again.epoch == 0 and again.results == first.results
+    assert out.count("Evaluate on") == 1 and f"Found checkpoint at {first.output_dir} (will resume training)" in out
+
+
+def test_resume_needs_a_checkpoint_where_it_is_told_to(tiny_trainer, tmp_path):
+    """Check 33."""
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        tiny_trainer("RESUME", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        tiny_trainer("RESUME", str(tmp_path)).train()
+    (tmp_path / "run/prompt_learner").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run/prompt_learner/checkpoint"):
+        tiny_trainer().train()
+
+
+def test_a_truncated_checkpoint_is_passed_over(tiny_trainer, capsys):
+    """Check 33."""
+    trainer = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2)
+    trainer.train()
+    weights = trainer.model.linear.weight.clone()
+    folder = Path(trainer.output_dir, "prompt_learner")
+    newest = folder / "model.pth.tar-5"
+    content = newest.read_bytes()
+    for size in (len(content) // 2, 10, 0):
+        newest.write_bytes(content[:size])
+        again = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2)
+        again.train()
+        assert {epoch for epoch, *_ in again.seen} == {4} and again.model.linear.weight.equal(weights)
+        assert f'Unable to load checkpoint from "{newest}"' in capsys.readouterr().out
+    for path in folder.glob("model*"):
+        path.write_bytes(b"PK")
+    with pytest.raises(UnreadableCheckpoint, match="remove them"):
+        tiny_trainer().train()
+
+
+def test_models_resume_from_a_common_epoch(tiny_trainer):
+    class Two(TinyTrainer):
+        def build_model(self):
+            super().build_model()
+            self.other = nn.Linear(2, 2)
+            self.register_model("other", self.other)
+
+    cfg = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2).cfg
+    trainer = Two(cfg)
+    trainer.train()
+    Path(cfg.OUTPUT_DIR, "other", "model.pth.tar-5").unlink()
+    again = Two(cfg)
+    again.train()
+    assert {epoch for epoch, *_ in again.seen} == {4}
+    shutil.rmtree(Path(cfg.OUTPUT_DIR, "other"))
+    afresh = Two(cfg)
+    afresh.train()
+    assert {epoch for epoch, *_ in afresh.seen} == set(range(5))
+
+
+def test_resuming_with_other_classes_is_refused(tiny_trainer):
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    again = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    again.dm.dataset._classnames = ["ant", "bee"]
+    with pytest.raises(ValueError, match=r"trained on 6 classes \(cat, dog, fox, ...\).*\(ant, bee"):
+        again.train()
+
+
+def test_resume_from_another_folder_takes_the_best_model_along(tiny_trainer, tmp_path):
+    options = (*BEST_VAL, "OPTIM.MAX_EPOCH", 2)
+    first = tiny_trainer(*options, output_dir=tmp_path / "first")
+    first.train()
+    second = tiny_trainer(*options, "RESUME", str(tmp_path / "first"), output_dir=tmp_path / "second")
+    second.train()
+    assert second.seen == [] and second.best_result == first.best_result and second.results == first.results
+
+
+def test_load_model(tiny_trainer, tmp_path, capsys):
+    """Check 35."""
+    trainer = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2)
+    trainer.train()
+    folder = Path(trainer.output_dir, "prompt_learner")
+    after_two = torch.load(folder / "model.pth.tar-2")
+    fresh = tiny_trainer()
+    untouched = fresh.model.linear.weight.clone()
+    fresh.load_model("")
+    assert fresh.model.linear.weight.equal(untouched)
+    fresh.load_model(trainer.output_dir, epoch=2)
+    assert fresh.model.linear.weight.equal(after_two["state_dict"]["linear.weight"])
+    assert f"Load {folder}/model.pth.tar-2 to prompt_learner (epoch=2)" in capsys.readouterr().out
+    del after_two["val_result"]
+    torch.save(after_two, folder / "model.pth.tar-2")
+    fresh.load_model(trainer.output_dir, epoch=2)
+    with pytest.raises(FileNotFoundError, match="model.pth.tar-3"):
+        fresh.load_model(trainer.output_dir, epoch=3)
+    torch.save({"state_dict": {"ctx": torch.zeros(2)}, "epoch": 3}, folder / "model.pth.tar-3")
+    with pytest.raises(ValueError, match="missing: linear.weight, linear.bias; unexpected: ctx"):
+        fresh.load_model(trainer.output_dir, epoch=3)
+
+
+class PromptLearner(nn.Module):
+    """A context and, as CoOp's, the embeddings of the class names as buffers."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.ctx = nn.Parameter(torch.randn(2, 4))
+        self.register_buffer("token_prefix", torch.randn(num_classes, 1, 4))
+        self.register_buffer("token_suffix", torch.randn(num_classes, 5, 4))
+
+
+class Clip(nn.Module):
+    """A trained part inside a frozen model 200 times its size, with a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompt_learner = PromptLearner(3)
+        self.frozen = nn.Linear(40, 39).requires_grad_(False)
+        self.register_buffer("average", torch.zeros(2))
+
+
+def test_prompts_move_to_other_classes(tmp_path):
+    """Check 38."""
+    base, new = PromptLearner(3), PromptLearner(5)
+    save_checkpoint({"state_dict": trainable.state_dict(base), "epoch": 1}, str(tmp_path))
+    suffix = new.token_suffix.clone()
+    trainable.load_state_dict(new, load_checkpoint(tmp_path / "model.pth.tar-1")["state_dict"])
+    assert new.ctx.equal(base.ctx) and new.token_suffix.equal(suffix)
+    trainable.load_state_dict(new, base.state_dict())  # as CoOp saves it
+    assert new.token_suffix.equal(suffix)
+
+
+def test_only_what_trains_is_saved(tmp_path):
+    """Check 40."""
+    model, other = Clip(), Clip()
+    state = trainable.state_dict(model)
+    assert set(state) == {"prompt_learner.ctx", "average"}
+    save_checkpoint({"state_dict": state, "epoch": 1}, str(tmp_path / "own"))
+    save_checkpoint({"state_dict": model.state_dict(), "epoch": 1}, str(tmp_path / "full"))
+    sizes = [sum(v.nbytes for v in load_checkpoint(tmp_path / kind / "model.pth.tar-1")["state_dict"].values())
+             for kind in ("own", "full")]
+    assert sizes[0] < 0.05 * sizes[1]
+    for kind in ("own", "full"):
+        frozen = other.frozen.weight.clone()
+        nn.init.zeros_(other.prompt_learner.ctx)
+        trainable.load_state_dict(other, load_checkpoint(tmp_path / kind / "model.pth.tar-1")["state_dict"])
+        assert other.prompt_learner.ctx.equal(model.prompt_learner.ctx) and other.frozen.weight.equal(frozen)
+
+
+def test_weights_of_another_shape_change_nothing():
+    model = Clip()
+    before = model.prompt_learner.ctx.clone()
+    with pytest.raises(ValueError, match=r"prompt_learner.ctx is \(3, 4\) instead of \(2, 4\)"):
+        trainable.load_state_dict(model, {"prompt_learner.ctx": torch.zeros(3, 4), "average": torch.ones(2)})
+    assert model.prompt_learner.ctx.equal(before) and model.average.equal(torch.zeros(2))
+
+
+def legacy_checkpoint(model, path):
+    """A file as real Dassl writes it with warm-up: the inner schedule, and through it the optimiser, as objects."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    successor.tables = collections.defaultdict(dict, {"a": {"b": successor}})
+    torch.save({
+        "state_dict": collections.OrderedDict((f"module.{name}", value) for name, value in model.state_dict().items()),
+        "epoch": 2,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": {"successor": successor, "warmup_epoch": 1, "last_epoch": 1, "base_lrs": [0.1]},
+        "val_result": 71.5,
+    }, path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_real_dassl_is_read_without_its_objects(tmp_path, monkeypatch, zipped):
+    """Check 36."""
+    model = nn.Linear(2, 3)
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda *args: save(*args, _use_new_zipfile_serialization=zipped))
+    legacy_checkpoint(model, tmp_path / "model.pth.tar-2")
+    (tmp_path / "checkpoint").write_text("model.pth.tar-2\n")
+
+    with monkeypatch.context() as patch:  # whoever looks these classes up fails
+        patch.delattr(sys.modules["torch.optim.sgd"], "SGD")
+        patch.delattr(torch.optim.lr_scheduler, "CosineAnnealingLR")
+        checkpoint = load_checkpoint(tmp_path / "model.pth.tar-2")
+    assert checkpoint["epoch"] == 2 and checkpoint["val_result"] == 71.5
+    assert checkpoint["state_dict"]["module.weight"].equal(model.weight)
+    assert checkpoint["scheduler"] == {"successor": None, "warmup_epoch": 1, "last_epoch": 1, "base_lrs": [0.1]}
+
+    opts = tiny_config("data", tmp_path).OPTIM
+    fresh = nn.Linear(2, 3)
+    optimizer = build_optimizer(fresh, opts)
+    scheduler = build_lr_scheduler(optimizer, opts)
+    assert resume_from_checkpoint(str(tmp_path), fresh, optimizer, scheduler) == 2
+    assert fresh.weight.equal(model.weight) and scheduler.last_epoch == 2
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0031657797401561582)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_nothing_in_a_checkpoint_runs(tmp_path):
+    torch.save({"state_dict": {}, "epoch": 1, "scheduler": Bomb(tmp_path / "ran")}, tmp_path / "bomb")
+    assert load_checkpoint(tmp_path / "bomb")["scheduler"] is None
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own about its archives
+def test_files_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(ValueError, match="File path is None"):
+        load_checkpoint(None)
+    with pytest.raises(FileNotFoundError, match='File is not found at ".*missing"'):
+        load_checkpoint(tmp_path / "missing")
+    (tmp_path / "text").write_text("no checkpoint")
+    with pytest.raises(UnreadableCheckpoint, match="text"):
+        load_checkpoint(tmp_path / "text")
+    torch.jit.script(nn.Linear(1, 1)).save(tmp_path / "script")
+    with pytest.raises(UnreadableCheckpoint, match="script"):
+        load_checkpoint(tmp_path / "script")
+
+
+def test_checkpoints_hold_plain_values_only():
+    view = torch.zeros(1000)[:2]
+    state = plain({"a": [np.float64(1.5), (np.int64(2),)], "b": np.zeros(2), "c": view, "d": {"e": None}})
+    assert state["a"] == [1.5, (2,)] and type(state["a"][0]) is float
+    assert state["b"].equal(torch.zeros(2, dtype=torch.float64))
+    assert state["c"].untyped_storage().nbytes() == 8
+    with pytest.raises(TypeError, match=r"checkpoint.scheduler.inner is a Bomb"):
+        plain({"scheduler": {"inner": Bomb("x")}})
+
+
+def test_saving_leaves_the_callers_dict_alone(tmp_path):
+    state = {"state_dict": {"module.weight": torch.ones(1)}, "epoch": 3}
+    save_checkpoint(state, str(tmp_path), is_best=True)
+    assert list(state["state_dict"]) == ["module.weight"]
+    for name in ("model.pth.tar-3", "model-best.pth.tar"):
+        assert list(torch.load(tmp_path / name)["state_dict"]) == ["weight"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "model.pth.tar-3", "model-best.pth.tar"}
+
+
+def test_pretrained_weights_load_where_they_fit(tmp_path, capsys):
+    model = nn.Linear(2, 3)
+    torch.save({"state_dict": {"module.weight": torch.ones(3, 2), "bias": torch.ones(4)}}, tmp_path / "weights")
+    load_pretrained_weights(model, tmp_path / "weights")
+    assert model.weight.equal(torch.ones(3, 2))
+    out = capsys.readouterr().out
+    assert f"Successfully loaded pretrained weights from {tmp_path}/weights" in out
+    assert "Layers discarded due to unmatched keys or size: ['bias']" in out
+    torch.save({"other": torch.ones(1)}, tmp_path / "weights")
+    with pytest.warns(UserWarning, match="check the key names manually"):
+        load_pretrained_weights(model, tmp_path / "weights")
+
+
+def test_trainer_is_buildable_from_a_pickled_config(tiny_root, tmp_path):
+    """Workers started by spawn receive the config that way."""
+    import pickle
+    cfg = pickle.loads(pickle.dumps(tiny_config(tiny_root, tmp_path)))
+    assert cfg.is_frozen() and build_trainer(cfg).num_classes == 6

@@ -1,0 +1,69 @@
+"""Dassl's pickled few-shot files are read without trusting them."""
+import collections
+import os
+import pickle
+import sys
+import types
+
+import pytest
+
+from p2c.engine import Datum, read_legacy_pickle
+
+
+@pytest.fixture
+def dassl_datum(monkeypatch):
+    """A class that pickles as real Dassl's Datum does."""
+    for name in ("dassl", "dassl.data", "dassl.data.datasets", "dassl.data.datasets.base_dataset"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+    class Datum:
+        def __init__(self, impath, label, domain, classname):
+            self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
+
+    Datum.__module__, Datum.__qualname__ = "dassl.data.datasets.base_dataset", "Datum"
+    sys.modules[Datum.__module__].Datum = Datum
+    return Datum
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def write(path, content):
+    with open(path, "wb") as file:
+        pickle.dump(content, file, protocol=5)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
+        del sys.modules[name]
+
+
+def test_few_shot_pickle_is_read_without_dassl(dassl_datum, tmp_path):
+    """Check 12."""
+    items = [dassl_datum("/gone/a.jpg", 1, 0, "cat"), dassl_datum("/gone/b.jpg", 0, 2, "dog")]
+    write(tmp_path / "shot.pkl", {"train": items, "val": collections.OrderedDict(a=items[:1])})
+    content = read_legacy_pickle(tmp_path / "shot.pkl")
+    assert all(type(item) is Datum for item in content["train"])
+    assert [(item.impath, item.label, item.domain, item.classname) for item in content["train"]] == [
+        ("/gone/a.jpg", 1, 0, "cat"), ("/gone/b.jpg", 0, 2, "dog")
+    ]
+    assert content["val"]["a"][0] is content["train"][0]
+    assert "dassl" not in sys.modules
+
+
+def test_a_pickle_with_anything_else_is_refused_and_nothing_runs(dassl_datum, tmp_path):
+    """Check 12."""
+    write(tmp_path / "bomb.pkl", {"train": [dassl_datum("a", 0, 0, "x"), Bomb(tmp_path / "ran")]})
+    with pytest.raises(ValueError, match=r"bomb.pkl.*(posix|nt)\.system"):
+        read_legacy_pickle(tmp_path / "bomb.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_pickle_is_one_clear_error(tmp_path):
+    content = pickle.dumps({"train": ["a" * 100]})
+    for size in (0, 5, len(content) - 3):
+        (tmp_path / "cut.pkl").write_bytes(content[:size])
+        with pytest.raises(ValueError, match="cut.pkl"):
+            read_legacy_pickle(tmp_path / "cut.pkl")

@@ -1,0 +1,72 @@
+"""results.json, and which differences of a config make another run."""
+import hashlib
+
+import pytest
+from engine_fixtures import *  # noqa: F403 (its fixtures)
+from engine_fixtures import tiny_config
+
+from p2c.engine import read_json
+from p2c.engine.results import changed_keys, read_results, write_started
+
+
+def test_results_of_a_training_run(tiny_trainer, tmp_path):
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 2)
+    write_started(trainer.cfg, trainer.output_dir)
+    started = read_results(trainer.output_dir)
+    assert not started["finished"] and "metrics" not in started
+    trainer.train()
+    record = read_json(tmp_path / "run/results.json")
+    assert record["format"] == "p2c-results" and record["version"] == 1
+    assert record["finished"] and record["mode"] == "train" and record["epoch"] == 2 and record["split"] == "test"
+    assert (record["trainer"], record["dataset"], record["seed"]) == ("TinyTrainer", "TinyData", 1)
+    assert (record["subsample_classes"], record["num_shots"], record["device"]) == ("all", -1, "cpu")
+    metrics = record["metrics"]
+    assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total"]
+    assert metrics["total"] == 24 and metrics["accuracy"] == 100 * metrics["correct"] / 24
+    assert record["config"]["INPUT"]["SIZE"] == [32, 32]
+    assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "p2c"}
+    assert {key: record["data"][key] for key in ("train_x", "val", "test", "num_classes")} == {
+        "train_x": 72, "val": 24, "test": 24, "num_classes": 6
+    }
+    assert record["seconds"] > 0
+    assert started["config"] == record["config"]
+
+
+def test_results_of_an_evaluation(tiny_trainer, tmp_path):
+    trained = tiny_trainer("OPTIM.MAX_EPOCH", 2)
+    trained.train()
+    trainer = tiny_trainer(output_dir=tmp_path / "eval")
+    trainer.load_model(trained.output_dir, epoch=2)
+    trainer.test()
+    trainer.write_results("eval", model_dir="somewhere")
+    record = read_results(tmp_path / "eval")
+    assert record["mode"] == "eval" and record["epoch"] == 2 and record["finished"]
+    assert record["model_dir"] == "somewhere"
+    assert record["metrics"] == read_results(trained.output_dir)["metrics"]
+    assert read_results(tmp_path / "nowhere") is None
+
+
+def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 0)
+    trainer.train()
+    dataset = trainer.dm.dataset
+    lines = "".join(
+        f"{item.impath[len(tiny_root) + 1:]}\t{item.label}\t{item.classname}\n"
+        for items in (dataset.train_x, dataset.val, dataset.test) for item in items
+    )
+    assert lines.startswith("train/0_0.png\t0\tcat\n")
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    assert read_results(trainer.output_dir)["data"]["fingerprint"] == expected
+
+
+@pytest.mark.parametrize("options, changed", [
+    ((), []),
+    (("DATALOADER.NUM_WORKERS", 3, "TRAIN.PRINT_FREQ", 1, "USE_CUDA", True, "VERBOSE", False, "RESUME", "x"), []),
+    (("OPTIM.LR", 0.1, "INPUT.SIZE", (48, 32)), ["INPUT.SIZE", "OPTIM.LR"]),
+])
+def test_changed_keys_tell_another_run(options, changed, tmp_path):
+    write_started(tiny_config("data", tmp_path), tmp_path)
+    old = read_results(tmp_path)["config"]
+    assert changed_keys(old, tiny_config("elsewhere", tmp_path / "b", *options)) == changed
+    old["TRAINER"]["FUTURE"] = {"KEY": 1}
+    assert changed_keys(old, tiny_config("elsewhere", tmp_path / "b", *options)) == changed

@@ -1,0 +1,133 @@
+"""The shell scripts: which command they give train.py, and the main job end to end on CLIP's real size and formats."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from clip_files import make_pets, save_openai_archive
+
+from p2c.clip.loading import load_backbone
+from p2c.framework import read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = "vit_b16_c2_ep5_batch4_2ctx"
+METHODS = {"p2c": "P2C", "maple": "MaPLe"}
+
+
+def script(path, *words, cwd, **variables):
+    return subprocess.run(["bash", str(ROOT / "scripts" / path), *words], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, **variables})
+
+
+def command(path, *words, cwd, **variables):
+    """What train.py would be called with."""
+    done = script(path, *words, cwd=cwd, PYTHON="echo", **variables)
+    assert done.returncode == 0, done.stderr
+    return [line.split()[1:] for line in done.stdout.splitlines()]
+
+
+def option(words, name):
+    return words[words.index(name) + 1]
+
+
+@pytest.mark.parametrize("folder, trainer", METHODS.items())
+@pytest.mark.parametrize("protocol, cfg, out, model, pairs", [
+    ("base2new_train", MAIN, "output/base2new/train_base/dtd/shots_16/T/CFG/seed2", None,
+     "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base"),
+    ("base2new_test", MAIN, "output/base2new/test_new/dtd/shots_16/T/CFG/seed2",
+     "output/base2new/train_base/dtd/shots_16/T/CFG/seed2", "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES new"),
+    ("xd_train", f"{MAIN}_cross_datasets", "output/dtd/T/CFG_16shots/seed2", None, "DATASET.NUM_SHOTS 16"),
+    ("xd_test", f"{MAIN}_cross_datasets", "output/evaluation/T/CFG_16shots/dtd/seed2",
+     "output/imagenet/T/CFG_16shots/seed2", ""),
+])
+def test_protocols_use_the_fields_folders_and_settings(tmp_path, folder, trainer, protocol, cfg, out, model, pairs):
+    words, = command(f"{folder}/{protocol}.sh", "oxford_pets", "2", cwd=tmp_path)
+    def fill(text):
+        return text.replace("/T/", f"/{trainer}/").replace("CFG", cfg).replace("dtd", "oxford_pets")
+
+    assert option(words, "--output-dir") == fill(out)
+    assert option(words, "--trainer") == trainer and option(words, "--seed") == "2" and option(words, "--root") == "data"
+    assert option(words, "--config-file").endswith(f"configs/trainers/{trainer}/{cfg}.yaml")
+    assert option(words, "--dataset-config-file").endswith("configs/datasets/oxford_pets.yaml")
+    assert ("--eval-only" in words) == (model is not None)
+    assert model is None or option(words, "--model-dir") == fill(model)
+    assert " ".join(words).endswith(pairs)
+
+
+def test_few_shot_loops_the_seeds(tmp_path):
+    runs = command("p2c/few_shot.sh", "oxford_pets", "4", cwd=tmp_path)
+    assert [option(words, "--output-dir") for words in runs] == [
+        f"output/oxford_pets/P2C/{MAIN}_few_shot_4shots/seed{seed}" for seed in (1, 2, 3)]
+    assert all(words[-2:] == ["DATASET.NUM_SHOTS", "4"] for words in runs)
+    assert len(command("p2c/few_shot.sh", "oxford_pets", "4", cwd=tmp_path, SEEDS="5")) == 1
+
+
+def test_zero_shot_tests_both_halves_or_everything(tmp_path):
+    base, new = command("zsclip/base2new_test.sh", "oxford_pets", "1", cwd=tmp_path)
+    assert option(base, "--output-dir") == "output/base2new/test_base/oxford_pets/shots_16/ZeroshotCLIP/vit_b16/seed1"
+    assert option(new, "--output-dir") == "output/base2new/test_new/oxford_pets/shots_16/ZeroshotCLIP/vit_b16/seed1"
+    assert base[-1] == "base" and new[-1] == "new" and "--eval-only" in base
+    words, = command("zsclip/zeroshot.sh", "oxford_pets", "rn50", cwd=tmp_path)
+    assert option(words, "--output-dir") == "output/ZeroshotCLIP/rn50/oxford_pets"
+    assert option(words, "--config-file").endswith("ZeroshotCLIP/rn50.yaml")
+
+
+def test_the_shapes_family_uses_the_tiny_configuration_and_shapes_as_source(tmp_path):
+    words, = command("p2c/base2new_train.sh", "shapes", "1", cwd=tmp_path)
+    assert option(words, "--config-file").endswith("P2C/tiny_shapes.yaml")
+    words, = command("maple/xd_test.sh", "shapes_dark", "1", cwd=tmp_path)
+    assert option(words, "--model-dir") == "output/shapes/MaPLe/tiny_shapes_16shots/seed1"
+
+
+def test_the_users_options_and_pairs_win(tmp_path):
+    words, = command("p2c/base2new_train.sh", "oxford_pets", "1", "--backbone", "RN50", "--debug", "OPTIM.MAX_EPOCH", "1",
+                     "DATASET.NUM_SHOTS", "2", cwd=tmp_path)
+    first_pair = words.index("DATASET.NUM_SHOTS")
+    assert words.index("--backbone") < first_pair and words.index("--debug") < first_pair
+    assert words[-4:] == ["OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2"]
+
+
+def test_variables_choose_data_output_and_configuration(tmp_path):
+    words, = command("p2c/base2new_train.sh", "oxford_pets", "1", cwd=tmp_path, DATA="/d", OUTPUT="/o", CFG=f"{MAIN}_preview")
+    assert option(words, "--root") == "/d"
+    assert option(words, "--output-dir").startswith("/o/base2new/train_base/oxford_pets/")
+    assert words[-2:] == ["OPTIM.MAX_EPOCH", "10"]  # what the preview sets for this data set
+
+
+@pytest.mark.parametrize("words, message", [
+    ((), "base2new_train of P2C needs DATASET SEED"),
+    (("oxford_pets",), "base2new_train of P2C needs DATASET SEED"),
+    (("oxford_cats", "1"), "Unknown data set 'oxford_cats'; choose from oxford_pets shapes"),
+    (("oxford_pets", "one"), "SEED must be a whole number, but got 'one'"),
+])
+def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
+    done = script("p2c/base2new_train.sh", *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path):
+    done = script("p2c/base2new_train.sh", "oxford_pets", "1", cwd=tmp_path, CFG="vit_b17")
+    assert done.returncode == 2 and "P2C has no configuration 'vit_b17'; choose from tiny_shapes" in done.stderr
+    done = script("run.sh", "P2C", "base2novel", "oxford_pets", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "Unknown protocol 'base2novel'; choose from base2new_train" in done.stderr
+
+
+def test_p2c_trains_and_tests_on_openais_archive_and_jpegs_through_the_scripts(tmp_path):
+    """CLIP's real size and formats: a random ViT-B/16 as OpenAI's archive, real-size JPEGs in OxfordPets' layout."""
+    save_openai_archive(load_backbone("ViT-B/16", "random").model, tmp_path / "ViT-B-16.pt")
+    make_pets(tmp_path / "my data", images_per_class=(2, 1, 1), size=(500, 375), suffix="jpg")
+    words = ("oxford_pets", "1", "OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.WEIGHTS",
+             str(tmp_path / "ViT-B-16.pt"))
+    for protocol, half, names in (("base2new_train", "train_base", 2), ("base2new_test", "test_new", 2)):
+        done = script(f"p2c/{protocol}.sh", *words, cwd=tmp_path, DATA=str(tmp_path / "my data"), PYTHON=sys.executable)
+        assert done.returncode == 0, done.stderr
+        run = tmp_path / "output/base2new" / half / "oxford_pets/shots_16/P2C" / MAIN / "seed1"
+        results = read_results(str(run))
+        assert results["finished"] and results["metrics"]["total"] == names and results["epoch"] == 1
+    checkpoint = tmp_path / "output/base2new/train_base/oxford_pets/shots_16/P2C" / MAIN / \
+        "seed1/MultiModalPromptLearner/model.pth.tar-1"
+    assert checkpoint.stat().st_size < 32_000_000
+    state = torch.load(checkpoint)["state_dict"]
+    assert state["ctx"].shape == (2, 512) and state["proj.2.weight"].shape == (768, 512) and len(state) == 29

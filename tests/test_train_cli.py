@@ -1,0 +1,225 @@
+"""train.py as a user calls it: what it prints, writes and returns, and how it answers mistakes."""
+import json
+import logging
+
+import pytest
+import torch
+import train
+from clip_files import make_pets
+
+from p2c.framework import read_results
+
+TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1")
+
+
+@pytest.fixture
+def call(pets, tmp_path):
+    """call(option, value, ..., trainer=, out=): run train.py here on the small data; gives the exit status."""
+    def run(*words, trainer="P2C", out="run", root=pets, pairs=()):
+        return train.run(train.parse_args([
+            "--root", str(root), "--seed", "1", "--trainer", trainer, "--output-dir", str(tmp_path / out),
+            "--dataset-config-file", f"configs/datasets/oxford_pets.yaml",
+            "--config-file", f"configs/trainers/{trainer}/tiny_shapes.yaml", *words, *TINY, *pairs]))
+    return run
+
+
+def tensors(folder, epoch=2):
+    return torch.load(folder / "MultiModalPromptLearner" / f"model.pth.tar-{epoch}")["state_dict"]
+
+
+def accuracy(folder):
+    return read_results(str(folder))["metrics"]["accuracy"]
+
+
+# What a run leaves behind
+
+def test_a_run_leaves_dassls_files_and_results_with_every_fact(call, tmp_path):
+    assert call() == train.FINISHED
+    run = tmp_path / "run"
+    log = (run / "log.txt").read_text()
+    for line in ("Loading trainer: P2C", "Loading dataset: OxfordPets", "No checkpoint found, train from scratch",
+                 "Finish training", "Deploy the last-epoch model", "Evaluate on the *test* set", "=> result",
+                 "* total: 12", "Elapsed: 0:00:"):
+        assert line in log
+    assert "epoch [2/2] batch [4/4] time" in log and "loss_map" in log
+    assert sorted(p.name for p in (run / "MultiModalPromptLearner").iterdir()) == ["checkpoint", "model.pth.tar-2"]
+    assert list((run / "tensorboard").glob("events.*"))
+    results = json.loads((run / "results.json").read_text())
+    assert results["finished"] and results["trainer"] == "P2C" and results["seed"] == 1 and results["epoch"] == 2
+    assert results["metrics"]["total"] == 12
+    assert results["metrics"]["accuracy"] == 100 * results["metrics"]["correct"] / 12
+    assert results["data"]["train_x"] == 16 and len(results["data"]["fingerprint"]) == 64
+    assert results["config"]["TRAINER"]["P2C"]["N_CTX"] == 2 and results["versions"]["torch"] == torch.__version__
+
+
+def test_the_same_command_elsewhere_gives_equal_metrics_and_bit_equal_tensors(call, tmp_path):
+    assert call(out="a") == call(out="b") == train.FINISHED
+    a, b = tensors(tmp_path / "a"), tensors(tmp_path / "b")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert read_results(str(tmp_path / "a"))["metrics"] == read_results(str(tmp_path / "b"))["metrics"]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_change_neither_metrics_nor_tensors(call, tmp_path, workers):
+    augmented = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')", "DATALOADER.NUM_WORKERS")
+    assert call(out="none", pairs=(*augmented, "0")) == call(out="some", pairs=(*augmented, str(workers))) == 0
+    a, b = tensors(tmp_path / "none"), tensors(tmp_path / "some")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert accuracy(tmp_path / "none") == accuracy(tmp_path / "some")
+
+
+def test_evaluation_only_repeats_the_training_runs_accuracy(call, tmp_path):
+    assert call() == 0
+    options = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "2")
+    assert call(*options, out="eval") == 0
+    assert accuracy(tmp_path / "eval") == accuracy(tmp_path / "run")
+    assert read_results(str(tmp_path / "eval"))["mode"] == "eval"
+
+
+# Doing it again
+
+def test_a_finished_run_is_not_repeated(call, tmp_path, capsys):
+    assert call() == 0
+    before = (tmp_path / "run" / "results.json").read_text()
+    assert call() == train.FINISHED
+    assert "Finished before" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.json").read_text() == before
+    assert len(list((tmp_path / "run").glob("log.txt*"))) == 1
+
+
+def test_another_configuration_in_a_used_folder_is_refused_naming_the_key(call, tmp_path, capsys):
+    assert call() == 0
+    assert call(pairs=("OPTIM.LR", "0.5")) == train.MISTAKE
+    assert "OPTIM.LR" in capsys.readouterr().err
+    assert call("--eval-only", "--model-dir", str(tmp_path / "run")) == train.MISTAKE
+
+
+def test_an_interrupted_run_exits_75_and_continues_to_the_same_end(call, tmp_path, monkeypatch, capsys):
+    from p2c.trainers.base import PromptTrainer
+
+    every_epoch = ("TRAIN.CHECKPOINT_FREQ", "1")
+    assert call(out="whole", pairs=every_epoch) == 0
+    step = PromptTrainer.forward_backward
+
+    def interrupted(self, batch):
+        if self.epoch == 1 and self.batch_idx == 2:
+            train.interrupt(None, None)
+        return step(self, batch)
+
+    monkeypatch.setattr(PromptTrainer, "forward_backward", interrupted)
+    assert call(out="cut", pairs=every_epoch) == train.INTERRUPTED
+    assert "the same command continues" in capsys.readouterr().err
+    assert not read_results(str(tmp_path / "cut"))["finished"]
+    monkeypatch.setattr(PromptTrainer, "forward_backward", step)
+    assert call(out="cut", pairs=every_epoch) == 0
+    a, b = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert accuracy(tmp_path / "whole") == accuracy(tmp_path / "cut")
+
+
+def test_without_a_seed_one_is_drawn_said_and_recorded(call, tmp_path, capsys):
+    assert call("--seed", "-1") == 0
+    seed = read_results(str(tmp_path / "run"))["seed"]
+    assert seed >= 0 and f"drew {seed}" in capsys.readouterr().out
+
+
+def test_seed_zero_is_a_seed(call, tmp_path):
+    assert call("--seed", "0", "--no-train") == 0
+    assert train.setup_cfg(train.parse_args(["--seed", "0", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])).SEED == 0
+
+
+# Mistakes
+
+@pytest.mark.parametrize("words, message", [
+    (dict(trainer="P2C", words=("--trainer", "P3C")), "Unknown trainer (--trainer) 'P3C'; choose from"),
+    (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17'; choose from"),
+    (dict(pairs=("DATASET.NAME", "Shape")), "Unknown data set (--dataset-config-file) 'Shape'; choose from"),
+    (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
+    (dict(pairs=("OPTIM.LR", "1")), "OPTIM.LR"),
+    (dict(pairs=("OPTIM.LR",)), "odd length"),
+    (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "Unknown noise schedule 'cos'; choose from cosine"),
+    (dict(pairs=("TRAINER.P2C.N_CTX", "90", "TRAINER.P2C.CTX_INIT", "")), "tokens, but the text tower takes 77 at most"),
+    (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), "must be one of all, base, new, but got 'novel'"),
+    (dict(pairs=("DATASET.NUM_SHOTS", "0")), "DATASET.NUM_SHOTS must be a positive number"),
+    (dict(words=("--config-file", "nowhere.yaml")), "No configuration file nowhere.yaml"),
+    (dict(words=("--eval-only", "--model-dir", "nowhere")), "No checkpoint at nowhere/MultiModalPromptLearner"),
+    (dict(root="nowhere"), "No OxfordPets at"),
+])
+def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
+    assert call(*words.pop("words", ()), **words) == train.MISTAKE
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+
+
+def test_debug_shows_the_traceback(call):
+    with pytest.raises(ValueError, match="P3C"):
+        call("--debug", "--trainer", "P3C")
+
+
+def test_options_after_pairs_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.parse_args(["DATASET.NUM_SHOTS", "16", "--root", "x"])
+    assert stopped.value.code == train.MISTAKE
+    assert "--root comes after KEY VALUE pairs; options must come before them" in capsys.readouterr().err
+
+
+def broken(tmp_path, change):
+    """A copy of the small data whose split was changed."""
+    make_pets(tmp_path)
+    path = tmp_path / "oxford_pets" / "split_zhou_OxfordPets.json"
+    split = json.loads(path.read_text())
+    content = change(split)
+    path.write_text(content if isinstance(content, str) else json.dumps(split))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda split: "<html>quota</html>", "is no split file"),
+    (lambda split: split.pop("val"), "is no split file"),
+    (lambda split: split["train"][0].__setitem__(0, "../secret.png"), "must be a path below"),
+    (lambda split: split["train"][0].__setitem__(0, "/etc/passwd"), "must be a path below"),
+    (lambda split: split["train"][0].__setitem__(2, "other"), "label 0 has two class names, 'other' and 'abyssinian'"),
+    (lambda split: [item.__setitem__(1, 9) for part in split.values() for item in part if item[1] == 3], "without gaps"),
+    (lambda split: split.__setitem__("test", [item for item in split["test"] if item[1] < 3]),
+     "train has 4 classes, but the classes [3] are not in both train and test"),
+    (lambda split: split.__setitem__("train", []), "there are no train images"),
+    (lambda split: split["train"][0].__setitem__(1, "0"), "must be a whole number"),
+], ids=["no JSON", "no val", "parent folder", "absolute path", "two names", "gap", "class count",
+        "empty", "label as text"])
+def test_a_broken_split_is_one_line_naming_the_file(call, tmp_path, capsys, change, message):
+    broken(tmp_path, change)
+    assert call(root=tmp_path) == train.MISTAKE
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and message in error[0] and "oxford_pets" in error[0]
+
+
+def test_missing_images_are_counted_and_named(call, tmp_path, capsys):
+    make_pets(tmp_path)
+    lost = sorted((tmp_path / "oxford_pets" / "images").iterdir())[:5]
+    for path in lost:
+        path.unlink()
+    assert call(root=tmp_path) == train.MISTAKE
+    error = capsys.readouterr().err
+    assert "5 of 36 images of the split are missing" in error and str(lost[0]) in error and str(lost[4]) not in error
+
+
+def test_a_missing_split_says_where_to_get_it(call, tmp_path, capsys):
+    make_pets(tmp_path)
+    (tmp_path / "oxford_pets" / "split_zhou_OxfordPets.json").unlink()
+    assert call(root=tmp_path) == train.MISTAKE
+    assert "drive.google.com/file/d/1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs" in capsys.readouterr().err
+
+
+def test_a_failure_while_training_is_status_1(call, monkeypatch, capsys):
+    from p2c.trainers.base import PromptTrainer
+
+    def diverge(self, image, label):
+        return {"loss_ce": self.prompts.ctx.sum() * float("nan")}
+
+    monkeypatch.setattr(PromptTrainer, "losses", diverge)
+    assert call(trainer="MaPLe") == train.FAILED
+    assert "error: " in capsys.readouterr().err
+
+
+def test_nothing_is_logged_by_the_root_logger(call, caplog):
+    assert call() == 0
+    assert not [record for record in caplog.records if record.name == "root" and record.levelno >= logging.WARNING]
