@@ -230,6 +230,34 @@ def test_resume_from_another_folder_takes_the_best_model_along(tiny_trainer, tmp
     assert second.seen == [] and second.best_result == first.best_result and second.results == first.results
 
 
+def edit_checkpoint(path, change):
+    checkpoint = torch.load(path)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def test_the_best_result_of_a_checkpoint_without_one_is_that_of_the_best_model(tiny_trainer):
+    options = (*BEST_VAL, "OPTIM.MAX_EPOCH", 2)
+    first = tiny_trainer(*options)
+    first.train()
+    folder = Path(first.output_dir, "prompt_learner")
+    edit_checkpoint(folder / "model.pth.tar-2", lambda checkpoint: checkpoint.pop("best_result"))
+    edit_checkpoint(folder / "model-best.pth.tar", lambda checkpoint: checkpoint.update(val_result=99.0))
+    second = tiny_trainer(*options)
+    second.train()
+    assert second.seen == [] and second.best_result == 99.0
+
+
+def test_elapsed_time_goes_on_where_a_resumed_run_stopped(tiny_trainer, capsys):
+    first = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    first.train()
+    path = Path(first.output_dir, "prompt_learner", "model.pth.tar-1")
+    edit_checkpoint(path, lambda checkpoint: checkpoint.update(seconds=3600.0))
+    capsys.readouterr()
+    tiny_trainer("OPTIM.MAX_EPOCH", 1).train()
+    assert "Elapsed: 1:00:0" in capsys.readouterr().out
+
+
 def test_load_model(tiny_trainer, tmp_path, capsys):
     """Check 35."""
     trainer = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2)

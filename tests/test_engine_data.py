@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
-from engine_fixtures import tiny_config
+from engine_fixtures import TinyData, tiny_config
 from torchvision import transforms as T
 
-from p2c.engine import DataManager, DatasetWrapper, Datum, build_data_loader, build_sampler, build_transform, read_image
+from p2c.engine import (
+    DATASET_REGISTRY,
+    DataManager,
+    DatasetWrapper,
+    Datum,
+    build_data_loader,
+    build_sampler,
+    build_transform,
+    read_image,
+)
 from p2c.engine.data import set_epoch
 
 
@@ -176,10 +185,19 @@ def test_reading_an_item_leaves_the_global_generators_alone(config, images):
     assert torch.rand(2).equal(expected[0]) and (random.random(), np.random.rand()) == expected[1:]
 
 
+@DATASET_REGISTRY.register()
+class TinyDrawing(TinyData):
+    """Draws while it is built, as data sets of Dassl do."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        random.random(), np.random.rand(), torch.rand(1)
+
+
 def test_building_the_data_manager_leaves_the_global_generators_alone(config):
     """Check 19."""
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
-    DataManager(config("DATALOADER.NUM_WORKERS", 2))
+    DataManager(config("DATALOADER.NUM_WORKERS", 2, "DATASET.NAME", "TinyDrawing"))
     assert torch.get_rng_state().equal(states[0])
     assert (random.getstate(), str(np.random.get_state())) == states[1:]
 

@@ -285,6 +285,18 @@ def test_evaluations_do_not_change_training(tiny_trainer, tmp_path):
     assert all(last[0][name].equal(last[1][name]) for name in last[0])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_leaves_the_global_generators_alone(tiny_trainer, workers):
+    class Drawing(TinyTrainer):
+        def model_inference(self, image):
+            return self.model(image + torch.rand(image.shape))
+
+    trainer = Drawing(tiny_trainer("DATALOADER.NUM_WORKERS", workers).cfg)
+    state = torch.get_rng_state()
+    trainer.test()
+    assert torch.get_rng_state().equal(state)
+
+
 class FixedPrompts(nn.Module):
     """Class features that are expensive, hence kept while the prompts cannot change."""
 
