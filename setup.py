@@ -1,4 +1,4 @@
-"""Packaging. The top-level folders trainers/, datasets/ and configs/ become p2c.trainers, p2c.datasets and p2c.configs."""
+"""Packaging. The folders trainers/, datasets/ and configs/ become p2c.trainers, p2c.datasets and p2c.configs."""
 import re
 from pathlib import Path
 

@@ -55,7 +55,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--head", help="name of the head")
     parser.add_argument("--eval-only", action="store_true", help="test a trained model")
     parser.add_argument("--model-dir", default="", help="folder of the run to test with --eval-only")
-    parser.add_argument("--load-epoch", type=int, help="epoch to test; default: the best on validation data, or the last")
+    parser.add_argument("--load-epoch", type=int,
+                        help="epoch to test; default: the best on validation data, or the last")
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files")
@@ -128,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
         task = {"mode": "eval", "model_dir": args.model_dir, "load_epoch": args.load_epoch} if args.eval_only else \
             {"mode": "train"}
         if finished_before(cfg, task):
-            print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat the run")
+            print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat "
+                  "the run")
             return FINISHED
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)

@@ -20,7 +20,7 @@ PARTS = ("train", "val", "test")
 
 
 class FewShotDataset(DatasetBase):
-    """A data set with a split JSON of CoOp's form: {train, val, test: [[path below the image folder, label, class name]]}.
+    """A data set with a split JSON of CoOp's form: {train, val, test: [[path below the images, label, class name]]}.
 
     Raises:
         FileNotFoundError: the folder, the split or images are missing; the message says how to get them.
@@ -51,14 +51,15 @@ class FewShotDataset(DatasetBase):
         path = self.dataset_dir / self.split
         if not self.dataset_dir.is_dir():
             raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}: put its images into "
-                                    f"{self.image_dir} and {self.split} beside them, or point --root (scripts: $DATA) at "
-                                    f"the folder that holds {self.folder}")
+                                    f"{self.image_dir} and {self.split} beside them, or point --root (scripts: $DATA) "
+                                    f"at the folder that holds {self.folder}")
         if not path.is_file():
             source = f": download https://drive.google.com/file/d/{self.split_id} to that path" if self.split_id else ""
             raise FileNotFoundError(f"{type(self).__name__} has no split file {path}{source}")
         return path
 
-    def draw_shots(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
+    def draw_shots(self, train: list[Datum], val: list[Datum], shots: int, seed: int) \
+            -> tuple[list[Datum], list[Datum]]:
         """CoOp's few-shot draw for a seed, item for item: from train, then with the same generator from val.
 
         An upstream few-shot pickle is used if all its items belong to the split. `shots` of -1 keeps everything.
@@ -66,7 +67,8 @@ class FewShotDataset(DatasetBase):
         if shots == -1:
             return train, val
         if shots < 1:
-            raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images a class, or -1 for all, but got {shots}")
+            raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images a class, or -1 for all, "
+                             f"but got {shots}")
         legacy = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
         if seed >= 0 and legacy.is_file():
             drawn = self.read_upstream_draw(legacy, train, val)
@@ -82,12 +84,13 @@ class FewShotDataset(DatasetBase):
 
     def read_upstream_draw(self, path: Path, train: list[Datum], val: list[Datum]) \
             -> tuple[list[Datum], list[Datum]] | None:
-        """The draw cached by CoOp or MaPLe, its absolute paths re-rooted; None, and a line, if it is not of this split."""
+        """The draw cached by CoOp or MaPLe, absolute paths re-rooted; None, and a line, if not of this split."""
         cached = read_legacy_pickle(path)
         drawn = []
         for part, items in (("train", train), ("val", val)):
             known = {(self.relative(item), item.label): item for item in items}
-            found = [next((known[key] for key in suffixes(item) if key in known), None) for item in cached.get(part, [])]
+            found = [next((known[key] for key in suffixes(item) if key in known), None)
+                     for item in cached.get(part, [])]
             if None in found or not found:
                 log.warning(f"{path} is not used: it holds {part} images that {self.split} does not have")
                 return None
@@ -119,12 +122,13 @@ def read_split(path: Path, image_dir: Path) -> tuple[list[Datum], list[Datum], l
         split = json.loads(path.read_text(encoding="utf-8"))
         parts = [[(str(impath), label, str(name)) for impath, label, name in split[part]] for part in PARTS]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no split file: expected train, val and test, each a list of [path, label, class name] "
-                         f"({type(error).__name__}: {error}){advice}") from error
+        raise ValueError(f"{path} is no split file: expected train, val and test, each a list of [path, label, class "
+                         f"name] ({type(error).__name__}: {error}){advice}") from error
     names: dict[int, str] = {}
     for impath, label, name in (item for part in parts for item in part):
         if type(label) is not int or label < 0:
-            raise ValueError(f"{path}: the label of {impath!r} must be a whole number from 0 on, but is {label!r}{advice}")
+            raise ValueError(f"{path}: the label of {impath!r} must be a whole number from 0 on, but is "
+                             f"{label!r}{advice}")
         if PurePosixPath(impath).is_absolute() or ".." in PurePosixPath(impath).parts or "\\" in impath:
             raise ValueError(f"{path}: {impath!r} must be a path below {image_dir}, with forward slashes and no '..'")
         if names.setdefault(label, name) != name:
@@ -141,8 +145,8 @@ def read_split(path: Path, image_dir: Path) -> tuple[list[Datum], list[Datum], l
     others = {label for _, label, _ in (*val, *test)}
     if others - classes or {label for _, label, _ in test} != classes:
         odd = sorted((classes ^ {label for _, label, _ in test}) | (others - classes))
-        raise ValueError(f"{path}: train has {len(classes)} classes, but the classes {odd[:5]} are not in both train and "
-                         f"test{advice}")
+        raise ValueError(f"{path}: train has {len(classes)} classes, but the classes {odd[:5]} are not in both train "
+                         f"and test{advice}")
     return tuple([Datum(impath=str(image_dir / impath), label=label, classname=name, check=False)
                   for impath, label, name in part] for part in parts)
 
@@ -163,7 +167,8 @@ def check_images_exist(image_dir: Path, items: Sequence[Datum], dataset: str) ->
         missing += [str(folder / name) for name in sorted(names - present)]
     if missing:
         raise FileNotFoundError(f"{dataset}: {len(missing)} of {len(items)} images of the split are missing below "
-                                f"{image_dir}, first {', '.join(missing[:3])}; extract the images so that these paths exist")
+                                f"{image_dir}, first {', '.join(missing[:3])}; extract the images so that these "
+                                "paths exist")
 
 
 def select_classes(train: list[Datum], val: list[Datum], test: list[Datum], half: str) -> tuple[list[Datum], ...]:

@@ -29,7 +29,7 @@ def pets(tmp_path_factory):
 
 @pytest.fixture
 def make_cfg(pets, tmp_path):
-    """make_cfg(trainer, key, value, ...): the shipped tiny configuration on the small data, random weights, 2 epochs."""
+    """make_cfg(trainer, key, value, ...): the shipped tiny configuration, small data, random weights, 2 epochs."""
     def make(trainer="P2C", *pairs, out="run"):
         cfg = get_cfg_default()
         extend_cfg(cfg)
@@ -37,7 +37,8 @@ def make_cfg(pets, tmp_path):
         cfg.merge_from_file(f"configs/trainers/{trainer.removesuffix('2')}/tiny_shapes.yaml")
         cfg.merge_from_list([
             "TRAINER.NAME", trainer, "DATASET.ROOT", str(pets), "OUTPUT_DIR", str(tmp_path / out), "SEED", 1,
-            "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1, "USE_CUDA", False, *pairs])
+            "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1,
+            "USE_CUDA", False, *pairs])
         cfg.freeze()
         return cfg
     return make

@@ -50,7 +50,8 @@ def test_dataset_file_names_a_known_data_set_and_nothing_else(path):
 
 def test_every_registered_data_set_has_a_file_and_every_trainer_a_folder():
     assert {merged(path).DATASET.NAME for path in DATASET_FILES} == set(registry.DATASETS)
-    assert {path.parent.name for path in TRAINER_FILES} == {name.removesuffix("2") for name in registry.TRAINERS} | {"P2C"}
+    assert {path.parent.name for path in TRAINER_FILES} == \
+        {name.removesuffix("2") for name in registry.TRAINERS} | {"P2C"}
 
 
 @pytest.mark.parametrize("name, optim, node", [

@@ -1,4 +1,4 @@
-"""The paper's own ideas: schedules, mixtures, the noise on the context, the mapper's loss (p2c_method: dual denoising)."""
+"""The paper's own ideas: schedules, mixtures, noise on the context, the mapper's loss (p2c_method: dual denoising)."""
 import math
 
 import oracle

@@ -108,6 +108,8 @@ def test_order_of_hooks_and_batches(tiny_trainer):
     ]
     assert trainer.num_batches == 12
     assert [(epoch, batch) for epoch, batch, _, _ in trainer.seen] == [(e, b) for e in range(2) for b in range(12)]
+    first, second = ([i for epoch, _, _, indices in trainer.seen if epoch == e for i in indices] for e in range(2))
+    assert sorted(first) == sorted(second) == list(range(72)) and first != second
 
 
 def test_rates_during_training(tiny_trainer, capsys):

@@ -94,7 +94,8 @@ def test_unreachable_openai_weights_are_one_clear_error(small, tmp_path, monkeyp
 
     monkeypatch.setattr(loading, "CLIP_CACHE", tmp_path)
     monkeypatch.setattr(open_clip, "create_model", refuse)
-    with pytest.raises(FileNotFoundError, match=r"'openai' of ViT-B/16 could not be fetched \(no network\).*ViT-B-16.pt"):
+    with pytest.raises(FileNotFoundError,
+                       match=r"'openai' of ViT-B/16 could not be fetched \(no network\).*ViT-B-16.pt"):
         load_backbone("ViT-B/16", "openai")
 
 

@@ -1,4 +1,4 @@
-"""One import name, from a checkout and from a wheel; every module imports; nothing of ours is left on the import path."""
+"""One import name, from a checkout and from a wheel; every module imports; nothing of ours stays on the import path."""
 import os
 import shutil
 import subprocess

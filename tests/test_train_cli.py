@@ -4,9 +4,9 @@ import logging
 
 import pytest
 import torch
-import train
 from clip_files import make_pets
 
+import train
 from p2c.framework import read_results
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1")
@@ -18,7 +18,7 @@ def call(pets, tmp_path):
     def run(*words, trainer="P2C", out="run", root=pets, pairs=()):
         return train.run(train.parse_args([
             "--root", str(root), "--seed", "1", "--trainer", trainer, "--output-dir", str(tmp_path / out),
-            "--dataset-config-file", f"configs/datasets/oxford_pets.yaml",
+            "--dataset-config-file", "configs/datasets/oxford_pets.yaml",
             "--config-file", f"configs/trainers/{trainer}/tiny_shapes.yaml", *words, *TINY, *pairs]))
     return run
 
@@ -125,7 +125,8 @@ def test_without_a_seed_one_is_drawn_said_and_recorded(call, tmp_path, capsys):
 
 def test_seed_zero_is_a_seed(call, tmp_path):
     assert call("--seed", "0", "--no-train") == 0
-    assert train.setup_cfg(train.parse_args(["--seed", "0", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])).SEED == 0
+    args = train.parse_args(["--seed", "0", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])
+    assert train.setup_cfg(args).SEED == 0
 
 
 # Mistakes
@@ -138,7 +139,8 @@ def test_seed_zero_is_a_seed(call, tmp_path):
     (dict(pairs=("OPTIM.LR", "1")), "OPTIM.LR"),
     (dict(pairs=("OPTIM.LR",)), "odd length"),
     (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "Unknown noise schedule 'cos'; choose from cosine"),
-    (dict(pairs=("TRAINER.P2C.N_CTX", "90", "TRAINER.P2C.CTX_INIT", "")), "tokens, but the text tower takes 77 at most"),
+    (dict(pairs=("TRAINER.P2C.N_CTX", "90", "TRAINER.P2C.CTX_INIT", "")),
+     "tokens, but the text tower takes 77 at most"),
     (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), "must be one of all, base, new, but got 'novel'"),
     (dict(pairs=("DATASET.NUM_SHOTS", "0")), "DATASET.NUM_SHOTS must be a positive number"),
     (dict(words=("--config-file", "nowhere.yaml")), "No configuration file nowhere.yaml"),
@@ -178,7 +180,8 @@ def broken(tmp_path, change):
     (lambda split: split["train"][0].__setitem__(0, "../secret.png"), "must be a path below"),
     (lambda split: split["train"][0].__setitem__(0, "/etc/passwd"), "must be a path below"),
     (lambda split: split["train"][0].__setitem__(2, "other"), "label 0 has two class names, 'other' and 'abyssinian'"),
-    (lambda split: [item.__setitem__(1, 9) for part in split.values() for item in part if item[1] == 3], "without gaps"),
+    (lambda split: [item.__setitem__(1, 9) for part in split.values() for item in part if item[1] == 3],
+     "without gaps"),
     (lambda split: split.__setitem__("test", [item for item in split["test"] if item[1] < 3]),
      "train has 4 classes, but the classes [3] are not in both train and test"),
     (lambda split: split.__setitem__("train", []), "there are no train images"),

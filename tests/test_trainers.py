@@ -15,7 +15,8 @@ OFF = ("TRAINER.PROMPT_DENOISING.ENABLED", False, "TRAINER.P2C.MAPPER.ENABLED", 
 COUPLED = {"ctx", "proj.weight", "proj.bias", *(f"compound_prompts_text.{i}" for i in range(2)),
            *(f"compound_prompt_projections.{i}.{kind}" for i in range(2) for kind in ("weight", "bias"))}
 KEYS = {"MaPLe": COUPLED,
-        "P2C": COUPLED - {"proj.weight", "proj.bias"} | {f"proj.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}}
+        "P2C": COUPLED - {"proj.weight", "proj.bias"} |
+            {f"proj.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}}
 
 
 def trained(make_trainer, *arguments, **options):
@@ -86,8 +87,9 @@ def oracle_arguments(trainer, image):
     text_heads = trainer.clip.model.transformer.resblocks[0].attn.num_heads
     vision_heads = trainer.clip.model.visual.transformer.resblocks[0].attn.num_heads
     return dict(
-        state=clip.model.state_dict(), images=image, token_rows=rows, heads=(text_heads, vision_heads), quick_gelu=False,
-        context=prompts.ctx, deep=list(prompts.compound_prompts_text), mapper=[(f.weight, f.bias) for f in mapper],
+        state=clip.model.state_dict(), images=image, token_rows=rows, heads=(text_heads, vision_heads),
+        quick_gelu=False, context=prompts.ctx, deep=list(prompts.compound_prompts_text),
+        mapper=[(f.weight, f.bias) for f in mapper],
         projections=[(f.weight, f.bias) for f in prompts.compound_prompt_projections])
 
 
@@ -126,7 +128,8 @@ def test_noise_is_drawn_once_a_step_and_moves_the_input_context_only(make_traine
     clean = trainer.prompts()
     noisy = trainer.denoise(clean)
     assert not torch.equal(noisy.context, clean.context)
-    assert noisy.visual is clean.visual and noisy.deep_text is clean.deep_text and noisy.deep_visual is clean.deep_visual
+    assert noisy.visual is clean.visual
+    assert noisy.deep_text is clean.deep_text and noisy.deep_visual is clean.deep_visual
     calls.clear()
     trainer.forward_backward(batch_of(trainer))
     assert len(calls) == 1 and calls[0][0].shape == trainer.prompts.ctx.shape
@@ -161,7 +164,8 @@ def test_noise_level_is_in_units_of_the_token_embedding(make_trainer):
 
 
 def test_stepwise_annealing_lowers_the_level_within_an_epoch(make_trainer):
-    trainer = make_trainer("P2C", "TRAINER.PROMPT_DENOISING.ANNEAL", "step", "TRAINER.PROMPT_DENOISING.SCHEDULE", "linear")
+    trainer = make_trainer("P2C", "TRAINER.PROMPT_DENOISING.ANNEAL", "step",
+                           "TRAINER.PROMPT_DENOISING.SCHEDULE", "linear")
     first_step(trainer)
     start = trainer.noise_level()
     trainer.batch_idx = trainer.num_batches // 2
@@ -235,7 +239,8 @@ def test_published_maple_checkpoints_load(make_trainer, tmp_path):
     trainer = make_trainer("MaPLe")
     wanted = {key: torch.randn_like(value).half() for key, value in trainer.prompts.state_dict().items()}
     published = {f"prompt_learner.{key}": value for key, value in wanted.items()}
-    published |= {"prompt_learner.token_prefix": torch.zeros(9, 1, 8), "prompt_learner.token_suffix": torch.zeros(9, 2, 8),
+    published |= {"prompt_learner.token_prefix": torch.zeros(9, 1, 8),
+                  "prompt_learner.token_suffix": torch.zeros(9, 2, 8),
                   "image_encoder.proj": torch.zeros(3), "text_encoder.ln_final.weight": torch.zeros(3)}
     folder = tmp_path / "published" / "MultiModalPromptLearner"
     folder.mkdir(parents=True)

@@ -40,7 +40,7 @@ NOISE_UNITS = ("absolute", "embedding")
 
 @dataclass(frozen=True)
 class Precision:
-    """How numbers are kept: CLIP's dtype, and whether autocast and loss scaling are used. Prompts are always float32."""
+    """How numbers are kept: CLIP's dtype, and whether autocast and loss scaling are used. Prompts stay float32."""
 
     dtype: torch.dtype
     autocast: bool = False
@@ -78,8 +78,8 @@ class PromptTrainer(TrainerX):
         """Raises ValueError for missing or senseless settings, naming the key."""
         for node in (self.node, "PROMPT_DENOISING"):
             if node not in cfg.TRAINER:
-                raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before merging, "
-                                 "and do not remove the node")
+                raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
+                                 "merging, and do not remove the node")
         check_choice("PREC", cfg.TRAINER[self.node].PREC, PRECISIONS, self.node)
 
     @property
@@ -95,7 +95,8 @@ class PromptTrainer(TrainerX):
         """Load CLIP, make the prompts, and register these alone, with their optimiser."""
         cfg = self.cfg
         self.precision = Precision.from_name(self.settings.PREC, self.device)
-        self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype, self.device)
+        self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
+                                  self.device)
         check_input(cfg, self.clip)
         self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id, self.clip.tokenizer.eot_token_id)
         self.image_tower = ImageTower(self.clip.model)
@@ -126,7 +127,8 @@ class PromptTrainer(TrainerX):
         check_choice("NOISE_UNIT", unit, NOISE_UNITS, "PROMPT_DENOISING")
         if unit == "absolute":
             return 1.0
-        log.info(f"Noise levels are in units of {self.clip.token_std:.6f}, the standard deviation of the token embedding")
+        log.info(f"Noise levels are in units of {self.clip.token_std:.6f}, the standard deviation of the token "
+                 "embedding")
         return self.clip.token_std
 
     # Forward
@@ -250,8 +252,8 @@ def find_checkpoint(folder: Path, epoch: int | None) -> Path:
         path = folder / (folder / "checkpoint").read_text(encoding="utf-8").strip()
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("model*"))) or "nothing"
-        raise FileNotFoundError(f"No checkpoint at {path} (the folder holds {there}); train first, or give --model-dir a "
-                                "run's folder and --load-epoch an epoch that was saved")
+        raise FileNotFoundError(f"No checkpoint at {path} (the folder holds {there}); train first, or give --model-dir "
+                                "a run's folder and --load-epoch an epoch that was saved")
     return path
 
 
@@ -278,8 +280,8 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
         ValueError: another image size.
     """
     if tuple(cfg.INPUT.SIZE) != clip.image_size:
-        raise ValueError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes images of {clip.image_size}; set "
-                         f"INPUT.SIZE \"{clip.image_size}\"")
+        raise ValueError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes images of {clip.image_size}; "
+                         f"set INPUT.SIZE \"{clip.image_size}\"")
     statistics = (*cfg.INPUT.PIXEL_MEAN, *cfg.INPUT.PIXEL_STD)
     expected = (*clip.pixel_mean, *clip.pixel_std)
     if max(abs(a - b) for a, b in zip(statistics, expected, strict=True)) > 1e-3:
@@ -298,7 +300,7 @@ def build_denoising(cfg: CfgNode, unit: float) -> PromptDenoising:
 
 def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = None) \
         -> tuple[MultiModalPromptLearner, ClassPrompts]:
-    """MaPLe's prompts for the trainer's settings and classes; `hidden_width` of the input prompts' mapper, if it has one.
+    """MaPLe's prompts for the trainer's settings and classes; `hidden_width` of the input prompts' mapper, if any.
 
     Raises:
         ValueError: settings that the towers cannot take.

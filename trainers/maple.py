@@ -5,7 +5,7 @@ from p2c.trainers.base import PromptTrainer, build_coupled_prompts
 
 @TRAINER_REGISTRY.register()
 class MaPLe(PromptTrainer):
-    """Text contexts in the first layers of the text tower, and linear mappers from them to the image tower's prompts."""
+    """Text contexts in the first layers of the text tower, and linear mappers from these to the image tower's."""
 
     node = "MAPLE"
     learner_name = "MultiModalPromptLearner"

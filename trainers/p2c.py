@@ -1,8 +1,8 @@
 """P2C: MaPLe that learns a cloud instead of a point ("From Points to Clouds", arXiv 2511.22897).
 
-Two denoisers are added while training: annealed noise on the text context (Dynamic Prompt Denoising, in the base since any
-learner can have it), and a loss that makes the input prompts' vision-language mapper a denoising autoencoder. With both off
-this is MaPLe, number for number.
+Two denoisers are added while training: annealed noise on the text context (Dynamic Prompt Denoising, in the base since
+any learner can have it), and a loss that makes the input prompts' vision-language mapper a denoising autoencoder. With
+both off this is MaPLe, number for number.
 """
 import logging
 
@@ -45,6 +45,7 @@ class P2C(PromptTrainer):
         losses = super().losses(image, label)
         mapper = self.settings.MAPPER
         if mapper.ENABLED:
-            denoising = mapper_loss(self.prompts.proj, self.prompts.ctx, self.mapper_std, self.stream("mapper", self.step))
+            denoising = mapper_loss(self.prompts.proj, self.prompts.ctx, self.mapper_std,
+                                    self.stream("mapper", self.step))
             losses["loss_map"] = mapper.LOSS_WEIGHT * denoising
         return losses

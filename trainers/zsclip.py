@@ -41,7 +41,8 @@ class ZeroshotCLIP(PromptTrainer):
 
     def build_prompts(self):
         clip, text = self.clip, self.text_tower
-        prepared = [text.prepare(class_rows(self.dm.dataset.classnames, clip.tokenize, text.sot, text.eot, template=template))
+        prepared = [text.prepare(class_rows(self.dm.dataset.classnames, clip.tokenize, text.sot, text.eot,
+                                            template=template))
                     for template in self.templates()]
         return NoPrompts(), prepared
 

@@ -1,1 +1,1 @@
-"""CLIP through open_clip: loading, and running its frozen towers with prompts. Only this folder knows open_clip's insides."""
+"""CLIP through open_clip: loading, and running its frozen towers with prompts. Only this folder knows its insides."""

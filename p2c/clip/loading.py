@@ -109,7 +109,7 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights and activations to `dtype`, except the embeddings that prompts are added to and the scale of the logits."""
+    """Weights and activations to `dtype`, except the embeddings that prompts are added to and the logits' scale."""
     kept = (model.token_embedding.weight, model.positional_embedding, model.logit_scale)
     originals = [parameter.data for parameter in kept]
     model.to(dtype)
@@ -192,7 +192,7 @@ def _sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors in OpenAI's TorchScript archive, a saved state dict (bare or under `state_dict`) or a safetensors file.
+    """The tensors in OpenAI's TorchScript archive, a saved state dict (bare or under `state_dict`) or safetensors.
 
     Raises:
         ValueError: the file is none of these.
@@ -208,13 +208,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a state "
-                         "dict saved by torch, or safetensors") from error
+        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
+                         "state dict saved by torch, or safetensors") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict (names to tensors); give CLIP's weights")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these beside the weights
+    for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
         state.pop(scalar, None)
     return state
 
@@ -246,8 +246,8 @@ def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
         return model, statistics, None
     path = BUILTIN / f"{TINY}.safetensors" if weights == "builtin" else Path(weights).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"No weights '{weights}' for {TINY}; set MODEL.BACKBONE.WEIGHTS to builtin, random or a "
-                                "file")
+        raise FileNotFoundError(f"No weights '{weights}' for {TINY}; set MODEL.BACKBONE.WEIGHTS to builtin, random or "
+                                "a file")
     state, stored_ids = read_state_dict(path), None
     if "token_embedding.ids" in state:  # only the rows that its captions needed are stored
         ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")

@@ -1,8 +1,8 @@
 """CLIP's frozen text tower on prompts that share a prefix (shared-prefix encoding, exact up to rounding).
 
-Attention is causal and the feature is read at [EOT]. So nothing after [EOT] is computed, and the tokens that all classes
-begin with ([SOS], the learned context, fixed words) are computed once: their states do not depend on the class names, in
-no layer, deep prompts included, since these replace positions of the prefix only.
+Attention is causal and the feature is read at [EOT]. So nothing after [EOT] is computed, and the tokens that all
+classes begin with ([SOS], the learned context, fixed words) are computed once: their states do not depend on the class
+names, in no layer, deep prompts included, since these replace positions of the prefix only.
 
 Shapes: C classes, M context tokens at positions 1..M, L tokens of the prefix, S of the longest suffix, D text width,
 H heads, E width of the features.
@@ -81,8 +81,8 @@ class TextTower:
             raise ValueError("There are no class names to make prompts of")
         longest = max(rows, key=len)
         if len(longest) > self.context_length:
-            raise ValueError(f"A prompt has {len(longest)} tokens, but the text tower takes {self.context_length} at most: "
-                             "use a shorter context (N_CTX, CTX_INIT) or shorter class names")
+            raise ValueError(f"A prompt has {len(longest)} tokens, but the text tower takes {self.context_length} at "
+                             "most: use a shorter context (N_CTX, CTX_INIT) or shorter class names")
         shared = shared_length(rows)
         if shared < 1 + n_ctx:
             raise ValueError(f"The {n_ctx} context tokens must come first and be shared by all classes")

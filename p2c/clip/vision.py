@@ -26,8 +26,9 @@ class ImageTower:
             visual.transformer.batch_first and \
             all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
         if not plain:
-            raise ValueError("Visual prompts need open_clip's VisionTransformer with [CLS] pooling, but the image tower is a "
-                             f"{type(visual).__name__}: choose a ViT (ViT-B/16, ...) or a method that prompts the text only")
+            raise ValueError("Visual prompts need open_clip's VisionTransformer with [CLS] pooling, but the image "
+                             f"tower is a {type(visual).__name__}: choose a ViT (ViT-B/16, ...) or a method that "
+                             "prompts the text only")
         return self
 
     @property
@@ -52,7 +53,7 @@ class ImageTower:
         images = images.to(next(visual.parameters()).dtype)
         if prompts is None:
             return visual(images)
-        x = visual._embeds(images)                                                      # (B, 1 + patches, D), after ln_pre
+        x = visual._embeds(images)  # (B, 1 + patches, D), after ln_pre
         # ln_pre treats every token by itself, so the prompts may pass through it on their own.
         x = _append(x, visual.ln_pre(prompts.to(images.dtype)))
         for layer, block in enumerate(visual.transformer.resblocks):

@@ -1,1 +1,1 @@
-"""The paper's own ideas as plain mathematics: annealed prompt noise (DPD) and the denoising mapper. Imports nothing of ours."""
+"""The paper's ideas as mathematics: annealed prompt noise (DPD) and the denoising mapper. Imports nothing of ours."""

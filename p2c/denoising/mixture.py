@@ -27,7 +27,7 @@ class GaussianMixture:
     """sum_k w_k N(mu_k, s_k^2), with `weights` normalised to sum to 1 (uniform unless given).
 
     Raises:
-        ValueError: lengths that differ, no component, a std that is not positive, weights that are negative or all zero.
+        ValueError: lengths that differ, no component, a std that is not positive, weights negative or all zero.
     """
 
     def __init__(self, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = ()):
@@ -36,8 +36,8 @@ class GaussianMixture:
             raise ValueError("A Gaussian mixture needs as many means as stds (and weights, if given) and at least one, "
                              f"but got means {tuple(means)}, stds {tuple(stds)}, weights {weights}")
         if any(not (math.isfinite(x)) for x in (*means, *stds, *weights)):
-            raise ValueError(f"A Gaussian mixture needs finite numbers, but got means {tuple(means)}, stds {tuple(stds)}, "
-                             f"weights {weights}")
+            raise ValueError(f"A Gaussian mixture needs finite numbers, but got means {tuple(means)}, stds "
+                             f"{tuple(stds)}, weights {weights}")
         if min(stds) <= 0:
             raise ValueError(f"The stds of a Gaussian mixture must be positive, but got {tuple(stds)}")
         if min(weights) < 0 or sum(weights) <= 0:

@@ -1,4 +1,4 @@
-"""Dynamic Prompt Denoising (DPD): annealed noise on the text context while training (paper, "Dynamic Prompt Denoising").
+"""Dynamic Prompt Denoising (DPD): annealed noise on the text context while training (the paper's section of that name).
 
 A component for any learner of a text context. Shapes: M context tokens, D text width.
 """
@@ -36,7 +36,7 @@ class PromptDenoising:
         self.epochs, self.warmup_epochs, self.anneal = epochs, warmup_epochs, anneal
 
     def sigma(self, epoch: int, epoch_fraction: float = 0.0) -> float:
-        """The level in epoch `epoch` (from 0); `epoch_fraction`, the part of it already done, counts if annealing by step."""
+        """The level in epoch `epoch` (from 0); `epoch_fraction`, the part of it done, counts if annealing by step."""
         e = epoch + epoch_fraction if self.anneal == "step" else epoch
         return self.noise_std * self.schedule(progress(e, self.epochs, self.warmup_epochs))
 

@@ -24,7 +24,7 @@ def linear(tau: float) -> float:
 def sigmoid(tau: float, k: float = SIGMOID_K) -> float:
     """A falling logistic curve of steepness k > 0, rescaled so that it runs from exactly 1 to exactly 0.
 
-    (The authors' preview subtracts this curve from one, so that its noise grows while training; we take that for a slip.)
+    (The authors' preview subtracts this curve from one, so that its noise grows in training; we take that for a slip.)
     """
     def falling(t: float) -> float:
         return 1 / (1 + math.exp(k * (t - 0.5)))

@@ -37,12 +37,12 @@ def random_state_kept(gpu: bool = True) -> Iterator[None]:
     `gpu=False` leaves the GPU's alone, which spares a wait for it.
     """
     python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state() if gpu and torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state() if gpu and torch.cuda.is_initialized() else None
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy_numpy)
         torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)

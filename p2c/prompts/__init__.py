@@ -1,1 +1,1 @@
-"""Prompt learners as modules: plain arguments in, prompts as tensors out. They know nothing of CLIP's towers or of cfg."""
+"""Prompt learners as modules: plain arguments in, prompts as tensors out. They know nothing of CLIP's towers or cfg."""

@@ -32,7 +32,8 @@ def class_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], 
 
     `template` has one `{}` for the class name.
     """
-    return [[sot] * (1 + n_ctx) + [*fixed] + tokenize(template.replace("{}", readable(name))) + [eot] for name in classnames]
+    return [[sot] * (1 + n_ctx) + [*fixed] + tokenize(template.replace("{}", readable(name))) + [eot]
+            for name in classnames]
 
 
 def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
@@ -47,8 +48,8 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
         return [], []
     ids = tokenize(readable(text))
     if len(ids) < n_ctx:
-        raise ValueError(f"CTX_INIT {text!r} has {len(ids)} tokens, fewer than the context's {n_ctx} (N_CTX): give a longer "
-                         "text, a smaller N_CTX, or '' for a random start")
+        raise ValueError(f"CTX_INIT {text!r} has {len(ids)} tokens, fewer than the context's {n_ctx} (N_CTX): give a "
+                         "longer text, a smaller N_CTX, or '' for a random start")
     return ids[:n_ctx], ids[n_ctx:]
 
 

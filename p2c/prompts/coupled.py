@@ -1,4 +1,4 @@
-"""MaPLe's coupled prompts: text contexts, and mappers that make the visual prompts of them (arXiv 2210.03117, section 3.3).
+"""MaPLe's coupled prompts: text contexts, and mappers that make visual prompts of them (arXiv 2210.03117, section 3.3).
 
 Parameters are named as in MaPLe's published checkpoints. Shapes: M context tokens, J layers with prompts, D text width,
 D_v vision width.
