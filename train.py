@@ -8,7 +8,7 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import functools
-import secrets
+import hashlib
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +27,7 @@ from p2c.framework import (
     collect_env_info,
     get_cfg_default,
     read_results,
+    run_seed,
     set_random_seed,
     setup_logger,
     write_started,
@@ -97,13 +98,22 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
     cfg.merge_from_list(args.opts)
     if cfg.SEED < 0:
-        cfg.SEED = secrets.randbelow(2**31)
-        print(f"No seed was given: drew {cfg.SEED} (--seed {cfg.SEED} repeats this run)")
+        cfg.SEED = run_seed(cfg)
+        print(f"No seed was given; --seed {cfg.SEED} repeats this run")
     cfg.freeze()
     registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
                      DATASET_REGISTRY.registered_names())
     return cfg
+
+
+def describe_task(args: argparse.Namespace) -> dict:
+    """What makes this run the one it is, beside its configuration: an evaluation is of one trained model."""
+    if not args.eval_only:
+        return {"mode": "train"}
+    trained = Path(args.model_dir) / "results.json"
+    digest = hashlib.sha256(trained.read_bytes()).hexdigest() if args.model_dir and trained.is_file() else None
+    return {"mode": "eval", "model_dir": args.model_dir, "load_epoch": args.load_epoch, "model_results_sha256": digest}
 
 
 def finished_before(cfg: CfgNode, task: dict) -> bool:
@@ -125,9 +135,17 @@ def finished_before(cfg: CfgNode, task: dict) -> bool:
 def run(args: argparse.Namespace) -> int:
     """Set up and run; returns the exit status."""
     try:
+        return set_up_and_run(args)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command continues from the last checkpoint in its output folder", file=sys.stderr)
+        return INTERRUPTED
+
+
+def set_up_and_run(args: argparse.Namespace) -> int:
+    """What goes wrong before the training is the user's mistake; what goes wrong in it is a failure."""
+    try:
         cfg = setup_cfg(args)
-        task = {"mode": "eval", "model_dir": args.model_dir, "load_epoch": args.load_epoch} if args.eval_only else \
-            {"mode": "train"}
+        task = describe_task(args)
         if finished_before(cfg, task):
             print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat "
                   "the run")
@@ -151,9 +169,6 @@ def run(args: argparse.Namespace) -> int:
             trainer.write_results(**task)
         else:
             trainer.train()
-    except KeyboardInterrupt:
-        print(f"Interrupted; the same command continues from the last checkpoint in {cfg.OUTPUT_DIR}", file=sys.stderr)
-        return INTERRUPTED
     except FAILURES as error:
         return report(error, args.debug, FAILED)
     return FINISHED

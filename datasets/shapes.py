@@ -141,7 +141,7 @@ class ShapesSizes(GeneratedDataset):
 class ShapesPairs(GeneratedDataset):
     folder, split = "shapes_pairs", "split_shapes_pairs.json"
     classnames = PAIRS
-    style = partial(styles.negative, level=180, amount=40)
+    style = partial(styles.newsprint, screen=100, wash=60)
 
 
 @DATASET_REGISTRY.register()

@@ -10,6 +10,7 @@ import numpy as np
 from p2c.datasets.drawing import SIDE, SINE, TURN, Dice
 
 PLACE = np.arange(SIDE, dtype=np.int32)
+SCREEN = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], np.int32)  # Bayer's thresholds
 
 
 def box_blur(picture: np.ndarray, radius: int) -> np.ndarray:
@@ -101,9 +102,11 @@ def wave(picture: np.ndarray, dice: Dice, swing: int, level: int, amount: int) -
     return contrast(picture, level) + ((clouds(dice, 8) * amount) >> 7)
 
 
-def negative(picture: np.ndarray, dice: Dice, level: int, amount: int) -> np.ndarray:
-    """A photographic negative, faded, with grain."""
-    return grain(contrast(255 - picture, level), dice, amount)
+def newsprint(picture: np.ndarray, dice: Dice, screen: int, wash: int) -> np.ndarray:
+    """Printed in gray over a 4x4 screen of `screen`/256 depth, with `wash`/256 of the picture's own colours."""
+    gray = (picture.sum(axis=2, keepdims=True, dtype=np.int32) * (256 - wash) // 3 + picture * wash) >> 8
+    pattern = np.tile(SCREEN, (SIDE // 4, SIDE // 4))[:, :, None]
+    return gray + (((16 * pattern - 120) * screen) >> 8)
 
 
 def scratched(picture: np.ndarray, dice: Dice, scratches: int, thickness: int, level: int) -> np.ndarray:

@@ -172,6 +172,8 @@ def test_batches_depend_on_seed_and_epoch_alone(config, images):
     orders = [[i for indices, _ in expected[first:first + 12] for i in indices] for first in (0, 12, 24)]
     assert all(sorted(order) == list(range(48)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
+    looks = [pixels[indices.index(0)] for indices, pixels in expected if 0 in indices]
+    assert len(looks) == 3 and not looks[0].equal(looks[1]) and not looks[1].equal(looks[2])
     other = batches_of(config, images, workers=0, seed=2)
     assert [indices for indices, _ in other] != [indices for indices, _ in expected]
 

@@ -81,6 +81,13 @@ class Staged(nn.Module):
         self.base, self.mid, self.new = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
 
 
+def test_a_warm_up_may_last_all_of_the_training():
+    opts = optim_config(NAME="sgd", **MAPLE | dict(WARMUP_EPOCH=5, WARMUP_RECOUNT=False))
+    optimizer = build_optimizer(nn.Linear(2, 2), opts)
+    seen, last = rates(optimizer, build_lr_scheduler(optimizer, opts), 5)
+    assert seen == [[1e-05]] * 5 and last == [0.0035]
+
+
 def test_staged_rates_follow_the_schedule():
     """Check 20."""
     settings = MAPLE | dict(LR=0.01, MAX_EPOCH=4, STAGED_LR=True, NEW_LAYERS=("new",))
@@ -136,7 +143,7 @@ def test_staged_groups_lose_no_parameter(capsys):
 
     groups = build_optimizer(Staged(), optim_config(LR=0.01, STAGED_LR=True, NEW_LAYERS=("new", "nwe"))).param_groups
     assert [(group["lr"], len(group["params"])) for group in groups] == [(0.001, 5), (0.01, 2)]
-    assert "nwe matches the layers base, mid, new" in capsys.readouterr().out
+    assert "NEW_LAYERS ['new', 'nwe'] does not name layers that train (ctx, base, mid, new)" in capsys.readouterr().out
     with pytest.raises(TypeError, match="STAGED_LR"):
         build_optimizer([torch.zeros(1)], optim_config(STAGED_LR=True, NEW_LAYERS=("new",)))
 

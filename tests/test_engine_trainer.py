@@ -146,6 +146,20 @@ def test_progress_lines_average_every_batch(tiny_trainer, capsys):
     assert f"loss {losses[9]:.4f} ({sum(losses[:10]) / 10:.4f})" in line
 
 
+def test_numbers_that_change_in_place_are_shown_as_they_were(tiny_trainer, capsys):
+    class Reporting(TinyTrainer):
+        def forward_backward(self, batch):
+            bias = self.model.linear.bias[0]
+            self.seen_bias.append(bias.item())
+            return {"bias": bias, **super().forward_backward(batch)}
+
+    trainer = Reporting(tiny_trainer("OPTIM.WARMUP_EPOCH", -1).cfg)
+    trainer.seen_bias, trainer.max_epoch = [], 1
+    trainer.train()
+    after = [*trainer.seen_bias[1:6]]  # as each batch left it
+    assert f"bias {after[-1]:.4f} ({sum(after) / 5:.4f})" in progress_lines(capsys.readouterr().out)[0]
+
+
 def test_every_number_becomes_a_curve(tiny_trainer, monkeypatch):
     points = {}
     monkeypatch.setattr(TrainerBase, "write_scalar", lambda self, tag, value, step: points.update({(tag, step): value}))

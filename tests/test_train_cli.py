@@ -1,6 +1,7 @@
 """train.py as a user calls it: what it prints, writes and returns, and how it answers mistakes."""
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def test_another_configuration_in_a_used_folder_is_refused_naming_the_key(call, 
     assert call("--eval-only", "--model-dir", str(tmp_path / "run")) == train.MISTAKE
 
 
+def test_an_evaluation_of_a_model_that_was_trained_anew_is_not_taken_for_the_old_one(call, tmp_path, capsys):
+    options = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert call() == call(*options, out="eval") == call(*options, out="eval") == 0
+    shutil.rmtree(tmp_path / "run")
+    assert call(pairs=("OPTIM.LR", "0.1")) == 0
+    assert call(*options, out="eval") == train.MISTAKE
+    assert "other settings (model_results_sha256)" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_exits_75_and_continues_to_the_same_end(call, tmp_path, monkeypatch, capsys):
     from p2c.trainers.base import PromptTrainer
 
@@ -120,7 +130,7 @@ def test_an_interrupted_run_exits_75_and_continues_to_the_same_end(call, tmp_pat
 def test_without_a_seed_one_is_drawn_said_and_recorded(call, tmp_path, capsys):
     assert call("--seed", "-1") == 0
     seed = read_results(str(tmp_path / "run"))["seed"]
-    assert seed >= 0 and f"drew {seed}" in capsys.readouterr().out
+    assert seed >= 0 and f"--seed {seed} repeats this run" in capsys.readouterr().out
 
 
 def test_seed_zero_is_a_seed(call, tmp_path):

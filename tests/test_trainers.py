@@ -336,6 +336,14 @@ def test_senseless_settings_are_refused_by_name(make_trainer, pairs, message):
         make_trainer("P2C", *pairs)
 
 
+def test_as_many_class_names_as_labels_are_demanded(make_trainer, monkeypatch):
+    from p2c.datasets.oxford_pets import OxfordPets
+
+    monkeypatch.setattr(OxfordPets, "classnames", ["one", "two", "three"])
+    with pytest.raises(ValueError, match="OxfordPets has 4 classes by its labels, but 3 class names"):
+        make_trainer("P2C")
+
+
 def test_a_missing_settings_node_stops_the_trainer(make_cfg):
     from p2c.framework import build_trainer
 

@@ -89,11 +89,15 @@ class PromptTrainer(TrainerX):
 
     def stream(self, name: str, step: int = 0) -> Generator:
         """The run's random stream `name` at `step`."""
-        return generator(self.cfg.SEED, name, step)
+        return generator(self.seed, name, step)
 
     def build_model(self) -> None:
         """Load CLIP, make the prompts, and register these alone, with their optimiser."""
         cfg = self.cfg
+        names = self.dm.dataset.classnames
+        if len(names) != self.num_classes:
+            raise ValueError(f"{cfg.DATASET.NAME} has {self.num_classes} classes by its labels, but {len(names)} class "
+                             "names; every label from 0 on needs one name")
         self.precision = Precision.from_name(self.settings.PREC, self.device)
         self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
                                   self.device)

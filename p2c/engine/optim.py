@@ -68,19 +68,19 @@ def _staged_groups(model: nn.Module, lr: float, base_lr_mult: float, new_layers:
     if isinstance(model, nn.DataParallel):
         model = model.module
     new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
-    children = [name for name, _ in model.named_children()]
-    unmatched = [name for name in new_layers if name not in children]
-    if unmatched or not new_layers:
-        log.warning(
-            f"OPTIM.NEW_LAYERS {new_layers}: {', '.join(unmatched) or 'nothing named, so no layer'} "
-            f"matches the layers {', '.join(children)}; layers not named train at {base_lr_mult} times the rate"
-        )
-    groups = {True: [], False: []}
+    layers = {}  # child, or parameter of the module itself, -> its trainable parameters
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            child, _, inner = name.partition(".")
-            groups[bool(inner) and child in new_layers].append(parameter)
-    return [{"params": groups[False], "lr": lr * base_lr_mult}, {"params": groups[True]}]
+            layers.setdefault(name.partition(".")[0], []).append(parameter)
+    unmatched = [name for name in new_layers if name not in layers]
+    if unmatched or not new_layers:
+        log.warning(
+            f"OPTIM.NEW_LAYERS {new_layers} does not name layers that train ({', '.join(layers)}); "
+            f"those not named train at {base_lr_mult} times the rate"
+        )
+    base = [parameter for name, group in layers.items() if name not in new_layers for parameter in group]
+    new = [parameter for name, group in layers.items() if name in new_layers for parameter in group]
+    return [{"params": base, "lr": lr * base_lr_mult}, {"params": new}]
 
 
 class EpochSchedule:
@@ -172,9 +172,9 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSche
     def rate(base_lr: float, epoch: int) -> float:
         if epoch < warmup_epochs:
             return WARMUPS[opts.WARMUP_TYPE](opts, base_lr, epoch)
-        if opts.WARMUP_RECOUNT or epoch == warmup_epochs:
-            return base_lr * factor(epoch - warmup_epochs if opts.WARMUP_RECOUNT else 0)
-        # Dassl goes on recursively from the base rate with a counter preset to the warm-up's length.
-        return base_lr * factor(epoch) / factor(warmup_epochs)
+        if opts.WARMUP_RECOUNT:
+            return base_lr * factor(epoch - warmup_epochs)
+        # Dassl goes on recursively from the base rate, with a counter preset to the warm-up's length.
+        return base_lr if epoch == warmup_epochs else base_lr * factor(epoch) / factor(warmup_epochs)
 
     return EpochSchedule(optimizer, rate)
