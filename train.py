@@ -34,7 +34,7 @@ from p2c.framework import (
 )
 
 FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
-MISTAKES = (ValueError, KeyError, FileNotFoundError, AssertionError, yaml.YAMLError)  # while setting up
+MISTAKES = (ValueError, TypeError, KeyError, FileNotFoundError, AssertionError, yaml.YAMLError)  # while setting up
 FAILURES = (FloatingPointError, OSError, ValueError)  # while training, that need no traceback
 
 

@@ -35,6 +35,8 @@ COLORS = {
 }
 BACKGROUNDS = {"white": (240, 240, 240), "gray": (165, 165, 165), "tan": (210, 180, 140), "mint": (170, 225, 195)}
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
+CENTER = 4 * SIDE
+GROUP_RADIUS = (72, 104)
 SIZES = {"tiny": (44, 60), None: (76, 180), "big": (208, 240)}  # radius of a single shape
 RELATIONS = ("above", "beside")
 
@@ -283,10 +285,37 @@ def _jittered(dice: Dice, color: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _cells(dice: Dice, radius: int, columns: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int]]:
-    """A jittered centre for a shape of `radius` in each cell; cells are given by their middles."""
-    room = max(0, 2 * SIDE - radius)
-    return [(x + dice.between(-room, room), y + dice.between(-room, room)) for x, y in zip(columns, rows, strict=True)]
+def _pair(dice: Dice, wish: Wish, shape: str, color: str, fill: str) -> list[Item]:
+    """Two shapes of one radius, the first above the second, or beside it on either side."""
+    second = wish.second or dice.pick(list(SHAPES))
+    second_color = wish.second_color or dice.pick(list(COLORS))
+    radius = dice.between(72, 120)
+    shift, drift = radius + dice.between(8, 24), dice.between(-24, 24)
+    x, y = CENTER + dice.between(-16, 16), CENTER + dice.between(-16, 16)
+    dx, dy = (drift, shift) if wish.relation == "above" else (shift, drift)
+    ends = [(x - dx, y - dy), (x + dx, y + dy)]
+    if wish.relation == "beside" and dice.chance(50):
+        ends.reverse()
+    words = ((shape, fill, color), (second, wish.fill or "solid", second_color))
+    return [
+        Item(shape, fill, _jittered(dice, color), x, y, radius, dice.below(TURN), dice.below(512))
+        for (shape, fill, color), (x, y) in zip(words, ends, strict=True)
+    ]
+
+
+def _group(dice: Dice, wish: Wish, shape: str, color: str, fill: str) -> list[Item]:
+    """One shape anywhere, or several equal ones, each in its own quarter of the picture."""
+    count = COUNTS[wish.count or "one"]
+    radius = dice.between(*(SIZES[wish.size] if count == 1 else GROUP_RADIUS))
+    if count == 1:
+        middles, half = [(CENTER, CENTER)], CENTER
+    else:
+        near, far, half = CENTER // 2, 3 * CENTER // 2, CENTER // 2
+        middles = dice.sample([(near, near), (far, near), (near, far), (far, far)], count)
+    room = max(0, half - radius)
+    places = [(x + dice.between(-room, room), y + dice.between(-room, room)) for x, y in middles]
+    rgb, phase = _jittered(dice, color), dice.below(512)
+    return [Item(shape, fill, rgb, x, y, radius, dice.below(TURN), phase) for x, y in places]
 
 
 def arrange(dice: Dice, wish: Wish) -> list[Item]:
@@ -294,41 +323,7 @@ def arrange(dice: Dice, wish: Wish) -> list[Item]:
     shape = wish.shape or dice.pick(list(SHAPES))
     color = wish.color or dice.pick(list(COLORS))
     fill = wish.fill or ("solid" if dice.chance(50) else dice.pick(list(FILLS)))
-    full = 8 * SIDE
-    if wish.relation:
-        second = wish.second or dice.pick(list(SHAPES))
-        second_color = wish.second_color or dice.pick(list(COLORS))
-        radius = dice.between(72, 120)
-        shift, drift = radius + dice.between(8, 24), dice.between(-24, 24)
-        middle = [full // 2 + dice.between(-16, 16), full // 2 + dice.between(-16, 16)]
-        ends = []
-        for sign in (-1, 1):
-            along, across = sign * shift, sign * drift
-            dx, dy = (across, along) if wish.relation == "above" else (along, across)
-            ends.append((middle[0] + dx, middle[1] + dy))
-        if wish.relation == "beside" and dice.chance(50):
-            ends.reverse()
-        words = ((shape, fill, color), (second, wish.fill or "solid", second_color))
-        return [
-            Item(s, f, _jittered(dice, c), x, y, radius, dice.below(TURN), dice.below(512))
-            for (s, f, c), (x, y) in zip(words, ends, strict=True)
-        ]
-    count = COUNTS[wish.count or "one"]
-    if count > 1 or wish.size is None:
-        low, high = SIZES[None] if count == 1 else (72, 104)
-    else:
-        low, high = SIZES[wish.size]
-    radius = dice.between(low, high)
-    if count == 1:
-        room = max(0, full // 2 - radius)
-        places = [(full // 2 + dice.between(-room, room), full // 2 + dice.between(-room, room))]
-    else:
-        quarter = full // 4
-        cells = dice.sample([(quarter, quarter), (3 * quarter, quarter), (quarter, 3 * quarter),
-                             (3 * quarter, 3 * quarter)], count)
-        places = _cells(dice, radius, [x for x, _ in cells], [y for _, y in cells])
-    rgb, phase = _jittered(dice, color), dice.below(512)
-    return [Item(shape, fill, rgb, x, y, radius, dice.below(TURN), phase) for x, y in places]
+    return (_pair if wish.relation else _group)(dice, wish, shape, color, fill)
 
 
 def draw(dice: Dice, wish: Wish) -> np.ndarray:

@@ -90,13 +90,13 @@ class GeneratedDataset(FewShotDataset):
 @DATASET_REGISTRY.register()
 class Shapes(GeneratedDataset):
     folder, split = "shapes", "split_shapes.json"
-    style = partial(styles.mosaic, block=4, level=150, amount=20)
+    style = partial(styles.mosaic, block=5, level=150, amount=20)
 
 
 @DATASET_REGISTRY.register()
 class ShapesDark(GeneratedDataset):
     folder, split = "shapes_dark", "split_shapes_dark.json"
-    style = partial(styles.dark, level=70, amount=20)
+    style = partial(styles.dark, level=210, amount=15)
 
 
 @DATASET_REGISTRY.register()
@@ -108,47 +108,47 @@ class ShapesBlur(GeneratedDataset):
 @DATASET_REGISTRY.register()
 class ShapesNoise(GeneratedDataset):
     folder, split = "shapes_noise", "split_shapes_noise.json"
-    style = partial(styles.noise, amount=120)
+    style = partial(styles.noise, amount=110)
 
 
 @DATASET_REGISTRY.register()
 class ShapesTexture(GeneratedDataset):
     folder, split = "shapes_texture", "split_shapes_texture.json"
-    style = partial(styles.texture, coarse=100, fine=100)
+    style = partial(styles.texture, coarse=45, fine=45)
 
 
 @DATASET_REGISTRY.register()
 class ShapesSketch(GeneratedDataset):
     folder, split = "shapes_sketch", "split_shapes_sketch.json"
-    style = partial(styles.sketch, ink=256, wash=80, amount=20)
+    style = partial(styles.sketch, ink=160, wash=100, amount=12)
 
 
 @DATASET_REGISTRY.register()
 class ShapesCounts(GeneratedDataset):
     folder, split = "shapes_counts", "split_shapes_counts.json"
     classnames = COUNTS
-    style = partial(styles.relief, depth=160, wash=80)
+    style = partial(styles.relief, depth=100, wash=80)
 
 
 @DATASET_REGISTRY.register()
 class ShapesSizes(GeneratedDataset):
     folder, split = "shapes_sizes", "split_shapes_sizes.json"
     classnames = SIZES
-    style = partial(styles.wave, swing=3, level=180, amount=60)
+    style = partial(styles.wave, swing=3, level=180, amount=40)
 
 
 @DATASET_REGISTRY.register()
 class ShapesPairs(GeneratedDataset):
     folder, split = "shapes_pairs", "split_shapes_pairs.json"
     classnames = PAIRS
-    style = partial(styles.newsprint, screen=100, wash=60)
+    style = partial(styles.newsprint, screen=90, wash=100)
 
 
 @DATASET_REGISTRY.register()
 class ShapesGrounds(GeneratedDataset):
     folder, split = "shapes_grounds", "split_shapes_grounds.json"
     classnames = GROUNDS
-    style = partial(styles.scratched, scratches=8, thickness=12, level=180)
+    style = partial(styles.scratched, scratches=10, thickness=14, level=160)
 
 
 FAMILY: dict[str, type[GeneratedDataset]] = {

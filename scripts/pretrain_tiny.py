@@ -348,8 +348,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     torch.set_num_threads(args.threads)
-    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if not args.measure:
+        args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train(args)
     record_metrics(args.out)
 

@@ -22,7 +22,18 @@ FEW = {"train": 2, "val": 1, "test": 1}
 WEIGHTS = Path(p2c.__file__).parent / "clip" / "builtin"
 
 # SHA-256 over the pixels of pictures 0 of every second class, clean and in style; a change here changes the data sets
-DIGESTS = {}
+DIGESTS = {
+    "shapes": "65b17f8ccab3adfa73caa9e32cfe687650264d3476923a3ab90ee6fd708a417b",
+    "shapes_dark": "fe9fb7a0bf4e05b872a504d1ae38f9aa87607e5bc4e0fc0cb56e629a90bb6e61",
+    "shapes_blur": "cc7ad949c6d02dcd2ffb01d15cc9e66866b0baf3dc397ef18f92604055498611",
+    "shapes_noise": "56c1650adad3a813c4fa5894e30b982b4af0d6de62cc54fd4c170d07622368fe",
+    "shapes_texture": "465ff14fb1de99c2bcbe2d94d3271e87267721cc7a7dcdde4ee37276da51856a",
+    "shapes_sketch": "d1002be263bfc41ce941e617e57b3692861dfd463176e2071b90a91ba4ceddd1",
+    "shapes_counts": "31e13e50aa6fc8e6ac161ae7f1c6a05972900b5aeb0b58eaaca237b9b0741827",
+    "shapes_sizes": "501de17fd27d36313899f5b6c32e1d64decac0b7b4087214480f6da600f015f8",
+    "shapes_pairs": "fd7cc8d299197a4732f99b0d581341fb5565ac4ea7ca15dbd71af9d939237984",
+    "shapes_grounds": "f526653d94645381e79c3f93cbf0f81a30d8ade1faf6d1d21bead259e2cb63aa",
+}
 
 
 def contents(folder):
@@ -167,7 +178,7 @@ def test_a_shape_may_lie_partly_or_wholly_outside_the_picture():
 
 @pytest.fixture(scope="module")
 def backbone():
-    """The shipped weights in open_clip's own CLIP, put together without our loader: model, statistics, known ids, tokenizer."""
+    """The shipped weights in open_clip's own CLIP, without our loader: model, statistics, known ids, tokenizer."""
     facts = json.loads((WEIGHTS / "tiny-shapes.json").read_text())
     state = load_file(WEIGHTS / "tiny-shapes.safetensors")
     ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
