@@ -279,7 +279,7 @@ def train(args: argparse.Namespace) -> None:
         log.info(f"continuing at step {start}")
     loader = DataLoader(Stream(args.seed, args.steps, args.batch, rows), batch_size=None,
                         sampler=range(start, args.steps), num_workers=1, prefetch_factor=8)
-    began, total = time.monotonic() - seconds, 0.0
+    began, losses = time.monotonic() - seconds, []
     for step, (pixels, tokens, marks) in enumerate(loader, start):
         torch.manual_seed(args.seed + 1 + step)  # patch dropout repeats itself after an interruption
         model.train()
@@ -296,13 +296,13 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        total += loss.item()
+        losses.append(loss.item())
         done = step + 1
         if done % args.log_every == 0:
             seconds = time.monotonic() - began
-            log.info(f"step {done}/{args.steps} loss {total / args.log_every:.4f} "
+            log.info(f"step {done}/{args.steps} loss {sum(losses) / len(losses):.4f} "
                      f"scale {model.logit_scale.exp().item():.1f} minutes {seconds / 60:.1f}")
-            total = 0.0
+            losses.clear()
         if done % args.save_every == 0 or done == args.steps:
             model.eval()
             clean = accuracy(model, rows, "shapes", "calibration", False, 20)

@@ -389,3 +389,23 @@ def test_bf16_runs_clip_in_bf16_and_keeps_the_prompts_in_fp32(make_trainer):
     exact.load_model(trainer.output_dir)
     image = batch_of(trainer)["img"]
     torch.testing.assert_close(trainer.model_inference(image), exact.model_inference(image), rtol=0.1, atol=1.0)
+
+
+@pytest.mark.parametrize("precision", [base.Precision(torch.float16), base.Precision(torch.float32, autocast=True)],
+                         ids=["fp16", "amp"])
+@pytest.mark.parametrize("name", ["ZeroshotCLIP", *TRAINED])
+def test_half_precision_arithmetic_agrees_with_fp32(make_trainer, monkeypatch, name, precision):
+    """What a GPU runs, forced onto the CPU: every dtype on the way fits, and prompts and logits stay fp32."""
+    exact = make_trainer(name, out="exact")
+    monkeypatch.setattr(base.Precision, "from_name", lambda name, device: precision)
+    half = make_trainer(name, out="half")
+    batch = batch_of(exact)
+    expected, got = exact.model_inference(batch["img"]), half.model_inference(batch["img"])
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.2)
+    if name != "ZeroshotCLIP":
+        first_step(half)
+        loss = half.forward_backward(batch)["loss"]
+        first_step(exact)
+        assert loss.item() == pytest.approx(exact.forward_backward(batch)["loss"].item(), rel=0.05)
+        assert all(p.grad.dtype == p.dtype == torch.float32 for p in half.prompts.parameters())

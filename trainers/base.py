@@ -5,7 +5,7 @@ A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Precision:
         }[name]
 
     def context(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """What the forward pass runs in."""
+        """What CLIP's towers run in."""
         return torch.autocast(device.type, dtype=torch.float16) if self.autocast else contextlib.nullcontext()
 
 
@@ -139,13 +139,17 @@ class PromptTrainer(TrainerX):
 
     def encode_text(self, prompts: Prompts) -> Tensor:
         """Normalised features (C, E) of all classes, in float32 or better."""
-        features = self.text_tower.encode(self.class_prompts, prompts.context, prompts.deep_text)
-        return normalise(features)
+        return self.features(self.text_tower.encode, self.class_prompts, prompts.context, prompts.deep_text)
 
     def encode_image(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Normalised features (B, E), in float32 or better."""
-        features = self.image_tower.encode(image, prompts.visual, prompts.deep_visual)
-        return normalise(features)
+        return self.features(self.image_tower.encode, image, prompts.visual, prompts.deep_visual)
+
+    def features(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
+        """What a tower makes of its inputs, in the run's precision; rows of length 1, in float32 or better."""
+        with self.precision.context(self.device):
+            features = encode(*inputs)
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """exp(logit_scale) times the cosines, (B, C)."""
@@ -179,8 +183,7 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
         """One step: losses, their sum backward, update. Returns what is logged, without waiting for the device."""
         image, label = self.parse_batch_train(batch)
-        with self.precision.context(self.device):
-            losses = self.losses(image, label)
+        losses = self.losses(image, label)
         loss = sum(losses.values())
         self.optim.zero_grad()
         self.scaler.scale(loss).backward()
@@ -208,7 +211,7 @@ class PromptTrainer(TrainerX):
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Logits (B, C); the classes are encoded once an evaluation, and no noise is drawn."""
-        with torch.no_grad(), self.precision.context(self.device):
+        with torch.no_grad():
             if self._deployed is None:
                 prompts = self.prompts()
                 self._deployed = prompts, self.encode_text(prompts)
@@ -235,11 +238,6 @@ class PromptTrainer(TrainerX):
             raise ValueError(f"{path} does not fit {type(self).__name__} with these settings: {error}") from error
         self.deployed_epoch = checkpoint["epoch"]
         log.info(f'Loading weights to {self.learner_name} from "{path}" (epoch = {checkpoint["epoch"]})')
-
-
-def normalise(features: Tensor) -> Tensor:
-    """Rows of length 1, in float32 or better whatever precision the towers ran in."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def find_checkpoint(folder: Path, epoch: int | None) -> Path:

@@ -2,11 +2,12 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2c.framework import TRAINER_REGISTRY
 from p2c.prompts.context import Prompts, class_rows
-from p2c.trainers.base import PromptTrainer, normalise
+from p2c.trainers.base import PromptTrainer
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -48,8 +49,8 @@ class ZeroshotCLIP(PromptTrainer):
 
     def encode_text(self, prompts: Prompts) -> Tensor:
         """Normalised mean over the templates of the normalised features, (C, E)."""
-        features = [normalise(self.text_tower.encode(written)) for written in self.class_prompts]
-        return normalise(torch.stack(features).mean(0))
+        features = [self.features(self.text_tower.encode, written) for written in self.class_prompts]
+        return F.normalize(torch.stack(features).mean(0), dim=-1)
 
 
 @TRAINER_REGISTRY.register()
