@@ -77,10 +77,10 @@ GROUNDS = (
 
 
 class GeneratedDataset(FewShotDataset):
-    """A data set that writes itself: `classnames` says what to draw and `style` how."""
+    """A data set that writes itself: `contents` says what to draw and `style` how."""
 
     images, template = "images", "a photo of a {}."
-    classnames: tuple[str, ...] = COMPOSITIONS
+    contents: tuple[str, ...] = COMPOSITIONS
     style: Style
 
     def prepare(self) -> None:
@@ -126,28 +126,28 @@ class ShapesSketch(GeneratedDataset):
 @DATASET_REGISTRY.register()
 class ShapesCounts(GeneratedDataset):
     folder, split = "shapes_counts", "split_shapes_counts.json"
-    classnames = COUNTS
+    contents = COUNTS
     style = partial(styles.relief, depth=100, wash=80)
 
 
 @DATASET_REGISTRY.register()
 class ShapesSizes(GeneratedDataset):
     folder, split = "shapes_sizes", "split_shapes_sizes.json"
-    classnames = SIZES
+    contents = SIZES
     style = partial(styles.wave, swing=3, level=180, amount=40)
 
 
 @DATASET_REGISTRY.register()
 class ShapesPairs(GeneratedDataset):
     folder, split = "shapes_pairs", "split_shapes_pairs.json"
-    classnames = PAIRS
+    contents = PAIRS
     style = partial(styles.newsprint, screen=90, wash=100)
 
 
 @DATASET_REGISTRY.register()
 class ShapesGrounds(GeneratedDataset):
     folder, split = "shapes_grounds", "split_shapes_grounds.json"
-    classnames = GROUNDS
+    contents = GROUNDS
     style = partial(styles.scratched, scratches=10, thickness=14, level=160)
 
 
@@ -169,7 +169,7 @@ def picture(name: str, stream: str, label: int, index: int, styled: bool = True)
     """
     member = FAMILY[name]
     dice = Dice(f"{name}/{stream}/{label}/{index}")
-    clean = draw(dice, read_wish(member.classnames[label]))
+    clean = draw(dice, read_wish(member.contents[label]))
     if not styled:
         return clean
     return np.clip(member.style(clean.astype(np.int32), dice), 0, 255).astype(np.uint8)
@@ -205,9 +205,9 @@ def generate(name: str, folder: Path, pictures: dict[str, int] = PICTURES) -> No
 def _write(name: str, folder: Path, pictures: dict[str, int]) -> None:
     member = FAMILY[name]
     split: dict[str, list] = {stream: [] for stream in pictures}
-    total = len(member.classnames) * sum(pictures.values())
+    total = len(member.contents) * sum(pictures.values())
     with tqdm(total=total, desc=f"drawing {name}", unit="picture", leave=False, disable=None) as bar:
-        for label, classname in enumerate(member.classnames):
+        for label, classname in enumerate(member.contents):
             place = classname.replace(" ", "_")
             (folder / member.images / place).mkdir(parents=True)
             for stream, count in pictures.items():

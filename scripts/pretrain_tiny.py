@@ -210,7 +210,7 @@ def optimizer_of(model: open_clip.CLIP, args: argparse.Namespace) -> torch.optim
 @torch.no_grad()
 def accuracy(model: open_clip.CLIP, rows: dict[int, int], name: str, stream: str, style: bool, shots: int) -> dict:
     """Zero-shot accuracy in percent with "a photo of a {}.": over all classes, within base, within novel."""
-    classnames = shapes.FAMILY[name].classnames
+    classnames = shapes.FAMILY[name].contents
     text = encode_text(model, tokens_of([TEMPLATES[0].format(c) for c in classnames], SimpleTokenizer(), rows))
     pictures = [shapes.picture(name, stream, label, k, styled=style)
                 for label in range(len(classnames)) for k in range(shots)]

@@ -66,7 +66,7 @@ def test_pictures_differ_between_data_sets_streams_classes_and_indices():
 
 @pytest.mark.parametrize("name", shapes.FAMILY)
 def test_every_data_set_has_at_least_24_different_classes(name):
-    classnames = shapes.FAMILY[name].classnames
+    classnames = shapes.FAMILY[name].contents
     assert len(set(classnames)) == len(classnames) >= 24
 
 
@@ -75,11 +75,11 @@ def test_a_class_has_32_training_20_validation_and_40_test_pictures():
 
 
 def test_five_styles_share_the_classes_of_shapes_and_the_other_sets_share_none():
-    source = set(shapes.Shapes.classnames)
-    same = [name for name, member in shapes.FAMILY.items() if set(member.classnames) == source]
+    source = set(shapes.Shapes.contents)
+    same = [name for name, member in shapes.FAMILY.items() if set(member.contents) == source]
     others = [member for name, member in shapes.FAMILY.items() if name not in same]
-    assert len(same) - 1 >= 5 and len({member.classnames for member in others}) == len(others) >= 3
-    assert all(source.isdisjoint(member.classnames) for member in others)
+    assert len(same) - 1 >= 5 and len({member.contents for member in others}) == len(others) >= 3
+    assert all(source.isdisjoint(member.contents) for member in others)
 
 
 def test_generation_writes_the_split_and_every_picture_losslessly(tmp_path):
@@ -92,7 +92,7 @@ def test_generation_writes_the_split_and_every_picture_losslessly(tmp_path):
     for stream, items in split.items():
         assert [label for _, label, _ in items] == [label for label in range(24) for _ in range(FEW[stream])]
         for place, (path, label, classname) in enumerate(items):
-            assert classname == shapes.ShapesPairs.classnames[label]
+            assert classname == shapes.ShapesPairs.contents[label]
             with Image.open(tmp_path / "shapes_pairs" / "images" / path) as image:
                 assert image.format == "PNG"
                 drawn = shapes.picture("shapes_pairs", stream, label, place % FEW[stream])
@@ -194,7 +194,7 @@ def backbone():
 def zero_shot(backbone, name, count, styled):
     """Share of held-out pictures, `count` a class, that fall to their class by "a photo of a {}."."""
     model, statistics, _, _ = backbone
-    classnames = shapes.FAMILY[name].classnames
+    classnames = shapes.FAMILY[name].contents
     pixels = np.stack([shapes.picture(name, "held-out", label, index, styled)
                        for label in range(len(classnames)) for index in range(count)])
     mean, std = (torch.tensor(statistics[key])[:, None, None] for key in ("mean", "std"))
@@ -213,7 +213,7 @@ def test_all_words_of_class_names_and_templates_have_rows(backbone, name):
     _, _, known, tokenizer = backbone
     templates = ("itap of a .", "a bad photo of the .", "a origami .", "a photo of the large .", "a in a video game .",
                  "art of the .", "a photo of the small .", "X")
-    for text in (shapes.FAMILY[name].template.format(""), *shapes.FAMILY[name].classnames, *templates):
+    for text in (shapes.FAMILY[name].template.format(""), *shapes.FAMILY[name].contents, *templates):
         assert set(tokenizer.encode(text)) <= known, text
 
 
