@@ -111,7 +111,8 @@ def upstream_cache(monkeypatch):
 
 def test_an_upstream_cache_of_this_split_is_used_and_said(tmp_path, upstream_cache, capsys):
     folder = make(tmp_path, [0, 1])
-    path = upstream_cache(folder, 1, [("0_train_9.png", 0), ("1_train_8.png", 1)], [("0_val_7.png", 0), ("1_val_6.png", 1)])
+    path = upstream_cache(folder, 1, [("0_train_9.png", 0), ("1_train_8.png", 1)],
+                          [("0_val_7.png", 0), ("1_val_6.png", 1)])
     dataset = load(tmp_path, "DATASET.NUM_SHOTS", 1)
     assert [drawn(dataset.train_x, label) for label in (0, 1)] == [[9], [8]]
     assert [drawn(dataset.val, label) for label in (0, 1)] == [[7], [6]]

@@ -1,7 +1,7 @@
-"""Learning quality on built-in data: prompt learning must learn, not only run. Nothing is asserted of P2C against MaPLe."""
+"""Learning quality on built-in data: prompt learning must learn. Nothing is asserted of P2C against MaPLe."""
 import pytest
-import train
 
+import train
 from p2c.framework import read_results
 
 
