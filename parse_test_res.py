@@ -38,7 +38,8 @@ from statistics import fmean, pstdev
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
 END_OF_TRAINING = ("Finish training", "Finished training")  # Dassl from 0.6.1 on, and before
 RESULT_BLOCK = ("=> result",)
-LOG_NAME = re.compile(r"log\.txt(-\d{4}(-\d\d){5})?")  # a run started again in its folder logs into a dated file
+# A run started again in its folder logs into a dated file, again in the same second into one with two dates.
+LOG_NAME = re.compile(r"log\.txt(-\d{4}(-\d\d){5})*")
 
 Spread = Callable[[list[float]], float]
 

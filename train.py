@@ -8,20 +8,20 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import functools
-import hashlib
+import re
 import signal
 import sys
 from pathlib import Path
 
 import torch
-import yaml
-from yacs.config import CfgNode
 
 from p2c import registry
 from p2c.config import extend_cfg
 from p2c.framework import (
     DATASET_REGISTRY,
     TRAINER_REGISTRY,
+    CannotResume,
+    Logger,
     build_trainer,
     changed_keys,
     collect_env_info,
@@ -34,14 +34,24 @@ from p2c.framework import (
 )
 
 FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
-MISTAKES = (ValueError, TypeError, KeyError, FileNotFoundError, AssertionError, yaml.YAMLError)  # while setting up
-FAILURES = (FloatingPointError, OSError, ValueError)  # while training, that need no traceback
+MISTAKES = (ValueError, TypeError, KeyError, OSError, AssertionError, torch.OutOfMemoryError)  # in set-up
+FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # while training, that need no traceback
+
+
+KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        self.exit(MISTAKE, f"error: {message} (--help lists the options)\n")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """CoOp's options, then KEY VALUE pairs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
     parser.add_argument("--root", help="folder that holds all data sets")
     parser.add_argument("--output-dir", help="folder of this run")
     parser.add_argument("--resume", help="folder of a run to continue from")
@@ -62,9 +72,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files")
     args = parser.parse_args(argv)
+    if args.opts[:1] == ["--"]:  # ends the values of an option such as --transforms
+        del args.opts[0]
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
+    lists = (args.source_domains, args.target_domains, args.transforms)
+    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word)]
+    if swallowed:
+        parser.error(f"{swallowed[0]} was taken for a value of the option before it; put -- before KEY VALUE pairs")
     return args
 
 
@@ -82,15 +98,13 @@ OPTIONS = {  # command-line option -> key that it sets
 }
 
 
-def setup_cfg(args: argparse.Namespace) -> CfgNode:
+def setup_cfg(args: argparse.Namespace):
     """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
     for path in (args.dataset_config_file, args.config_file):
         if path:
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
-            cfg.merge_from_file(path)
+            merge_file(cfg, path)
     for option, key in OPTIONS.items():
         value = getattr(args, option)
         if value is not None and value != "":
@@ -99,7 +113,6 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_list(args.opts)
     if cfg.SEED < 0:
         cfg.SEED = run_seed(cfg)
-        print(f"No seed was given; --seed {cfg.SEED} repeats this run")
     cfg.freeze()
     registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
@@ -107,16 +120,36 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def merge_file(cfg, path: str) -> None:
+    """Merge a YAML file.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
+    if Path(path).suffix not in (".yaml", ".yml"):  # yacs would run a .py file
+        raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
+    try:
+        cfg.merge_from_file(path)
+    except Exception as error:  # whatever yacs and the YAML reader stumble over is a fault of the file
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} does not fit the configuration: {reason}") from error
+
+
 def describe_task(args: argparse.Namespace) -> dict:
     """What makes this run the one it is, beside its configuration: an evaluation is of one trained model."""
     if not args.eval_only:
         return {"mode": "train"}
-    trained = Path(args.model_dir) / "results.json"
-    digest = hashlib.sha256(trained.read_bytes()).hexdigest() if args.model_dir and trained.is_file() else None
-    return {"mode": "eval", "model_dir": args.model_dir, "load_epoch": args.load_epoch, "model_results_sha256": digest}
+    trained = read_results(args.model_dir) if args.model_dir else None
+    if trained and not trained["finished"] and args.load_epoch is None:
+        raise ValueError(f"The training in {args.model_dir} is not finished; finish it first, or choose a saved epoch "
+                         "with --load-epoch")
+    return {"mode": "eval", "load_epoch": args.load_epoch, "model_dir": args.model_dir,
+            "model_seconds": trained and trained.get("seconds")}
 
 
-def finished_before(cfg: CfgNode, task: dict) -> bool:
+def finished_before(cfg, task: dict) -> bool:
     """Whether this very run has been done in OUTPUT_DIR.
 
     Raises:
@@ -125,7 +158,11 @@ def finished_before(cfg: CfgNode, task: dict) -> bool:
     results = read_results(cfg.OUTPUT_DIR)
     if results is None:
         return False
-    changed = [key for key in task if results.get(key) != task[key]] + changed_keys(results["config"], cfg)
+    known = [key for key in task if key != "model_dir" or task["model_seconds"] is None]  # a folder may have moved
+    changed = [key for key in known if results.get(key) != task[key]] + changed_keys(results["config"], cfg)
+    if changed == ["model_seconds"]:
+        raise ValueError(f"{cfg.OUTPUT_DIR} holds the test of an earlier training in {task['model_dir']}; delete that "
+                         "folder to test the new one")
     if changed:
         raise ValueError(f"{cfg.OUTPUT_DIR} holds a run with other settings ({', '.join(changed)}); choose another "
                          "--output-dir, or delete that folder")
@@ -137,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return set_up_and_run(args)
     except KeyboardInterrupt:
-        print("Interrupted; the same command continues from the last checkpoint in its output folder", file=sys.stderr)
+        say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
         return INTERRUPTED
 
 
@@ -157,6 +194,8 @@ def set_up_and_run(args: argparse.Namespace) -> int:
         print_settings(args, cfg)
         trainer = build_trainer(cfg)
         if args.eval_only:
+            if trainer.get_model_names() and not args.model_dir:
+                raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
     except MISTAKES as error:
         return report(error, args.debug, MISTAKE)
@@ -169,12 +208,14 @@ def set_up_and_run(args: argparse.Namespace) -> int:
             trainer.write_results(**task)
         else:
             trainer.train()
+    except CannotResume as error:
+        return report(error, args.debug, MISTAKE)
     except FAILURES as error:
         return report(error, args.debug, FAILED)
     return FINISHED
 
 
-def print_settings(args: argparse.Namespace, cfg: CfgNode) -> None:
+def print_settings(args: argparse.Namespace, cfg) -> None:
     """What the run was asked to do, and on what machine."""
     for title, lines in (("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
                          ("Config", [str(cfg)])):
@@ -189,8 +230,15 @@ def report(error: Exception, debug: bool, status: int) -> int:
     if debug:
         raise error
     message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {' '.join(str(message).split()) or type(error).__name__}", file=sys.stderr)
+    say(f"error: {' '.join(str(message).split()) or type(error).__name__}")
     return status
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, and to the run's log file if there is one."""
+    print(line, file=sys.stderr)
+    if isinstance(sys.stdout, Logger):
+        sys.stdout.write_file(f"{line}\n")
 
 
 def interrupt(signum, frame):

@@ -4,13 +4,12 @@ A data set states facts: folder, split file, template. Everything is keyed by la
 """
 import json
 import logging
+import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from yacs.config import CfgNode
-
-from p2c.framework import DatasetBase, Datum, read_legacy_pickle
+from p2c.framework import DatasetBase, Datum, read_legacy_pickle, run_seed
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +29,17 @@ class FewShotDataset(DatasetBase):
     folder: str  # below DATASET.ROOT
     images: str  # image folder, below `folder`
     split: str  # file name, in `folder`
-    split_id: str = ""  # the split's id on Google Drive
+    split_id: str  # the split's id on Google Drive
     template: str = "a photo of a {}."
+    remedy: str = "extract the images so that these paths exist"  # of missing images
 
-    def __init__(self, cfg: CfgNode):
-        self.dataset_dir = Path(cfg.DATASET.ROOT).expanduser().absolute() / self.folder
+    def __init__(self, cfg):
+        self.dataset_dir = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))) / self.folder
         self.image_dir = self.dataset_dir / self.images
         self.prepare()
-        train, val, test = read_split(self.split_path(), self.image_dir)
-        check_images_exist(self.image_dir, [*train, *val, *test], type(self).__name__)
-        train, val = self.draw_shots(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        train, val, test = read_split(self.split_path(), self.image_dir, self.split_remedy)
+        check_images_exist(self.image_dir, [*train, *val, *test], type(self).__name__, self.remedy)
+        train, val = self.draw_shots(train, val, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
         train, val, test = select_classes(train, val, test, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
 
@@ -54,15 +54,22 @@ class FewShotDataset(DatasetBase):
                                     f"{self.image_dir} and {self.split} beside them, or point --root (scripts: $DATA) "
                                     f"at the folder that holds {self.folder}")
         if not path.is_file():
-            source = f": download https://drive.google.com/file/d/{self.split_id} to that path" if self.split_id else ""
-            raise FileNotFoundError(f"{type(self).__name__} has no split file {path}{source}")
+            raise FileNotFoundError(f"{type(self).__name__} has no split file {path}; {self.split_remedy}")
         return path
+
+    @property
+    def split_remedy(self) -> str:
+        """How to get a good split file."""
+        return f"download https://drive.google.com/file/d/{self.split_id} to that path"
 
     def draw_shots(self, train: list[Datum], val: list[Datum], shots: int, seed: int) \
             -> tuple[list[Datum], list[Datum]]:
         """CoOp's few-shot draw for a seed, item for item: from train, then with the same generator from val.
 
         An upstream few-shot pickle is used if all its items belong to the split. `shots` of -1 keeps everything.
+
+        Raises:
+            ValueError: another number of shots below 1, or a pickle that is not such a cache.
         """
         if shots == -1:
             return train, val
@@ -70,17 +77,13 @@ class FewShotDataset(DatasetBase):
             raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images a class, or -1 for all, "
                              f"but got {shots}")
         legacy = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
-        if seed >= 0 and legacy.is_file():
+        if legacy.is_file():
             drawn = self.read_upstream_draw(legacy, train, val)
             if drawn is not None:
                 return drawn
-        state = random.getstate()  # the draw is the global generator's in Dassl; nobody else's numbers may change
-        random.seed(seed)
-        try:
-            return (self.generate_fewshot_dataset(train, num_shots=shots),
-                    self.generate_fewshot_dataset(val, num_shots=min(shots, VAL_SHOTS)))
-        finally:
-            random.setstate(state)
+        rng = random.Random(seed)
+        return (self.generate_fewshot_dataset(train, num_shots=shots, rng=rng),
+                self.generate_fewshot_dataset(val, num_shots=min(shots, VAL_SHOTS), rng=rng))
 
     def read_upstream_draw(self, path: Path, train: list[Datum], val: list[Datum]) \
             -> tuple[list[Datum], list[Datum]] | None:
@@ -91,7 +94,7 @@ class FewShotDataset(DatasetBase):
             known = {(self.relative(item), item.label): item for item in items}
             found = [next((known[key] for key in suffixes(item) if key in known), None)
                      for item in cached.get(part, [])]
-            if None in found or not found:
+            if None in found or (items and not found):
                 log.warning(f"{path} is not used: it holds {part} images that {self.split} does not have")
                 return None
             drawn.append(found)
@@ -109,49 +112,52 @@ def suffixes(item: Datum) -> Iterable[tuple[str, int]]:
     return (("/".join(parts[start:]), item.label) for start in range(len(parts)))
 
 
-def read_split(path: Path, image_dir: Path) -> tuple[list[Datum], list[Datum], list[Datum]]:
+def read_split(path: Path, image_dir: Path, remedy: str) -> tuple[list[Datum], list[Datum], list[Datum]]:
     """Train, validation and test items of a split JSON, in the file's order, which the few-shot draw depends on.
 
     Raises:
-        ValueError: not such a file, a path outside the image folder, labels with gaps, a label with two names, a class
-            that is not in all of train and test, or an empty part.
+        ValueError: not such a file, a path outside the image folder, labels with gaps, a label with two names or none,
+            a class that is not in both train and test, or an empty part; ends with `remedy`.
     """
     log.info(f"Reading split from {path}")
-    advice = "; delete the file and get it again"
+
+    def fault(what: str) -> ValueError:
+        return ValueError(f"{path}: {what}; {remedy}")
+
     try:
         split = json.loads(path.read_text(encoding="utf-8"))
-        parts = [[(str(impath), label, str(name)) for impath, label, name in split[part]] for part in PARTS]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no split file: expected train, val and test, each a list of [path, label, class "
-                         f"name] ({type(error).__name__}: {error}){advice}") from error
+        parts = [[(impath, label, name) for impath, label, name in split[part]] for part in PARTS]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise fault("this is no split file: expected train, val and test, each a list of [path, label, class name] "
+                    f"({type(error).__name__}: {error})") from error
     names: dict[int, str] = {}
     for impath, label, name in (item for part in parts for item in part):
         if type(label) is not int or label < 0:
-            raise ValueError(f"{path}: the label of {impath!r} must be a whole number from 0 on, but is "
-                             f"{label!r}{advice}")
-        if PurePosixPath(impath).is_absolute() or ".." in PurePosixPath(impath).parts or "\\" in impath:
-            raise ValueError(f"{path}: {impath!r} must be a path below {image_dir}, with forward slashes and no '..'")
+            raise fault(f"the label of {impath!r} must be a whole number from 0 on, but is {label!r}")
+        if not isinstance(name, str) or not name.strip():
+            raise fault(f"label {label} needs a class name, but has {name!r}")
+        if not isinstance(impath, str) or PurePosixPath(impath).is_absolute() or "\\" in impath or \
+                ".." in PurePosixPath(impath).parts:
+            raise fault(f"{impath!r} must be a path below {image_dir}, with forward slashes and no '..'")
         if names.setdefault(label, name) != name:
-            raise ValueError(f"{path}: label {label} has two class names, {names[label]!r} and {name!r}{advice}")
+            raise fault(f"label {label} has two class names, {names[label]!r} and {name!r}")
     train, val, test = parts
-    for part, items in zip(PARTS, parts, strict=True):
-        if not items and part != "val":
-            raise ValueError(f"{path}: there are no {part} images{advice}")
+    for part, items in (("train", train), ("test", test)):
+        if not items:
+            raise fault(f"there are no {part} images")
     classes = {label for _, label, _ in train}
-    if sorted(classes) != list(range(len(classes))):
-        missing = sorted(set(range(max(classes) + 1)) - classes)
-        raise ValueError(f"{path}: the labels of the training images must be 0 to {max(classes)} without gaps, but "
-                         f"{missing[:5]} are missing{advice}")
-    others = {label for _, label, _ in (*val, *test)}
-    if others - classes or {label for _, label, _ in test} != classes:
-        odd = sorted((classes ^ {label for _, label, _ in test}) | (others - classes))
-        raise ValueError(f"{path}: train has {len(classes)} classes, but the classes {odd[:5]} are not in both train "
-                         f"and test{advice}")
+    gap = next((label for label in range(len(classes)) if label not in classes), None)
+    if gap is not None:
+        raise fault(f"the {len(classes)} labels of the training images must be 0 to {len(classes) - 1} without gaps, "
+                    f"but {gap} is missing")
+    tested = {label for _, label, _ in test}
+    if odd := sorted(classes ^ tested | {label for _, label, _ in val} - classes):
+        raise fault(f"train has {len(classes)} classes, but the classes {odd[:5]} are not in both train and test")
     return tuple([Datum(impath=str(image_dir / impath), label=label, classname=name, check=False)
                   for impath, label, name in part] for part in parts)
 
 
-def check_images_exist(image_dir: Path, items: Sequence[Datum], dataset: str) -> None:
+def check_images_exist(image_dir: Path, items: Sequence[Datum], dataset: str, remedy: str) -> None:
     """Look for every image, one listing a folder.
 
     Raises:
@@ -167,8 +173,7 @@ def check_images_exist(image_dir: Path, items: Sequence[Datum], dataset: str) ->
         missing += [str(folder / name) for name in sorted(names - present)]
     if missing:
         raise FileNotFoundError(f"{dataset}: {len(missing)} of {len(items)} images of the split are missing below "
-                                f"{image_dir}, first {', '.join(missing[:3])}; extract the images so that these "
-                                "paths exist")
+                                f"{image_dir}, first {', '.join(missing[:3])}; {remedy}")
 
 
 def select_classes(train: list[Datum], val: list[Datum], test: list[Datum], half: str) -> tuple[list[Datum], ...]:

@@ -9,7 +9,6 @@ A data set is written at first use: PNG files and a split JSON as for any other 
 classes is the base half. A class name is also what its pictures are drawn from: see `drawing.read_wish`.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.drawing import Dice, draw, read_wish
-from p2c.framework import DATASET_REGISTRY
+from p2c.framework import DATASET_REGISTRY, write_json
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +78,14 @@ GROUNDS = (
 class GeneratedDataset(FewShotDataset):
     """A data set that writes itself: `contents` says what to draw and `style` how."""
 
-    images, template = "images", "a photo of a {}."
+    images = "images"
+    remedy = "delete the data set's folder to have it drawn again"
     contents: tuple[str, ...] = COMPOSITIONS
     style: Style
+
+    @property
+    def split_remedy(self) -> str:
+        return f"delete {self.dataset_dir} to have the data set drawn again"
 
     def prepare(self) -> None:
         generate(self.folder, Path(self.dataset_dir))
@@ -216,5 +220,4 @@ def _write(name: str, folder: Path, pictures: dict[str, int]) -> None:
                     Image.fromarray(picture(name, stream, label, index)).save(folder / member.images / path)
                     split[stream].append([path, label, classname])
                 bar.update(count)
-    text = json.dumps(split, indent=4, separators=(",", ": "))
-    (folder / member.split).write_text(text, encoding="ascii", newline="\n")
+    write_json(split, folder / member.split)

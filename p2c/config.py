@@ -31,11 +31,8 @@ SETTINGS = {
             "GMM_STDS": (0.5, 1.0, 0.5),  # > 0
             "GMM_WEIGHTS": (),  # >= 0, not all 0; (): equal
         },
-        "ZEROSHOTCLIP": {
+        "ZEROSHOTCLIP": {  # serves ZeroshotCLIP2 too
             "PREC": "fp16",  # fp16, fp32, amp or bf16
-        },
-        "ZEROSHOTCLIP2": {
-            "PREC": "fp16",
         },
         "MAPLE": {
             "N_CTX": 2,  # context tokens per layer, >= 1

@@ -1,12 +1,14 @@
-"""The one place that chooses the engine; the rest of p2c imports Dassl's names from here."""
+"""The one place that names the engine: the rest of p2c imports Dassl's names from here."""
 from p2c.engine import (
     DATASET_REGISTRY,
     EVALUATOR_REGISTRY,
     TRAINER_REGISTRY,
+    CannotResume,
     DataManager,
     DatasetBase,
     DatasetWrapper,
     Datum,
+    Logger,
     SimpleTrainer,
     TrainerBase,
     TrainerX,
@@ -31,7 +33,7 @@ from p2c.engine import (
 from p2c.engine.results import changed_keys, read_results, write_started
 
 __all__ = [
-    "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY",
+    "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "Logger",
     "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_lr_scheduler", "build_optimizer",
     "build_trainer", "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy",
     "get_cfg_default", "load_checkpoint", "load_pretrained_weights", "read_json", "read_legacy_pickle",

@@ -34,15 +34,21 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     expected, known = state_dict(model), model.state_dict()
     faults = []
     if missing := [name for name in expected if name not in state]:
-        faults.append(f"missing: {', '.join(missing)}")
+        faults.append(f"missing: {_first(missing)}")
     if unexpected := [name for name in state if name not in known]:
-        faults.append(f"unexpected: {', '.join(unexpected)}")
-    for name in expected:
-        if name in state and expected[name].shape != state[name].shape:
-            faults.append(f"{name} is {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}")
+        faults.append(f"unexpected: {_first(unexpected)}")
+    if misshapen := [name for name in expected if name in state and expected[name].shape != state[name].shape]:
+        faults.append(_first([
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}" for name in misshapen
+        ]))
     if faults:
         raise ValueError(f"The saved weights are not those of {type(model).__name__}; {'; '.join(faults)}")
     model.load_state_dict({name: state[name] for name in expected}, strict=False)
+
+
+def _first(parts: list[str], most: int = 4) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
 
 
 def _of_one_run(name: str) -> bool:

@@ -30,6 +30,8 @@ case $protocol in
     *) fail "Unknown protocol '$protocol'; choose from base2new_train, base2new_test, xd_train, xd_test, few_shot, zeroshot" ;;
 esac
 [[ -n $dataset && -n $number ]] || fail "$protocol of $trainer needs DATASET $what, for example oxford_pets 1"
+cfg_folder=$home/configs/trainers/${trainer%2} # the two ZeroshotCLIPs share theirs
+[[ -d $cfg_folder && -n $trainer ]] || fail "Unknown trainer '$trainer'; choose from $(cd "$home/configs/trainers" && echo *)"
 [[ -f $home/configs/datasets/$dataset.yaml ]] ||
     fail "Unknown data set '$dataset'; choose from $(cd "$home/configs/datasets" && echo *.yaml | sed 's/\.yaml//g')"
 [[ $what == CFG || $number =~ ^[0-9]+$ ]] || fail "$what must be a whole number, but got '$number'"
@@ -43,21 +45,35 @@ while (($#)) && [[ ! $1 =~ ^([A-Z]+(\.[A-Z0-9_]+)+|OUTPUT_DIR|RESUME|SEED|USE_CU
 done
 pairs=("$@")
 
+# What the folder's name says is what runs.
+for word in ${options[@]+"${options[@]}"} ${pairs[@]+"${pairs[@]}"}; do
+    case $word in
+        --seed | SEED | --trainer | TRAINER.NAME | --dataset-config-file | DATASET.NAME | --config-file)
+            fail "$word belongs to the script's own arguments (trainer, DATASET, SEED, \$CFG)" ;;
+    esac
+done
+for ((i = 0; i + 1 < ${#pairs[@]}; i += 2)); do
+    if [[ ${pairs[i]} == DATASET.NUM_SHOTS ]]; then
+        shots=${pairs[i + 1]}
+        [[ $protocol != few_shot ]] || number=$shots
+    fi
+done
+
 main_cfg=vit_b16_c2_ep5_batch4_2ctx
 if [[ $dataset == shapes* ]]; then
     default_cfg=tiny_shapes
 else
     case $trainer:$protocol in
-        ZeroshotCLIP:*) default_cfg=vit_b16 ;;
+        ZeroshotCLIP*:*) default_cfg=vit_b16 ;;
         *:xd_*) default_cfg=${main_cfg}_cross_datasets ;;
         *:few_shot) default_cfg=${main_cfg}_few_shot ;;
         *) default_cfg=$main_cfg ;;
     esac
 fi
 [[ $what == CFG ]] && cfg=$number || cfg=${CFG:-$default_cfg}
-cfg_file=$home/configs/trainers/$trainer/$cfg.yaml
+cfg_file=$cfg_folder/$cfg.yaml
 [[ -f $cfg_file ]] ||
-    fail "$trainer has no configuration '$cfg'; choose from $(cd "$home/configs/trainers/$trainer" && echo *.yaml | sed 's/\.yaml//g')"
+    fail "$trainer has no configuration '$cfg'; choose from $(cd "$cfg_folder" && echo *.yaml | sed 's/\.yaml//g')"
 
 # What the authors' preview sets by data set.
 preview=()
@@ -67,9 +83,9 @@ if [[ $cfg == *_preview ]]; then
     case $protocol in xd_*) preview+=(OPTIM.MAX_EPOCH 2) ;; esac
 fi
 
-# run SEED FOLDER [option ...] -- [KEY VALUE ...]
+# run SEED FOLDER [option ...] -- [KEY VALUE ...]: one call of train.py, which is told when this script is to stop
 run() {
-    local seed=$1 folder=$2 own=()
+    local seed=$1 folder=$2 own=() status=0 stopped=
     shift 2
     while [[ $1 != -- ]]; do
         own+=("$1")
@@ -78,28 +94,35 @@ run() {
     shift
     "${PYTHON:-python}" "$home/train.py" --root "${DATA:-data}" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
         --dataset-config-file "$home/configs/datasets/$dataset.yaml" --config-file "$cfg_file" \
-        ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"}
+        ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} -- "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"} &
+    trap "stopped=1; kill -TERM $! 2>/dev/null || true" TERM INT
+    wait $! || status=$?
+    [[ -z $stopped ]] || { status=0 && wait $! || status=$?; } # the signal ended the first wait, not the training
+    trap - TERM INT
+    return $status
 }
 
 base2new=$out/base2new
 run_name=$dataset/shots_$shots/$trainer/$cfg/seed$number
 case $protocol in
     base2new_train)
-        run "$number" "$base2new/train_base/$run_name" -- DATASET.NUM_SHOTS $shots DATASET.SUBSAMPLE_CLASSES base
+        run "$number" "$base2new/train_base/$run_name" -- \
+            TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base
         ;;
     base2new_test)
-        if [[ $trainer == ZeroshotCLIP ]]; then
+        if [[ $trainer == ZeroshotCLIP* ]]; then
             for half in base new; do
                 run "$number" "$base2new/test_$half/$run_name" --eval-only -- \
-                    DATASET.NUM_SHOTS $shots DATASET.SUBSAMPLE_CLASSES $half
+                    DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES $half
             done
         else
             run "$number" "$base2new/test_new/$run_name" --eval-only --model-dir "$base2new/train_base/$run_name" -- \
-                DATASET.NUM_SHOTS $shots DATASET.SUBSAMPLE_CLASSES new
+                DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new
         fi
         ;;
     xd_train)
-        run "$number" "$out/$dataset/$trainer/${cfg}_${shots}shots/seed$number" -- DATASET.NUM_SHOTS $shots
+        run "$number" "$out/$dataset/$trainer/${cfg}_${shots}shots/seed$number" -- \
+            TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS "$shots"
         ;;
     xd_test)
         [[ $dataset == shapes* ]] && source=${SOURCE:-shapes} || source=${SOURCE:-imagenet}
@@ -108,7 +131,8 @@ case $protocol in
         ;;
     few_shot)
         for seed in ${SEEDS:-1 2 3}; do
-            run "$seed" "$out/$dataset/$trainer/${cfg}_${number}shots/seed$seed" -- DATASET.NUM_SHOTS "$number"
+            run "$seed" "$out/$dataset/$trainer/${cfg}_${number}shots/seed$seed" -- \
+                TRAIN.CHECKPOINT_FREQ 10 DATASET.NUM_SHOTS "$number"
         done
         ;;
     zeroshot)

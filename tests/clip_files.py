@@ -47,7 +47,7 @@ def make_pets(root, images_per_class=(4, 2, 3), size=(64, 64), classes=4, suffix
             for index in range(count):
                 name = f"{breed.replace(' ', '_')}_{part}_{index}.{suffix}"
                 colour = [(label * 60 + 20 * channel + rng.randrange(40)) % 256 for channel in range(3)]
-                noise = Image.effect_noise(size, 60 + 10 * index).convert("RGB")
+                noise = Image.frombytes("L", size, rng.randbytes(size[0] * size[1])).convert("RGB")
                 Image.blend(Image.new("RGB", size, tuple(colour)), noise, 0.3).save(folder / "images" / name)
                 split[part].append([name, label, breed])
     (folder / "split_zhou_OxfordPets.json").write_text(json.dumps(split, indent=4, separators=(",", ": ")))

@@ -72,9 +72,10 @@ def test_p2c_and_maple_share_maples_recipe(name, optim, node):
 def test_p2c_files_switch_both_denoisers_on_with_the_documented_values(path):
     cfg = merged(path)
     assert cfg.TRAINER.P2C.MAPPER.ENABLED and cfg.TRAINER.PROMPT_DENOISING.ENABLED
-    for node, settings in (("PROMPT_DENOISING", SETTINGS["TRAINER"]["PROMPT_DENOISING"]),):
-        for key, value in settings.items():
-            assert cfg.TRAINER[node][key] == (True if key == "ENABLED" else value), key
+    shared = SETTINGS["TRAINER"]["PROMPT_DENOISING"]
+    assert {key: cfg.TRAINER.PROMPT_DENOISING[key] for key in shared} == shared | {"ENABLED": True}
+    mapper = SETTINGS["TRAINER"]["P2C"]["MAPPER"]
+    assert {key: cfg.TRAINER.P2C.MAPPER[key] for key in mapper} == mapper | {"ENABLED": True}
 
 
 def test_preview_file_starts_four_tokens_at_random():

@@ -40,6 +40,12 @@ def test_sigmoid_steepness_is_honoured(tau, k):
     assert build_schedule("sigmoid", k)(tau) == pytest.approx(oracle.sigmoid(tau, k), abs=1e-9)
 
 
+@pytest.mark.parametrize("k", [1e-20, 1e5])
+def test_extreme_steepness_neither_overflows_nor_divides_by_zero(k):
+    schedule = build_schedule("sigmoid", k)
+    assert (schedule(0), schedule(0.5), schedule(1)) == pytest.approx((1, 0.5, 0))
+
+
 def test_five_cosine_epochs_give_the_known_levels():
     denoising = PromptDenoising(StandardNormal(), 1.0, SCHEDULES["cosine"], epochs=5)
     assert [round(denoising.sigma(e), 2) for e in range(5)] == [1.0, 0.9, 0.65, 0.35, 0.1]

@@ -2,6 +2,7 @@
 import collections
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import nn
 from p2c import trainable
 from p2c.engine import (
     TRAINER_REGISTRY,
+    CannotResume,
     build_lr_scheduler,
     build_optimizer,
     build_trainer,
@@ -34,7 +36,9 @@ class Interrupted(Exception):
 
 @TRAINER_REGISTRY.register()
 class Stopping(TinyTrainer):
-    """Is interrupted after two epochs; keeps a count of batches and a loss scaler."""
+    """Can be interrupted before an epoch; keeps a count of batches and a loss scaler."""
+
+    stops_before = None
 
     def build_model(self):
         super().build_model()
@@ -42,7 +46,7 @@ class Stopping(TinyTrainer):
         self.scaler = Counting()
 
     def before_epoch(self):
-        if self.epoch == 2:
+        if self.epoch == self.stops_before:
             raise Interrupted
 
     def forward_backward(self, batch):
@@ -55,12 +59,6 @@ class Stopping(TinyTrainer):
 
     def load_extra_state(self, state):
         self.batches_seen = int(state["batches_seen"])
-
-
-@TRAINER_REGISTRY.register()
-class Uninterrupted(Stopping):
-    def before_epoch(self):
-        pass
 
 
 class Counting:
@@ -89,6 +87,7 @@ def summary(trainer):
 
 
 BEST_VAL = ("TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", 1)
+STOPPING = (*BEST_VAL, "TRAINER.NAME", "Stopping")
 
 RESUME = """
 import json, sys
@@ -98,25 +97,24 @@ sys.path[:0] = sys.argv[3:]
 import torch
 torch.set_num_threads(1)
 from engine_fixtures import tiny_config
-from test_engine_checkpoints import BEST_VAL, summary
+from test_engine_checkpoints import STOPPING, summary
 from p2c.engine import build_trainer
 for workers in (0, 2):
-    cfg = tiny_config(sys.argv[1], f"{sys.argv[2]}/{workers}", *BEST_VAL, "TRAINER.NAME", "Uninterrupted",
-                      "DATALOADER.NUM_WORKERS", workers, "VERBOSE", False)
+    cfg = tiny_config(sys.argv[1], f"{sys.argv[2]}/{workers}", *STOPPING, "DATALOADER.NUM_WORKERS", workers,
+                      "VERBOSE", False)
     trainer = build_trainer(cfg)
     trainer.train()
     print("SUMMARY", json.dumps(summary(trainer)))
 """
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tiny_trainer, tiny_root, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny_trainer, tiny_root, tmp_path, monkeypatch):
     """Checks 32 and 48: in a new process, with 0 and 2 workers, bit for bit."""
-    whole = tiny_trainer(*BEST_VAL, "TRAINER.NAME", "Uninterrupted")
+    whole = tiny_trainer(*STOPPING)
     whole.train()
+    monkeypatch.setattr(Stopping, "stops_before", 2)
     for workers in (0, 2):
-        stopped = tiny_trainer(
-            *BEST_VAL, "TRAINER.NAME", "Stopping", "DATALOADER.NUM_WORKERS", workers, output_dir=tmp_path / str(workers)
-        )
+        stopped = tiny_trainer(*STOPPING, "DATALOADER.NUM_WORKERS", workers, output_dir=tmp_path / str(workers))
         with pytest.raises(Interrupted):
             stopped.train()
     here = Path(__file__).parent
@@ -165,11 +163,13 @@ def test_resume_needs_a_checkpoint_where_it_is_told_to(tiny_trainer, tmp_path):
     """Check 33."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
         tiny_trainer("RESUME", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint") as error:
         tiny_trainer("RESUME", str(tmp_path)).train()
+    assert isinstance(error.value, CannotResume)
     (tmp_path / "run/prompt_learner").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="run/prompt_learner/checkpoint"):
+    with pytest.raises(FileNotFoundError, match="run/prompt_learner/checkpoint") as error:
         tiny_trainer().train()
+    assert isinstance(error.value, CannotResume)
 
 
 def test_a_truncated_checkpoint_is_passed_over(tiny_trainer, capsys):
@@ -186,9 +186,14 @@ def test_a_truncated_checkpoint_is_passed_over(tiny_trainer, capsys):
         again.train()
         assert {epoch for epoch, *_ in again.seen} == {4} and again.model.linear.weight.equal(weights)
         assert f'Unable to load checkpoint from "{newest}"' in capsys.readouterr().out
+    newest.write_bytes(content)
+    edit_checkpoint(newest, lambda checkpoint: checkpoint.pop("epoch"))
+    tiny_trainer("TRAIN.CHECKPOINT_FREQ", 2).train()
+    assert f'"{newest}" is no checkpoint' in capsys.readouterr().out
     for path in folder.glob("model*"):
         path.write_bytes(b"PK")
-    with pytest.raises(UnreadableCheckpoint, match="remove them"):
+    (folder / "checkpoint").write_bytes(b"\xff\0")
+    with pytest.raises(CannotResume, match="no checkpoint can be read.*remove these"):
         tiny_trainer().train()
 
 
@@ -217,8 +222,61 @@ def test_resuming_with_other_classes_is_refused(tiny_trainer):
     trainer.train()
     again = tiny_trainer("OPTIM.MAX_EPOCH", 1)
     again.dm.dataset._classnames = ["ant", "bee"]
-    with pytest.raises(ValueError, match=r"trained on 6 classes \(cat, dog, fox, ...\).*\(ant, bee"):
+    with pytest.raises(CannotResume, match=r"trained on 6 classes \(cat, dog, fox, ...\).*\(ant, bee"):
         again.train()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_resuming_under_another_configuration_is_refused_before_anything_is_loaded(tiny_trainer, tmp_path, elsewhere):
+    first = tiny_trainer("OPTIM.MAX_EPOCH", 2)
+    first.train()
+    place = {"output_dir": tmp_path / "other"} if elsewhere else {}
+    resume = ("RESUME", first.output_dir) if elsewhere else ()
+    again = tiny_trainer(
+        "OPTIM.MAX_EPOCH", 3, "OPTIM.LR", 0.5, "INPUT.SIZE", (32, 48), "OPTIM.GAMMA", 0.2, *resume, **place
+    )
+    before = again.model.linear.weight.clone()
+    with pytest.raises(CannotResume) as error:
+        again.train()
+    message = str(error.value)
+    assert f"Cannot resume from {first.output_dir}, a run with other settings: " in message
+    assert "OPTIM.LR was 0.0035, is 0.5; " in message and "INPUT.SIZE was [32, 32], is [32, 48]; " in message
+    assert "and 1 more (OPTIM.MAX_EPOCH)" in message and "another --output-dir" in message
+    assert again.model.linear.weight.equal(before) and not again.optim.state
+    same = tiny_trainer("OPTIM.MAX_EPOCH", 2, "TRAIN.PRINT_FREQ", 1, "DATALOADER.NUM_WORKERS", 1, *resume, **place)
+    same.train()
+    assert same.seen == [] and same.results == first.results
+
+
+def test_a_checkpoint_of_an_unknown_configuration_is_resumed_if_it_fits(tiny_trainer):
+    first = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    first.train()
+    edit_checkpoint(f"{first.output_dir}/prompt_learner/model.pth.tar-1", lambda checkpoint: checkpoint.pop("config"))
+    again = tiny_trainer("OPTIM.MAX_EPOCH", 2)
+    again.train()
+    assert {epoch for epoch, *_ in again.seen} == {1}
+
+
+def test_resuming_from_a_published_checkpoint_names_the_ways_to_use_it(tiny_trainer):
+    """MaPLe's hold all of CLIP."""
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    names = ["prompt_learner.ctx", *(f"image_encoder.layer.{i}" for i in range(300))]
+    state = {"state_dict": {name: torch.zeros(1) for name in names}, "epoch": 1, "val_result": None}
+    save_checkpoint(state, f"{trainer.output_dir}/prompt_learner")
+    with pytest.raises(CannotResume, match=r"weights only.*MODEL.INIT_WEIGHTS.*--eval-only") as error:
+        trainer.train()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600 and "and 297 more" in str(error.value)
+
+
+def test_an_optimiser_of_other_parameters_cannot_be_resumed(tiny_trainer):
+    first = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    first.train()
+    edit_checkpoint(
+        f"{first.output_dir}/prompt_learner/model.pth.tar-1",
+        lambda checkpoint: checkpoint["optimizer"]["param_groups"][0]["params"].append(9),
+    )
+    with pytest.raises(CannotResume, match="model.pth.tar-1.*another --output-dir"):
+        tiny_trainer("OPTIM.MAX_EPOCH", 1).train()
 
 
 def test_resume_from_another_folder_takes_the_best_model_along(tiny_trainer, tmp_path):
@@ -246,6 +304,10 @@ def test_the_best_result_of_a_checkpoint_without_one_is_that_of_the_best_model(t
     second = tiny_trainer(*options)
     second.train()
     assert second.seen == [] and second.best_result == 99.0
+    edit_checkpoint(folder / "model-best.pth.tar", lambda checkpoint: checkpoint.update(val_result=None))
+    third = tiny_trainer(*options)
+    third.train()
+    assert third.best_result == -float("inf")
 
 
 def test_elapsed_time_goes_on_where_a_resumed_run_stopped(tiny_trainer, capsys):
@@ -266,7 +328,9 @@ def test_load_model(tiny_trainer, tmp_path, capsys):
     after_two = torch.load(folder / "model.pth.tar-2")
     fresh = tiny_trainer()
     untouched = fresh.model.linear.weight.clone()
+    capsys.readouterr()
     fresh.load_model("")
+    assert capsys.readouterr().out == "Note that load_model() is skipped as no pretrained model is given\n"
     assert fresh.model.linear.weight.equal(untouched)
     fresh.load_model(trainer.output_dir, epoch=2)
     assert fresh.model.linear.weight.equal(after_two["state_dict"]["linear.weight"])
@@ -405,6 +469,29 @@ def test_files_that_are_no_checkpoints(tmp_path):
     torch.jit.script(nn.Linear(1, 1)).save(tmp_path / "script")
     with pytest.raises(UnreadableCheckpoint, match="script"):
         load_checkpoint(tmp_path / "script")
+    for content in ([1], {"epoch": 1}, {"state_dict": {}}, {"state_dict": {"a": 1}, "epoch": 1}):
+        torch.save(content, tmp_path / "other")
+        with pytest.raises(UnreadableCheckpoint, match='other" is no checkpoint'):
+            load_checkpoint(tmp_path / "other")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own about odd pickles
+def test_damage_of_any_kind_is_one_exception(tmp_path):
+    """The old format is a pickle throughout: a byte that is wrong makes it a program of any kind."""
+    path = tmp_path / "model"
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 1}, path, _use_new_zipfile_serialization=False)
+    content, rng, damaged = path.read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        changed = bytearray(content[:rng.randrange(len(content) + 1)] if rng.random() < 0.3 else content)
+        for _ in range(min(3, len(changed))):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        path.write_bytes(changed)
+        try:
+            load_checkpoint(path)
+        except UnreadableCheckpoint as error:
+            assert str(path) in str(error)
+            damaged += 1
+    assert damaged > 100
 
 
 def test_checkpoints_hold_plain_values_only():
@@ -429,13 +516,16 @@ def test_saving_leaves_the_callers_dict_alone(tmp_path):
 def test_pretrained_weights_load_where_they_fit(tmp_path, capsys):
     model = nn.Linear(2, 3)
     torch.save({"state_dict": {"module.weight": torch.ones(3, 2), "bias": torch.ones(4)}}, tmp_path / "weights")
-    load_pretrained_weights(model, tmp_path / "weights")
+    assert load_pretrained_weights(model, tmp_path / "weights") == 1
     assert model.weight.equal(torch.ones(3, 2))
     out = capsys.readouterr().out
     assert f"Successfully loaded pretrained weights from {tmp_path}/weights" in out
     assert "Layers discarded due to unmatched keys or size: ['bias']" in out
     torch.save({"other": torch.ones(1)}, tmp_path / "weights")
     with pytest.warns(UserWarning, match="check the key names manually"):
+        assert load_pretrained_weights(model, tmp_path / "weights") == 0
+    torch.save({"state_dict": [1]}, tmp_path / "weights")
+    with pytest.raises(UnreadableCheckpoint, match="weights"):
         load_pretrained_weights(model, tmp_path / "weights")
 
 

@@ -154,6 +154,18 @@ def test_values_out_of_range_are_refused_all_at_once():
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("key, value", [
+    ("OPTIM.MAX_EPOCH", 0), ("OPTIM.LR", -0.1), ("OPTIM.LR", float("nan")), ("OPTIM.LR", float("inf")),
+    ("OPTIM.WEIGHT_DECAY", -1.0), ("OPTIM.GAMMA", -0.1), ("OPTIM.WARMUP_CONS_LR", float("nan")),
+    ("DATALOADER.TRAIN_X.N_INS", 0),
+])
+def test_numbers_out_of_range_are_refused(key, value):
+    cfg = get_cfg_default()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=f"{key} is {value}; it must be a finite number, at least"):
+        check_values(cfg)
+
+
 def test_keys_that_nothing_reads_are_named_when_changed():
     cfg = get_cfg_default()
     assert unused_keys(cfg) == []

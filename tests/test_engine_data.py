@@ -1,12 +1,14 @@
 """From image files to batches: transforms, items, loaders, and that batches depend on seed and epoch alone."""
 import random
 from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import TinyData, tiny_config
+from PIL import Image
 from torchvision import transforms as T
 
 from p2c.engine import (
@@ -50,6 +52,55 @@ def test_items_of_the_wrapper(config, images):
     assert DatasetWrapper(config(), images)[0]["img"].size == (50, 30)
     with pytest.raises(ValueError, match="K_TRANSFORMS"):
         DatasetWrapper(cfg, images, None, is_train=True)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: b"", lambda content: b"no image", lambda content: content[:len(content) // 2],
+    lambda content: content.replace(b"IDAT", b"IDAX"),
+    lambda content: content[:16] + (60000).to_bytes(4, "big") * 2 + content[24:],  # 3.6 gigapixels
+])
+def test_a_broken_image_is_named(images, tmp_path, damage):
+    path = tmp_path / "broken.png"
+    path.write_bytes(damage(Path(images[0].impath).read_bytes()))
+    with pytest.raises(ValueError) as error:
+        read_image(path)
+    assert str(error.value).startswith(f"{path} cannot be read as an image (")
+    assert str(error.value).endswith("); replace the file")
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(ValueError, match="gone.png cannot be read as an image .*No such file"):
+        read_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_in_one_line_whoever_reads_it(config, tmp_path, workers):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no image")
+    cfg = config("DATALOADER.NUM_WORKERS", workers)
+    loader = build_data_loader(cfg, data_source=[Datum(path)], tfm=T.ToTensor(), is_train=False)
+    with pytest.raises(ValueError) as error:
+        list(loader)
+    assert str(error.value).startswith(f"{path} cannot be read as an image (") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_images_of_16_bits_are_scaled(tmp_path, suffix):
+    values = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert np.asarray(image)[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_gives_its_colours(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "palette.png", transparency=b"\x00\xff")
+    assert np.asarray(read_image(tmp_path / "palette.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
 
 
 @pytest.mark.parametrize("size, edge", [((32, 32), 32), ((32, 48), 48)])
@@ -240,6 +291,8 @@ def test_domain_samplers_balance_the_domains(config, images):
         assert list(sampler) != order
     with pytest.raises(ValueError, match="7"):
         build_sampler("SeqDomainSampler", config(), images, batch_size=7)
+    with pytest.raises(ValueError, match="Batches of 4 domains.*the data have 3"):
+        build_sampler("RandomDomainSampler", config(), images, batch_size=8, n_domain=4)
 
 
 def test_class_sampler_repeats_images_of_small_classes(config, images):

@@ -2,6 +2,7 @@
 import collections
 import os
 import pickle
+import random
 import sys
 import types
 
@@ -43,13 +44,13 @@ def write(path, content):
 def test_few_shot_pickle_is_read_without_dassl(dassl_datum, tmp_path):
     """Check 12."""
     items = [dassl_datum("/gone/a.jpg", 1, 0, "cat"), dassl_datum("/gone/b.jpg", 0, 2, "dog")]
-    write(tmp_path / "shot.pkl", {"train": items, "val": collections.OrderedDict(a=items[:1])})
+    write(tmp_path / "shot.pkl", collections.OrderedDict(train=items, val=items[:1]))
     content = read_legacy_pickle(tmp_path / "shot.pkl")
     assert all(type(item) is Datum for item in content["train"])
     assert [(item.impath, item.label, item.domain, item.classname) for item in content["train"]] == [
         ("/gone/a.jpg", 1, 0, "cat"), ("/gone/b.jpg", 0, 2, "dog")
     ]
-    assert content["val"]["a"][0] is content["train"][0]
+    assert content["val"][0] is content["train"][0]
     assert "dassl" not in sys.modules
 
 
@@ -67,3 +68,32 @@ def test_a_damaged_pickle_is_one_clear_error(tmp_path):
         (tmp_path / "cut.pkl").write_bytes(content[:size])
         with pytest.raises(ValueError, match="cut.pkl"):
             read_legacy_pickle(tmp_path / "cut.pkl")
+
+
+def test_damage_of_any_kind_is_one_exception(dassl_datum, tmp_path):
+    path = tmp_path / "shot.pkl"
+    write(path, {"train": [dassl_datum("a", 0, 0, "x"), dassl_datum("b", 1, 0, "y")]})
+    content, rng, damaged = path.read_bytes(), random.Random(0), 0
+    for _ in range(2000):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(changed)
+        try:
+            read_legacy_pickle(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            damaged += 1
+    assert damaged > 500
+
+
+@pytest.mark.parametrize("content", [[], {"train": None}, {"train": ["a"]}, {"train": {"a": 1}}])
+def test_a_pickle_of_another_shape_is_refused(content, tmp_path):
+    write(tmp_path / "odd.pkl", content)
+    with pytest.raises(ValueError, match="odd.pkl.* no dict of lists of Datum"):
+        read_legacy_pickle(tmp_path / "odd.pkl")
+
+
+def test_an_item_without_path_or_label_is_refused(dassl_datum, tmp_path):
+    write(tmp_path / "odd.pkl", {"train": [dassl_datum("a", None, 0, "x")]})
+    with pytest.raises(ValueError, match="odd.pkl.* no dict of lists of Datum"):
+        read_legacy_pickle(tmp_path / "odd.pkl")

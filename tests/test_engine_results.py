@@ -1,12 +1,13 @@
 """results.json, and which differences of a config make another run."""
 import hashlib
+import os
 
 import pytest
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import tiny_config
 
-from p2c.engine import read_json
-from p2c.engine.results import changed_keys, read_results, write_started
+from p2c.engine import DATASET_REGISTRY, read_json
+from p2c.engine.results import changed_keys, changes, fingerprint, read_results, write_started
 
 
 def test_results_of_a_training_run(tiny_trainer, tmp_path):
@@ -47,7 +48,7 @@ def test_results_of_an_evaluation(tiny_trainer, tmp_path):
 
 
 def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):
-    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 0)
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 1)
     trainer.train()
     dataset = trainer.dm.dataset
     lines = "".join(
@@ -59,6 +60,30 @@ def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):
     assert read_results(trainer.output_dir)["data"]["fingerprint"] == expected
 
 
+def test_fingerprint_does_not_depend_on_how_the_root_is_written(tiny_root, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tiny_root)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def of(root, root_of_items):
+        dataset = DATASET_REGISTRY.get("TinyData")(tiny_config(root_of_items, tmp_path))
+        return fingerprint(dataset, root)
+
+    expected = of(tiny_root, tiny_root)
+    for root in (f"{tiny_root}/", f"{tiny_root}/train/..", "../link", os.path.relpath(tiny_root)):
+        assert of(root, root) == of(root, f"{os.getcwd()}/{root}" if root[0] == "." else root) == expected
+
+
+@pytest.mark.parametrize("content", [
+    '{"format": "p2c-results", "finished": tr', "", "[1]", '{"format": "other", "finished": true, "config": {}}',
+    '{"format": "p2c-results"}',
+])
+def test_results_that_are_damaged_or_not_ours_are_refused(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/results.json.*delete it, or choose another folder"):
+        read_results(tmp_path)
+
+
 @pytest.mark.parametrize("options, changed", [
     ((), []),
     (("DATALOADER.NUM_WORKERS", 3, "TRAIN.PRINT_FREQ", 1, "USE_CUDA", True, "VERBOSE", False, "RESUME", "x"), []),
@@ -67,6 +92,7 @@ def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):
 def test_changed_keys_tell_another_run(options, changed, tmp_path):
     write_started(tiny_config("data", tmp_path), tmp_path)
     old = read_results(tmp_path)["config"]
+    assert bool(changes(old, tiny_config("elsewhere", tmp_path / "b", *options))) == bool(changed)
     assert changed_keys(old, tiny_config("elsewhere", tmp_path / "b", *options)) == changed
     old["TRAINER"]["FUTURE"] = {"KEY": 1}
     assert changed_keys(old, tiny_config("elsewhere", tmp_path / "b", *options)) == changed

@@ -82,14 +82,15 @@ class Narrator(TinyTrainer):
 
 def test_order_of_construction(tiny_trainer, monkeypatch):
     """Check 24."""
-    build_evaluator = trainer_module.build_evaluator
-    built = []
+    order, build_evaluator = [], trainer_module.build_evaluator
+    monkeypatch.setattr(Narrator, "note", lambda self, name: order.append(name))
     monkeypatch.setattr(
-        trainer_module, "build_evaluator", lambda cfg, **kwargs: built.append(kwargs) or build_evaluator(cfg, **kwargs)
+        trainer_module, "build_evaluator",
+        lambda cfg, **kwargs: order.extend(["evaluator", kwargs]) or build_evaluator(cfg, **kwargs),
     )
     trainer = tiny_trainer("TRAINER.NAME", "Narrator")
-    assert [name for name, _ in trainer.calls] == ["check_cfg", "build_data_loader", "build_model"]
-    assert built == [{"lab2cname": trainer.dm.dataset.lab2cname}]
+    lab2cname = trainer.dm.dataset.lab2cname
+    assert order == ["check_cfg", "build_data_loader", "build_model", "evaluator", {"lab2cname": lab2cname}]
     assert trainer.best_result == -float("inf")
     assert (trainer.start_epoch, trainer.epoch, trainer.max_epoch) == (0, 0, 5)
     assert trainer.device == torch.device("cpu") and trainer.output_dir == trainer.cfg.OUTPUT_DIR

@@ -169,6 +169,13 @@ def test_a_resumed_run_is_read_from_its_newest_log_with_a_result(tmp_path, parse
     assert f"file: {tmp_path}/seed1/log.txt-2026-01-31-09-05-00. accuracy: 75.00%. \n" in parse(tmp_path)[1]
 
 
+def test_a_run_started_twice_in_a_second_is_read_from_the_later_log(tmp_path, parse):
+    date = "-2026-01-30-09-05-00"
+    write_log(tmp_path / "seed1", log_text(70), f"log.txt{date}")
+    write_log(tmp_path / "seed1", log_text(75), f"log.txt{date}{date}")
+    assert f"file: {tmp_path}/seed1/log.txt{date}{date}. accuracy: 75.00%. \n" in parse(tmp_path)[1]
+
+
 def test_experiments_without_results_are_named(tmp_path, parse):
     write_log(tmp_path / "a" / "seed1", log_text(90))
     (tmp_path / "b" / "seed1").mkdir(parents=True)

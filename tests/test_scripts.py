@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,17 @@ def option(words, name):
 @pytest.mark.parametrize("folder, trainer", METHODS.items())
 @pytest.mark.parametrize("protocol, cfg, out, model, pairs", [
     ("base2new_train", MAIN, "output/base2new/train_base/dtd/shots_16/T/CFG/seed2", None,
-     "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base"),
+     "TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base"),
     ("base2new_test", MAIN, "output/base2new/test_new/dtd/shots_16/T/CFG/seed2",
      "output/base2new/train_base/dtd/shots_16/T/CFG/seed2", "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES new"),
-    ("xd_train", f"{MAIN}_cross_datasets", "output/dtd/T/CFG_16shots/seed2", None, "DATASET.NUM_SHOTS 16"),
+    ("xd_train", f"{MAIN}_cross_datasets", "output/dtd/T/CFG_16shots/seed2", None,
+     "TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS 16"),
     ("xd_test", f"{MAIN}_cross_datasets", "output/evaluation/T/CFG_16shots/dtd/seed2",
      "output/imagenet/T/CFG_16shots/seed2", ""),
 ])
 def test_protocols_use_the_fields_folders_and_settings(tmp_path, folder, trainer, protocol, cfg, out, model, pairs):
     words, = command(f"{folder}/{protocol}.sh", "oxford_pets", "2", cwd=tmp_path)
+
     def fill(text):
         return text.replace("/T/", f"/{trainer}/").replace("CFG", cfg).replace("dtd", "oxford_pets")
 
@@ -54,7 +57,7 @@ def test_protocols_use_the_fields_folders_and_settings(tmp_path, folder, trainer
     assert option(words, "--dataset-config-file").endswith("configs/datasets/oxford_pets.yaml")
     assert ("--eval-only" in words) == (model is not None)
     assert model is None or option(words, "--model-dir") == fill(model)
-    assert " ".join(words).endswith(pairs)
+    assert words[words.index("--") + 1:] == pairs.split()
 
 
 def test_few_shot_loops_the_seeds(tmp_path):
@@ -75,6 +78,12 @@ def test_zero_shot_tests_both_halves_or_everything(tmp_path):
     assert option(words, "--config-file").endswith("ZeroshotCLIP/rn50.yaml")
 
 
+def test_the_template_ensemble_shares_zero_shots_configurations(tmp_path):
+    base, _ = command("run.sh", "ZeroshotCLIP2", "base2new_test", "oxford_pets", "1", cwd=tmp_path)
+    assert option(base, "--trainer") == "ZeroshotCLIP2" and "/ZeroshotCLIP2/" in option(base, "--output-dir")
+    assert option(base, "--config-file").endswith("trainers/ZeroshotCLIP/vit_b16.yaml")
+
+
 def test_the_shapes_family_uses_the_tiny_configuration_and_shapes_as_source(tmp_path):
     words, = command("p2c/base2new_train.sh", "shapes", "1", cwd=tmp_path)
     assert option(words, "--config-file").endswith("P2C/tiny_shapes.yaml")
@@ -85,9 +94,20 @@ def test_the_shapes_family_uses_the_tiny_configuration_and_shapes_as_source(tmp_
 def test_the_users_options_and_pairs_win(tmp_path):
     words, = command("p2c/base2new_train.sh", "oxford_pets", "1", "--backbone", "RN50", "--debug",
                      "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2", cwd=tmp_path)
-    first_pair = words.index("DATASET.NUM_SHOTS")
-    assert words.index("--backbone") < first_pair and words.index("--debug") < first_pair
+    assert words.index("--backbone") < words.index("--debug") < words.index("--") < words.index("DATASET.NUM_SHOTS")
     assert words[-4:] == ["OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2"]
+
+
+def test_the_folder_tells_the_number_of_shots_that_runs(tmp_path):
+    for protocol, folder in (("base2new_train", "/shots_4/"), ("xd_train", "_4shots/")):
+        words, = command(f"maple/{protocol}.sh", "oxford_pets", "1", "DATASET.NUM_SHOTS", "4", cwd=tmp_path)
+        assert folder in option(words, "--output-dir") and words[-2:] == ["DATASET.NUM_SHOTS", "4"]
+
+
+@pytest.mark.parametrize("words", [("--seed", "2"), ("SEED", "2"), ("TRAINER.NAME", "MaPLe")])
+def test_what_the_folder_says_cannot_be_overruled(tmp_path, words):
+    done = script("p2c/base2new_train.sh", "oxford_pets", "1", *words, cwd=tmp_path)
+    assert done.returncode == 2 and f"{words[0]} belongs to the script's own arguments" in done.stderr
 
 
 def test_variables_choose_data_output_and_configuration(tmp_path):
@@ -112,8 +132,32 @@ def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
 def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path):
     done = script("p2c/base2new_train.sh", "oxford_pets", "1", cwd=tmp_path, CFG="vit_b17")
     assert done.returncode == 2 and "P2C has no configuration 'vit_b17'; choose from tiny_shapes" in done.stderr
+    done = script("run.sh", "P3C", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "Unknown trainer 'P3C'; choose from MaPLe P2C ZeroshotCLIP" in done.stderr
     done = script("run.sh", "P2C", "base2novel", "oxford_pets", "1", cwd=tmp_path)
     assert done.returncode == 2 and "Unknown protocol 'base2novel'; choose from base2new_train" in done.stderr
+
+
+def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(tmp_path):
+    """Slurm ends a job with SIGTERM to the script."""
+    make_pets(tmp_path / "data")
+    words = ("oxford_pets", "1", "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "60", "USE_CUDA", "False")
+    command = ["bash", str(ROOT / "scripts/p2c/base2new_train.sh"), *words]
+    settings = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                    env={**os.environ, "PYTHON": sys.executable, "CFG": "tiny_shapes"})
+    run = tmp_path / "output/base2new/train_base/oxford_pets/shots_16/P2C/tiny_shapes/seed1"
+    with subprocess.Popen(command, **settings) as training:
+        deadline = time.monotonic() + 120
+        while not list(run.glob("MultiModalPromptLearner/model.pth.tar-*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        training.terminate()
+        _, error = training.communicate(timeout=60)
+    assert training.returncode == 75 and "Interrupted" in error
+    assert not read_results(str(run))["finished"]
+    done = script("p2c/base2new_train.sh", *words, "TRAIN.PRINT_FREQ", "100", cwd=tmp_path, PYTHON=sys.executable,
+                  CFG="tiny_shapes")
+    assert done.returncode == 0, done.stderr
+    assert "Found checkpoint at" in done.stdout and read_results(str(run))["finished"]
 
 
 def test_p2c_trains_and_tests_on_openais_archive_and_jpegs_through_the_scripts(tmp_path):

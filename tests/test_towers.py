@@ -94,6 +94,16 @@ def test_without_prompts_the_towers_are_open_clips(seed):
     torch.testing.assert_close(ImageTower(model).encode(images), model.encode_image(images), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("names", [[[7]], [[7], [7]], [[], [7, 8]]], ids=["one class", "equal names", "an empty name"])
+def test_odd_class_lists_are_encoded_as_the_oracle_does(names):
+    model, heads, _ = random_clip(random.Random(3), quick_gelu=False)
+    tower = TextTower(model, SOT, EOT)
+    rows = [[SOT, SOT, 5, *name, EOT] for name in names]
+    context, = leaves((1, tower.width))
+    assert_equal(tower.encode(tower.prepare(rows, 1), context),
+                 oracle.encode_text(model.state_dict(), rows, heads, False, context), [context])
+
+
 def test_shared_prefix_is_found_from_the_tokens_and_leaves_every_class_a_token():
     assert shared_length([[1, 2, 3, 9], [1, 2, 4, 9]]) == 2
     assert shared_length([[1, 2, 9], [1, 2, 3, 9]]) == 2

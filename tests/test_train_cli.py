@@ -101,7 +101,21 @@ def test_an_evaluation_of_a_model_that_was_trained_anew_is_not_taken_for_the_old
     shutil.rmtree(tmp_path / "run")
     assert call(pairs=("OPTIM.LR", "0.1")) == 0
     assert call(*options, out="eval") == train.MISTAKE
-    assert "other settings (model_results_sha256)" in capsys.readouterr().err
+    assert "holds the test of an earlier training" in capsys.readouterr().err
+
+
+def test_an_unfinished_training_is_not_tested_unless_an_epoch_is_chosen(call, tmp_path, monkeypatch, capsys):
+    from p2c.trainers.base import PromptTrainer
+
+    step = PromptTrainer.forward_backward
+    monkeypatch.setattr(PromptTrainer, "forward_backward",
+                        lambda self, batch: train.interrupt(None, None) if self.epoch else step(self, batch))
+    assert call(pairs=("TRAIN.CHECKPOINT_FREQ", "1")) == train.INTERRUPTED
+    options = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert call(*options, out="eval") == train.MISTAKE
+    assert "is not finished; finish it first, or choose a saved epoch with --load-epoch" in capsys.readouterr().err
+    assert call(*options, "--load-epoch", "1", out="eval") == train.FINISHED
+    assert read_results(str(tmp_path / "eval"))["epoch"] == 1
 
 
 def test_an_interrupted_run_exits_75_and_continues_to_the_same_end(call, tmp_path, monkeypatch, capsys):
@@ -127,10 +141,10 @@ def test_an_interrupted_run_exits_75_and_continues_to_the_same_end(call, tmp_pat
     assert accuracy(tmp_path / "whole") == accuracy(tmp_path / "cut")
 
 
-def test_without_a_seed_one_is_drawn_said_and_recorded(call, tmp_path, capsys):
+def test_without_a_seed_one_is_drawn_and_recorded(call, tmp_path):
     assert call("--seed", "-1") == 0
-    seed = read_results(str(tmp_path / "run"))["seed"]
-    assert seed >= 0 and f"--seed {seed} repeats this run" in capsys.readouterr().out
+    results = read_results(str(tmp_path / "run"))
+    assert results["seed"] == results["config"]["SEED"] >= 0
 
 
 def test_seed_zero_is_a_seed(call, tmp_path):
@@ -143,24 +157,71 @@ def test_seed_zero_is_a_seed(call, tmp_path):
 
 @pytest.mark.parametrize("words, message", [
     (dict(trainer="P2C", words=("--trainer", "P3C")), "Unknown trainer (--trainer) 'P3C'; choose from"),
-    (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17'; choose from"),
+    (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17' (MODEL.BACKBONE.NAME); choose from"),
     (dict(pairs=("DATASET.NAME", "Shape")), "Unknown data set (--dataset-config-file) 'Shape'; choose from"),
     (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
     (dict(pairs=("OPTIM.LR", "1")), "OPTIM.LR"),
     (dict(pairs=("OPTIM.LR",)), "odd length"),
     (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "Unknown noise schedule 'cos'; choose from cosine"),
-    (dict(pairs=("TRAINER.P2C.N_CTX", "90", "TRAINER.P2C.CTX_INIT", "")),
-     "tokens, but the text tower takes 77 at most"),
+    (dict(pairs=("TRAINER.P2C.N_CTX", "90")), "N_CTX must be from 1 to 74, since the text tower takes 77"),
+    (dict(pairs=("TRAINER.P2C.N_CTX", "74")), "tokens, but the text tower takes 77 at most"),
+    (dict(words=("--eval-only",)), "give its folder with --model-dir"),
+    (dict(words=("--config-file", "train.py")), "train.py must be YAML"),
+    (dict(pairs=("TRAINER.PROMPT_DENOISING.NOISE_STD", "-1.0")), "NOISE_STD must be at least 0, but got -1.0"),
     (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), "must be one of all, base, new, but got 'novel'"),
     (dict(pairs=("DATASET.NUM_SHOTS", "0")), "DATASET.NUM_SHOTS must be a positive number"),
     (dict(words=("--config-file", "nowhere.yaml")), "No configuration file nowhere.yaml"),
-    (dict(words=("--eval-only", "--model-dir", "nowhere")), "No checkpoint at nowhere/MultiModalPromptLearner"),
+    (dict(words=("--eval-only", "--model-dir", "nowhere")), "No trained prompts at nowhere/MultiModalPromptLearner"),
     (dict(root="nowhere"), "No OxfordPets at"),
 ])
 def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
     assert call(*words.pop("words", ()), **words) == train.MISTAKE
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(call, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert call(out="file/run") == train.MISTAKE
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "file/run" in error[0]
+
+
+def test_resuming_another_configuration_is_refused_naming_the_key(call, tmp_path, capsys):
+    assert call() == 0
+    options = ("--resume", str(tmp_path / "run"))
+    assert call(*options, out="more", pairs=("OPTIM.LR", "0.5")) == train.MISTAKE
+    assert "OPTIM.LR" in capsys.readouterr().err
+
+
+def test_the_reason_of_a_failure_is_in_the_runs_log_too(call, tmp_path, capsys):
+    assert call("--backbone", "ViT-B/17") == train.MISTAKE
+    assert capsys.readouterr().err in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_values_of_an_option_end_at_two_dashes():
+    args = train.parse_args(["--transforms", "random_flip", "normalize", "--", "DATASET.NUM_SHOTS", "16"])
+    assert args.transforms == ["random_flip", "normalize"] and args.opts == ["DATASET.NUM_SHOTS", "16"]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("OPTIM:\n\tLR: 1.0\n", "\\t"), ("- a\n- b\n", ""), ("OPTIM: {FOO: 1}", "OPTIM.FOO"),
+    ("OPTIM: {LR: 1}", "OPTIM.LR"),
+    ("a: !!python/object/apply:os.getcwd []", "python/object"), ("OPTIM: [", "")],
+    ids=["tab", "list", "unknown key", "type", "python tag", "syntax"])
+def test_a_faulty_yaml_is_named(call, tmp_path, capsys, content, message):
+    path = tmp_path / "faulty.yaml"
+    path.write_text(content)
+    assert call("--config-file", str(path)) == train.MISTAKE
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and f"{path} does not fit the configuration: " in error[0] and message in error[0]
+
+
+def test_pairs_taken_for_values_of_an_option_are_pointed_out(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--transforms", "random_flip", "OPTIM.MAX_EPOCH", "1"])
+    error = capsys.readouterr().err
+    assert "OPTIM.MAX_EPOCH was taken for a value of the option before it" in error and len(error.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(call):
@@ -187,6 +248,9 @@ def broken(tmp_path, change):
 @pytest.mark.parametrize("change, message", [
     (lambda split: "<html>quota</html>", "is no split file"),
     (lambda split: split.pop("val"), "is no split file"),
+    (lambda split: "[" * 100_000, "is no split file"),
+    (lambda split: split["train"][0].__setitem__(1, 10**9), "must be 0 to"),
+    (lambda split: split["train"][0].__setitem__(2, " "), "label 0 needs a class name"),
     (lambda split: split["train"][0].__setitem__(0, "../secret.png"), "must be a path below"),
     (lambda split: split["train"][0].__setitem__(0, "/etc/passwd"), "must be a path below"),
     (lambda split: split["train"][0].__setitem__(2, "other"), "label 0 has two class names, 'other' and 'abyssinian'"),
@@ -196,7 +260,8 @@ def broken(tmp_path, change):
      "train has 4 classes, but the classes [3] are not in both train and test"),
     (lambda split: split.__setitem__("train", []), "there are no train images"),
     (lambda split: split["train"][0].__setitem__(1, "0"), "must be a whole number"),
-], ids=["no JSON", "no val", "parent folder", "absolute path", "two names", "gap", "class count",
+], ids=["no JSON", "no val", "nested", "huge label", "no name", "parent folder", "absolute path", "two names", "gap",
+        "class count",
         "empty", "label as text"])
 def test_a_broken_split_is_one_line_naming_the_file(call, tmp_path, capsys, change, message):
     broken(tmp_path, change)

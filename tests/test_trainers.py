@@ -216,8 +216,8 @@ def test_loaded_checkpoint_repeats_the_training_runs_own_result(make_trainer, tm
     logits = trainer.model_inference(image)
     for epoch in (None, 2):
         other = make_trainer(name, out=f"eval{epoch}")
+        assert not torch.equal(other.model_inference(image), logits)
         other.load_model(str(tmp_path / "run"), epoch=epoch)
-        other.set_model_mode("test")
         assert torch.equal(other.model_inference(image), logits)
         assert other.test() == trainer.test()
 
@@ -247,6 +247,13 @@ def test_published_maple_checkpoints_load(make_trainer, tmp_path):
     torch.save({"state_dict": published, "epoch": 5, "optimizer": None, "scheduler": None}, folder / "model.pth.tar-5")
     trainer.load_model(str(tmp_path / "published"), epoch=5)
     assert_same_state(dict(trainer.prompts.state_dict()), {key: value.float() for key, value in wanted.items()})
+
+
+def test_initial_weights_of_other_prompts_are_refused(make_trainer, tmp_path):
+    trained(make_trainer, "P2C")
+    path = tmp_path / "run" / "MultiModalPromptLearner" / "model.pth.tar-2"
+    with pytest.raises(ValueError, match="model.pth.tar-2 does not fit MaPLe"):
+        make_trainer("MaPLe", "MODEL.INIT_WEIGHTS", str(path), out="second")
 
 
 def test_initial_weights_are_taken_from_a_checkpoint(make_trainer, tmp_path):
@@ -279,6 +286,11 @@ def test_prompts_of_base_classes_are_used_with_new_ones(make_trainer, tmp_path):
     assert base_run.dm.dataset.classnames == ["abyssinian", "american_bulldog"]
     assert new.dm.dataset.classnames == ["Bengal cat", "boxer"]
     assert new.test() == new.test()
+
+
+def test_other_pixel_statistics_than_clips_are_reported(make_trainer, capsys):
+    make_trainer("P2C", "INPUT.PIXEL_MEAN", [0.4, 0.5, 0.5])
+    assert "INPUT.PIXEL_MEAN and PIXEL_STD differ from tiny-shapes's" in capsys.readouterr().out
 
 
 def test_zero_shot_logits_are_clips_own(make_trainer):
@@ -317,8 +329,8 @@ def test_zero_shot_tests_and_has_nothing_to_train(make_trainer, name):
     (("TRAINER.P2C.PREC", "fp8"), "TRAINER.P2C.PREC 'fp8'; choose from fp16, fp32, amp, bf16"),
     (("TRAINER.P2C.PROMPT_DEPTH", 0), "PROMPT_DEPTH must be from 1 to 4"),
     (("TRAINER.P2C.PROMPT_DEPTH", 5), "PROMPT_DEPTH must be from 1 to 4"),
-    (("TRAINER.P2C.N_CTX", 0), "N_CTX must be at least 1"),
-    (("TRAINER.P2C.N_CTX", 80), r"80|the text tower takes 77 at most"),
+    (("TRAINER.P2C.N_CTX", 0), "N_CTX must be from 1 to 74"),
+    (("TRAINER.P2C.N_CTX", 74), "tokens, but the text tower takes 77 at most"),
     (("TRAINER.P2C.CTX_INIT", "photo"), "has 1 tokens, fewer than the context's 2"),
     (("TRAINER.P2C.MAPPER.HIDDEN_SCALE", 0.0), "HIDDEN_SCALE must be positive"),
     (("TRAINER.P2C.MAPPER.LOSS_WEIGHT", -1.0), "LOSS_WEIGHT must be at least 0"),
@@ -328,7 +340,7 @@ def test_zero_shot_tests_and_has_nothing_to_train(make_trainer, name):
     (("TRAINER.PROMPT_DENOISING.WARMUP_EPOCHS", 2), "shorter than the training of 2 epochs"),
     (("TRAINER.PROMPT_DENOISING.GMM_COMPONENTS", 2), "GMM_COMPONENTS is 2"),
     (("INPUT.SIZE", "(32, 32)"), r"INPUT.SIZE is \(32, 32\), but tiny-shapes takes images of \(64, 64\)"),
-    (("MODEL.BACKBONE.NAME", "ViT-B/17"), "Unknown backbone 'ViT-B/17'; choose from RN50"),
+    (("MODEL.BACKBONE.NAME", "ViT-B/17"), r"Unknown backbone 'ViT-B/17' \(MODEL.BACKBONE.NAME\); choose from RN50"),
     (("MODEL.BACKBONE.WEIGHTS", "nowhere.pt"), "No weights 'nowhere.pt'"),
 ])
 def test_senseless_settings_are_refused_by_name(make_trainer, pairs, message):

@@ -2,11 +2,9 @@
 
 A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 """
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,19 +14,14 @@ from yacs.config import CfgNode
 
 from p2c import trainable
 from p2c.clip.loading import Backbone, load_backbone
+from p2c.clip.precision import Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
 from p2c.config import PRECISIONS
 from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
-from p2c.framework import (
-    TrainerX,
-    build_lr_scheduler,
-    build_optimizer,
-    load_checkpoint,
-    load_pretrained_weights,
-)
+from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
 from p2c.prompts.context import Prompts, class_rows, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.streams import generator
@@ -36,32 +29,6 @@ from p2c.streams import generator
 log = logging.getLogger(__name__)
 
 NOISE_UNITS = ("absolute", "embedding")
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How numbers are kept: CLIP's dtype, and whether autocast and loss scaling are used. Prompts stay float32."""
-
-    dtype: torch.dtype
-    autocast: bool = False
-    scaling: bool = False
-
-    @classmethod
-    def from_name(cls, name: str, device: torch.device) -> "Precision":
-        """The policy called PREC in the configuration; training and testing use the same."""
-        if device.type == "cpu" and name in ("fp16", "amp"):
-            log.info(f"PREC {name} needs a GPU; this run uses fp32")
-            name = "fp32"
-        return {
-            "fp32": cls(torch.float32),
-            "fp16": cls(torch.float16, scaling=True),
-            "amp": cls(torch.float32, autocast=True, scaling=True),
-            "bf16": cls(torch.bfloat16),
-        }[name]
-
-    def context(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """What CLIP's towers run in."""
-        return torch.autocast(device.type, dtype=torch.float16) if self.autocast else contextlib.nullcontext()
 
 
 class PromptTrainer(TrainerX):
@@ -92,7 +59,12 @@ class PromptTrainer(TrainerX):
         return generator(self.seed, name, step)
 
     def build_model(self) -> None:
-        """Load CLIP, make the prompts, and register these alone, with their optimiser."""
+        """Load CLIP, make the prompts, and register these alone, with their optimiser.
+
+        Raises:
+            ValueError: settings, classes or weights that do not go together.
+            FileNotFoundError: weights that are nowhere to be had.
+        """
         cfg = self.cfg
         names = self.dm.dataset.classnames
         if len(names) != self.num_classes:
@@ -114,13 +86,14 @@ class PromptTrainer(TrainerX):
         cfg = self.cfg
         self.denoising = build_denoising(cfg, self.noise_unit) if cfg.TRAINER.PROMPT_DENOISING.ENABLED else None
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.prompts, cfg.MODEL.INIT_WEIGHTS)
+            self.load_prompts(Path(cfg.MODEL.INIT_WEIGHTS))
+            log.info(f"Starting from the prompts in {cfg.MODEL.INIT_WEIGHTS}")
         self.optim = build_optimizer(self.prompts, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaling)
         self.register_model(self.learner_name, self.prompts, self.optim, self.sched)
 
-    def build_prompts(self) -> tuple[nn.Module, ClassPrompts]:
+    def build_prompts(self) -> tuple[nn.Module, ClassPrompts | list[ClassPrompts]]:
         """The method's learner, whose call returns Prompts, and the class prompts that its context belongs to."""
         raise NotImplementedError(f"{type(self).__name__} must define build_prompts()")
 
@@ -152,7 +125,7 @@ class PromptTrainer(TrainerX):
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """exp(logit_scale) times the cosines, (B, C)."""
+        """exp(logit_scale) times the cosines (B, C) of normalised features (B, E) and (C, E)."""
         return self.clip.logit_scale * image_features @ text_features.t()
 
     def denoise(self, prompts: Prompts) -> Prompts:
@@ -231,13 +204,23 @@ class PromptTrainer(TrainerX):
             log.info("Note that load_model() is skipped as no pretrained model is given")
             return
         path = find_checkpoint(Path(directory) / self.learner_name, epoch)
+        self.deployed_epoch = self.load_prompts(path)
+        log.info(f'Loading weights to {self.learner_name} from "{path}" (epoch = {self.deployed_epoch})')
+
+    def load_prompts(self, path: Path) -> int:
+        """Take the prompts from a checkpoint file; returns its epoch.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds other prompts.
+        """
         checkpoint = load_checkpoint(path)
         try:
             trainable.load_state_dict(self.prompts, learned_entries(checkpoint["state_dict"]))
         except ValueError as error:
             raise ValueError(f"{path} does not fit {type(self).__name__} with these settings: {error}") from error
-        self.deployed_epoch = checkpoint["epoch"]
-        log.info(f'Loading weights to {self.learner_name} from "{path}" (epoch = {checkpoint["epoch"]})')
+        self._deployed = None
+        return checkpoint["epoch"]
 
 
 def find_checkpoint(folder: Path, epoch: int | None) -> Path:
@@ -246,6 +229,9 @@ def find_checkpoint(folder: Path, epoch: int | None) -> Path:
     Raises:
         FileNotFoundError: it is not there; the message lists what is.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No trained prompts at {folder}: there is no such folder; give --model-dir the folder "
+                                "of a run")
     if epoch is not None:
         path = folder / f"model.pth.tar-{epoch}"
     elif (folder / "model-best.pth.tar").is_file() or not (folder / "checkpoint").is_file():
@@ -294,6 +280,8 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
 def build_denoising(cfg: CfgNode, unit: float) -> PromptDenoising:
     """The prompt noise that TRAINER.PROMPT_DENOISING describes; `unit` is what a level of 1 means."""
     settings = cfg.TRAINER.PROMPT_DENOISING
+    if not settings.NOISE_STD >= 0:
+        raise ValueError(f"TRAINER.PROMPT_DENOISING.NOISE_STD must be at least 0, but got {settings.NOISE_STD}")
     noise = build_noise(settings.NOISE_TYPE, settings.GMM_MEANS, settings.GMM_STDS, settings.GMM_WEIGHTS,
                         settings.GMM_COMPONENTS)
     return PromptDenoising(noise, settings.NOISE_STD * unit, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
@@ -310,8 +298,9 @@ def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = Non
     settings, clip, text = trainer.settings, trainer.clip, trainer.text_tower
     image = trainer.image_tower.require_prompts()
     layers = min(text.layers, image.layers)
-    if settings.N_CTX < 1:
-        raise ValueError(f"TRAINER.{trainer.node}.N_CTX must be at least 1, but got {settings.N_CTX}")
+    if not 1 <= settings.N_CTX <= text.context_length - 3:  # [SOS], a name, [EOT]
+        raise ValueError(f"TRAINER.{trainer.node}.N_CTX must be from 1 to {text.context_length - 3}, since the text "
+                         f"tower takes {text.context_length} tokens, but got {settings.N_CTX}")
     if not 1 <= settings.PROMPT_DEPTH <= layers:
         raise ValueError(f"TRAINER.{trainer.node}.PROMPT_DEPTH must be from 1 to {layers}, the layers of {clip.name}'s "
                          f"shallower tower, but got {settings.PROMPT_DEPTH}")

@@ -57,7 +57,5 @@ class ZeroshotCLIP(PromptTrainer):
 class ZeroshotCLIP2(ZeroshotCLIP):
     """The ensemble of seven templates, and the data set's own except on ImageNet."""
 
-    node = "ZEROSHOTCLIP2"
-
     def templates(self) -> Sequence[str]:
         return ENSEMBLE if self.cfg.DATASET.NAME == "ImageNet" else (*ENSEMBLE, *super().templates())

@@ -48,18 +48,9 @@ class Backbone:
     image_size: tuple[int, int]  # height, width in pixels
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
+    logit_scale: float  # exp(logit_scale): what the cosine of image and text is multiplied by
     token_std: float  # standard deviation of the token embedding over all elements of all rows that have weights
     stored_ids: frozenset[int] | None = field(default=None, repr=False)  # ids that have a row; None: all
-
-    @property
-    def logit_scale(self) -> float:
-        """exp(logit_scale): what the cosine of image and text is multiplied by."""
-        return self.model.logit_scale.double().exp().item()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.model.logit_scale.device
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text, without [SOS] and [EOT].
@@ -105,7 +96,8 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
     _cast(model, dtype)
     size = model.visual.image_size
     return Backbone(name, model.to(device), SimpleTokenizer(), (size, size) if isinstance(size, int) else tuple(size),
-                    tuple(statistics["mean"]), tuple(statistics["std"]), token_std, stored_ids)
+                    tuple(statistics["mean"]), tuple(statistics["std"]), model.logit_scale.double().exp().item(),
+                    token_std, stored_ids)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -121,8 +113,8 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
     architecture = CLIP_NAMES.get(name, name)
     config = open_clip.get_model_config(architecture)
     if config is None:
-        raise ValueError(f"Unknown backbone '{name}'; choose from {', '.join((*CLIP_NAMES, TINY))}, or a model of "
-                         "open_clip's (open_clip.list_models())")
+        raise ValueError(f"Unknown backbone '{name}' (MODEL.BACKBONE.NAME); choose from "
+                         f"{', '.join((*CLIP_NAMES, TINY))}, or a model of open_clip's (open_clip.list_models())")
     if config.get("custom_text") or "hf_tokenizer_name" in config["text_cfg"] or "multimodal_cfg" in config:
         raise ValueError(f"{name} has a text tower or tokenizer other than CLIP's, which prompts need; choose one of "
                          f"{', '.join(CLIP_NAMES)}, or another model of open_clip's with CLIP's text tower")
@@ -211,7 +203,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
                          "state dict saved by torch, or safetensors") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) and isinstance(value, Tensor)
+                                                 for key, value in state.items()):
         raise ValueError(f"{path} holds no state dict (names to tensors); give CLIP's weights")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
@@ -250,7 +243,9 @@ def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
                                 "a file")
     state, stored_ids = read_state_dict(path), None
     if "token_embedding.ids" in state:  # only the rows that its captions needed are stored
-        ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows")
+        ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows", torch.empty(0))
+        if len(ids) != len(rows) or not 0 <= ids.min() <= ids.max() < len(model.token_embedding.weight):
+            raise ValueError(f"{path} does not fit {TINY}: its token ids and rows do not belong together")
         state["token_embedding.weight"] = torch.zeros_like(model.token_embedding.weight).index_copy_(0, ids, rows)
         stored_ids = frozenset(ids.tolist())
     _load_state(model, state, TINY, path)

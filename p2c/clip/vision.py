@@ -23,6 +23,7 @@ class ImageTower:
         """
         visual = self._visual
         plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok" and \
+            visual.proj is not None and \
             visual.transformer.batch_first and \
             all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
         if not plain:

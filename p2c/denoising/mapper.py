@@ -18,7 +18,8 @@ class DenoisingMapper(nn.Sequential):
 def mapper_loss(mapper: Callable[[Tensor], Tensor], context: Tensor, sigma: float, generator: Generator) -> Tensor:
     """L_map = mean over elements of (F_0(P_0 + sigma n) - stopgrad(F_0(P_0)))^2, n ~ N(0, I).
 
-    `context` is P_0 (M, d_t), clean. The gradient reaches the mapper and the context. Returns a scalar.
+    `context` is P_0 (M, d_t), clean; `sigma` is in units of its elements. The gradient reaches the mapper and the
+    context. Returns a scalar.
     """
     noise = torch.randn(*context.shape, generator=generator).to(context)
     with torch.no_grad():

@@ -26,10 +26,9 @@ def sigmoid(tau: float, k: float = SIGMOID_K) -> float:
 
     (The authors' preview subtracts this curve from one, so that its noise grows in training; we take that for a slip.)
     """
-    def falling(t: float) -> float:
-        return 1 / (1 + math.exp(k * (t - 0.5)))
-
-    return (falling(tau) - falling(1)) / (falling(0) - falling(1))
+    # S(t) = 1 / (1 + exp(k (t - 1/2))) = (1 - tanh(k (t - 1/2) / 2)) / 2, which neither overflows nor cancels.
+    end = math.tanh(k / 4)
+    return (end - math.tanh(k * (tau - 0.5) / 2)) / (2 * end)
 
 
 def constant(tau: float) -> float:

@@ -11,7 +11,13 @@ dassl.evaluation, .metrics     p2c.engine.evaluation
 dassl.optim                    p2c.engine.optim
 dassl.utils, .torchtools       p2c.engine.utils
 """
-from p2c.engine.checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
+from p2c.engine.checkpoint import (
+    CannotResume,
+    load_checkpoint,
+    load_pretrained_weights,
+    resume_from_checkpoint,
+    save_checkpoint,
+)
 from p2c.engine.config import clean_cfg, get_cfg_default
 from p2c.engine.data import DataManager, DatasetWrapper, build_data_loader
 from p2c.engine.datasets import DatasetBase, Datum
@@ -49,8 +55,8 @@ from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
 from p2c.engine.utils import collect_env_info, tolist_if_not
 
 __all__ = [
-    "AverageMeter", "Classification", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
-    "EVALUATOR_REGISTRY", "EvaluatorBase", "INTERPOLATION_MODES", "Logger", "MetricMeter", "RandomClassSampler",
+    "AverageMeter", "CannotResume", "Classification", "DATASET_REGISTRY", "DataManager", "DatasetBase",
+    "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "EvaluatorBase", "INTERPOLATION_MODES", "Logger", "MetricMeter", "RandomClassSampler",
     "RandomDomainSampler", "Registry", "SeqDomainSampler", "SimpleNet", "SimpleTrainer", "TRAINER_REGISTRY",
     "TrainerBase", "TrainerX", "TrainerXU", "build_data_loader", "build_dataset", "build_evaluator",
     "build_lr_scheduler", "build_optimizer", "build_sampler", "build_trainer", "build_transform", "check_availability",

@@ -25,6 +25,14 @@ class UnreadableCheckpoint(ValueError):
     """A file that is no checkpoint, or only a part of one."""
 
 
+class CannotResume(ValueError):
+    """A run cannot go on from the checkpoints that it was pointed to."""
+
+
+class NothingToResume(FileNotFoundError, CannotResume):
+    """Nothing is where the checkpoints to go on from should be."""
+
+
 def plain(value, name: str = "checkpoint"):
     """A copy of nested containers that torch.load reads by default: tensors (on the CPU), numbers, text.
 
@@ -73,22 +81,41 @@ def save_checkpoint(
 
 
 def load_checkpoint(fpath: str) -> dict:
-    """What is in a checkpoint, tensors on the CPU.
+    """What is in a checkpoint, tensors on the CPU: at least "state_dict" and "epoch".
 
-    Of a file of real Dassl that holds objects, those are None. A file that cannot be read raises UnreadableCheckpoint.
+    Of a file of real Dassl that holds objects, those are None.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableCheckpoint: it cannot be read, or is no checkpoint.
     """
+    checkpoint = _read(fpath)
+    if not _is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("epoch"), int):
+        raise UnreadableCheckpoint(f'"{fpath}" is no checkpoint: it needs a "state_dict" of tensors and an "epoch"')
+    return checkpoint
+
+
+def _read(fpath: str) -> dict:
+    """The dict that a file of torch.save's holds, tensors on the CPU."""
     if fpath is None:
         raise ValueError("File path is None")
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
         try:
-            return torch.load(fpath, map_location="cpu", weights_only=True)
+            content = torch.load(fpath, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
-            return _load_with_objects(fpath)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
+            content = _load_with_objects(fpath)
+    except Exception as error:  # damaged bytes drive the readers of torch and pickle into almost any exception
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UnreadableCheckpoint(f'Unable to load checkpoint from "{fpath}": {reason}') from error
+    if not isinstance(content, dict):
+        raise UnreadableCheckpoint(f'"{fpath}" is no checkpoint: it holds a {type(content).__name__}, not a dict')
+    return content
+
+
+def _is_state_dict(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _load_with_objects(fpath: str) -> dict:
@@ -99,8 +126,11 @@ def _load_with_objects(fpath: str) -> dict:
 def load_resumable(folders: list[str]) -> tuple[list[str], list[dict]]:
     """The newest checkpoint that is readable in every one of these folders: its paths and contents.
 
-    Unreadable files are warned of and passed over. FileNotFoundError if a folder has no file that names the newest one,
-    UnreadableCheckpoint if nothing can be read.
+    Unreadable files are warned of and passed over.
+
+    Raises:
+        NothingToResume: the first folder has no file that names the newest checkpoint.
+        CannotResume: nothing can be read.
     """
     for name in _newest_first(folders[0]):
         paths = [os.path.join(folder, name) for folder in folders]
@@ -108,27 +138,45 @@ def load_resumable(folders: list[str]) -> tuple[list[str], list[dict]]:
             return paths, [load_checkpoint(path) for path in paths]
         except (UnreadableCheckpoint, FileNotFoundError) as error:
             log.warning(f"{error}; trying an older one")
-    raise UnreadableCheckpoint(f"No checkpoint can be read in {', '.join(folders)}; remove them to start afresh")
+    raise CannotResume(
+        f"Cannot resume: no checkpoint can be read in {', '.join(folders)}; choose another folder, "
+        "or remove these to start afresh"
+    )
 
 
 def _newest_first(folder: str) -> list[str]:
     pointer = os.path.join(folder, POINTER)
     if not os.path.isfile(pointer):
-        raise FileNotFoundError(f'Cannot resume: there is no file "{pointer}", which names the newest checkpoint')
-    with open(pointer, encoding="utf-8") as file:
+        raise NothingToResume(
+            f'Cannot resume: there is no file "{pointer}", which names the newest checkpoint; choose another folder, '
+            f"or remove {folder} to start afresh"
+        )
+    with open(pointer, encoding="utf-8", errors="replace") as file:
         newest = file.readline().strip()
     numbered = [match for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, os.listdir(folder)) if match]
     numbered.sort(key=lambda match: int(match[1]), reverse=True)
     return list(dict.fromkeys([newest, *(match[0] for match in numbered), BEST]))
 
 
-def restore(checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load a checkpoint into a model and, where given and saved, optimiser and schedule; returns its epoch."""
-    trainable.load_state_dict(model, checkpoint["state_dict"])
-    log.info("Loaded model weights")
-    if optimizer is not None and checkpoint.get("optimizer") is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        log.info("Loaded optimizer")
+def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:
+    """Load the checkpoint read from `path` into a model and, where given and saved, optimiser and schedule.
+
+    Returns its epoch. Raises CannotResume if it does not fit the model or the optimiser.
+    """
+    log.info(f'Loading checkpoint from "{path}"')
+    try:
+        trainable.load_state_dict(model, checkpoint["state_dict"])
+        log.info("Loaded model weights")
+        if optimizer is not None and checkpoint.get("optimizer") is not None:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            log.info("Loaded optimizer")
+    except ValueError as error:
+        ours = "config" in checkpoint
+        remedy = "choose another --output-dir" if ours else (
+            "this program did not write it, so it serves for its weights only: give it as MODEL.INIT_WEIGHTS, "
+            "or test it with --eval-only"
+        )
+        raise CannotResume(f'Cannot resume from "{path}": {error}; {remedy}') from error
     if scheduler is not None and checkpoint.get("scheduler") is not None:
         state = checkpoint["scheduler"]
         if "successor" in state:  # Dassl's warm-up, whose own count stops when the main schedule begins
@@ -140,25 +188,38 @@ def restore(checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) 
 
 
 def resume_from_checkpoint(fdir: str, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the newest readable checkpoint of a folder; returns the number of epochs trained."""
+    """Load the newest readable checkpoint of a folder; returns the number of epochs trained.
+
+    Raises CannotResume (NothingToResume, also a FileNotFoundError) if there is none, or none that fits.
+    """
     (path,), (checkpoint,) = load_resumable([fdir])
-    log.info(f'Loading checkpoint from "{path}"')
-    return restore(checkpoint, model, optimizer, scheduler)
+    return restore(path, checkpoint, model, optimizer, scheduler)
 
 
-def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
-    """Copy the entries of a file whose name and shape fit the model; say which do not."""
-    saved = load_checkpoint(weight_path)
-    saved = _without_module(saved.get("state_dict", saved))
+def load_pretrained_weights(model: nn.Module, weight_path: str) -> int:
+    """Copy the entries of a file (a checkpoint, or a bare state dict) whose name and shape fit the model.
+
+    Says which do not. Returns how many fit; none is a warning, not an error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableCheckpoint: it cannot be read, or holds no weights.
+    """
+    saved = _read(weight_path)
+    saved = saved.get("state_dict", saved)
+    if not _is_state_dict(saved):
+        raise UnreadableCheckpoint(f'"{weight_path}" holds no weights: it needs a dict of tensors')
+    saved = _without_module(saved)
     current = model.state_dict()
     matched = {name: value for name, value in saved.items() if name in current and value.shape == current[name].shape}
     if not matched:
         warnings.warn(f"Cannot load {weight_path} (check the key names manually)", stacklevel=2)
-        return
+        return 0
     model.load_state_dict(matched, strict=False)
     log.info(f"Successfully loaded pretrained weights from {weight_path}")
     if discarded := [name for name in saved if name not in matched]:
         log.info(f"Layers discarded due to unmatched keys or size: {discarded}")
+    return len(matched)
 
 
 def _without_module(state: Mapping) -> dict:

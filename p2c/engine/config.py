@@ -1,4 +1,5 @@
 """The default config tree (Dassl's keys, types and defaults) and what can be said about a config as a whole."""
+import math
 import os
 from operator import attrgetter
 
@@ -119,9 +120,17 @@ MINIMUMS = {
     "DATALOADER.NUM_WORKERS": 0,
     "DATALOADER.K_TRANSFORMS": 1,
     "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
+    "DATALOADER.TRAIN_X.N_INS": 1,
     "DATALOADER.TRAIN_U.BATCH_SIZE": 1,
+    "DATALOADER.TRAIN_U.N_INS": 1,
     "DATALOADER.TEST.BATCH_SIZE": 1,
-    "OPTIM.MAX_EPOCH": 0,
+    "OPTIM.LR": 0,
+    "OPTIM.WEIGHT_DECAY": 0,
+    "OPTIM.GAMMA": 0,
+    "OPTIM.BASE_LR_MULT": 0,
+    "OPTIM.MAX_EPOCH": 1,
+    "OPTIM.WARMUP_CONS_LR": 0,
+    "OPTIM.WARMUP_MIN_LR": 0,
     "TRAIN.PRINT_FREQ": 1,
 }
 
@@ -152,8 +161,8 @@ def check_values(cfg: CfgNode) -> None:
             faults.append(f"{key} is {value!r}; choose from {', '.join(choices)}")
     for key, least in MINIMUMS.items():
         value = attrgetter(key)(cfg)
-        if value < least:
-            faults.append(f"{key} is {value}; the least is {least}")
+        if not least <= value < math.inf:  # NaN fails too
+            faults.append(f"{key} is {value}; it must be a finite number, at least {least}")
     if faults:
         raise ValueError("; ".join(faults))
     if cfg.RESUME and not os.path.isdir(cfg.RESUME):

@@ -31,9 +31,14 @@ log = logging.getLogger(__name__)
 class DatasetWrapper(Dataset):
     """Reads and transforms the images of a list of Datum.
 
-    An item is a dict of label, domain, impath, index and img. With a list of transforms there are also img2, img3, ...;
-    with K_TRANSFORMS above 1, in training, each of them is a list of that many draws; with RETURN_IMG0 there is img0,
-    the image resized and nothing more.
+    An item is a dict: label, domain and index (int), impath (str) and img, what the transform makes of the image: with
+    `build_transform` a float32 tensor (3, H, W), INPUT.SIZE being (H, W); without a transform the PIL image. With a
+    list of transforms there are also img2, img3, ...; with K_TRANSFORMS above 1, in training, each of them is a list of
+    that many draws; with RETURN_IMG0 there is img0 (3, H, W), the image resized and, if that is among the transforms,
+    normalised.
+
+    Raises:
+        ValueError: K_TRANSFORMS without a transform; on access, an image that cannot be read (UnreadableImage).
     """
 
     def __init__(self, cfg, data_source: list[Datum], transform: Callable | list | None = None, is_train: bool = False):

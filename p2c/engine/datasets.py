@@ -130,7 +130,9 @@ class DatasetBase:
     def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False, rng=random):
         """`sample_shots` of each source: a list for one source, a list of lists for several.
 
-        num_shots below 1 hands the sources back as they are. `rng` is a random.Random or the module itself.
+        num_shots below 1 hands the sources back as they are. `rng` draws: a random.Random, or, as in Dassl, the module
+        `random` with its global generator. Dassl's draw for a seed is that of random.Random(seed) over the sources in
+        turn.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
@@ -151,6 +153,7 @@ def sample_shots(items: list[Datum], num_shots: int, repeat: bool = False, rng=r
     """`num_shots` items of each label, label by label in order of first appearance.
 
     A label with fewer items gives all of them in order, without a draw, or with `repeat` a draw with replacement.
+    `rng` draws: a random.Random, or the module `random` with its global generator.
     """
     chosen = []
     for group in _grouped(items, "label").values():

@@ -7,6 +7,7 @@ import urllib.request
 import uuid
 import warnings
 
+import numpy as np
 from PIL import Image
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,33 @@ def write_json(obj, fpath: str | os.PathLike) -> None:
     write_atomically(fpath, json.dumps(obj, indent=4, separators=(",", ": ")))
 
 
+class UnreadableImage(ValueError):
+    """An image file that is missing or damaged.
+
+    A loader's worker process hands an exception on by calling its class with the formatted traceback, of which this
+    keeps the message alone.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """An image file as RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    """An image file as RGB with 8 bits; transparency is dropped. Raises UnreadableImage, which names the file."""
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(image)
+    except Exception as error:  # damaged bytes drive Pillow's readers into almost any exception
+        reason = str(error) or type(error).__name__
+        raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which convert would clip
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:  # convert warns of what it does with these
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def download_url(url: str, dst: str) -> None:

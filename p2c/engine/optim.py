@@ -45,6 +45,10 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
 
     `param_groups` replaces the model. With STAGED_LR the children of the module that NEW_LAYERS names train at the
     full rate, the rest at BASE_LR_MULT times it.
+
+    Raises:
+        ValueError: an unknown NAME, a setting that torch's optimiser refuses, or nothing to train.
+        TypeError: STAGED_LR without a module.
     """
     if optim_cfg.NAME not in OPTIMIZERS:
         raise ValueError(f"optim must be one of {list(OPTIMIZERS)}, but got {optim_cfg.NAME}")
@@ -161,7 +165,12 @@ WARMUPS = {
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSchedule:
-    """The schedule LR_SCHEDULER, after WARMUP_EPOCH epochs of warm-up if that is above 0."""
+    """The schedule LR_SCHEDULER, after WARMUP_EPOCH epochs of warm-up if that is above 0.
+
+    Raises:
+        ValueError: an unknown LR_SCHEDULER or WARMUP_TYPE.
+        TypeError: a STEPSIZE that the schedule cannot use.
+    """
     opts, warmup_epochs = optim_cfg, max(optim_cfg.WARMUP_EPOCH, 0)
     if opts.LR_SCHEDULER not in SCHEDULES:
         raise ValueError(f"OPTIM.LR_SCHEDULER must be one of {list(SCHEDULES)}, but got {opts.LR_SCHEDULER}")

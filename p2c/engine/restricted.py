@@ -83,13 +83,28 @@ class _DatumUnpickler(pickle.Unpickler):
         return admitted[module, name]
 
 
-def read_legacy_pickle(path: str | os.PathLike):
-    """What a few-shot cache of CoOp or Dassl holds: plain containers of Datum, whose files need not exist.
+def read_legacy_pickle(path: str | os.PathLike) -> dict[str, list]:
+    """What a few-shot cache of CoOp or Dassl holds: a dict of lists of Datum, whose files need not exist.
 
-    Raises ValueError, with nothing run, if the file asks for anything else or is damaged.
+    Raises ValueError, with nothing run, if the file asks for or holds anything else, or is damaged.
     """
     with open(path, "rb") as file:
         try:
-            return _DatumUnpickler(file).load()
-        except (ValueError, pickle.UnpicklingError, EOFError, AttributeError, IndexError, TypeError) as error:
-            raise ValueError(f'Cannot read the pickle "{os.fspath(path)}": {error}') from error
+            content = _DatumUnpickler(file).load()
+        except Exception as error:  # damaged bytes drive the reader into almost any exception
+            reason = str(error) or type(error).__name__
+            raise ValueError(f'Cannot read the pickle "{os.fspath(path)}": {reason}; delete it') from error
+    if not _is_draw(content):
+        raise ValueError(f'The pickle "{os.fspath(path)}" holds no dict of lists of Datum; delete it')
+    return content
+
+
+def _is_draw(content) -> bool:
+    from p2c.engine.datasets import Datum
+    if not isinstance(content, dict) or not all(isinstance(items, list) for items in content.values()):
+        return False
+    return all(
+        isinstance(item, Datum) and isinstance(getattr(item, "_impath", None), str)
+        and isinstance(getattr(item, "_label", None), int)
+        for items in content.values() for item in items
+    )

@@ -12,6 +12,7 @@ from p2c.engine.files import read_json, write_json
 from p2c.engine.seeds import run_seed
 
 FILE = "results.json"
+FORMAT = "p2c-results"
 
 # A run is the same run when only these differ.
 MAY_CHANGE = (
@@ -40,9 +41,23 @@ def write_finished(trainer, mode: str, **source) -> None:
 
 
 def read_results(directory: str) -> dict | None:
-    """What a run folder records, None if it records nothing."""
+    """What a run folder records, None if it records nothing.
+
+    Raises ValueError if its results.json is damaged or another program's.
+    """
     path = os.path.join(directory, FILE)
-    return read_json(path) if os.path.isfile(path) else None
+    if not os.path.isfile(path):
+        return None
+    remedy = "delete it, or choose another folder"
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"finished", "config"} <= set(record):
+        raise ValueError(
+            f'{path} is not of this program: it needs "format": "{FORMAT}", "finished" and "config"; {remedy}'
+        )
+    return record
 
 
 def changed_keys(old: dict, cfg) -> list[str]:
@@ -52,6 +67,16 @@ def changed_keys(old: dict, cfg) -> list[str]:
     """
     old, new = flatten(old), flatten(to_plain(cfg))
     return [key for key in new if key in old and key not in MAY_CHANGE and old[key] != new[key]]
+
+
+def changes(old: dict, cfg, most: int = 3) -> str:
+    """What `changed_keys` found, for a message: "OPTIM.LR was 0.0035, is 0.5" for the first few; "" for nothing."""
+    keys = changed_keys(old, cfg)
+    old, new = flatten(old), flatten(to_plain(cfg))
+    parts = [f"{key} was {old[key]!r}, is {new[key]!r}" for key in keys[:most]]
+    if len(keys) > most:
+        parts.append(f"and {len(keys) - most} more ({', '.join(keys[most:])})")
+    return "; ".join(parts)
 
 
 def to_plain(node):
@@ -70,19 +95,22 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 
 def fingerprint(dataset, root: str) -> str:
-    """SHA-256 over the images of train_x, val and test: path below the data root, label, class name."""
-    root = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
+    """SHA-256 over the images of train_x, val and test: path below the data root, label, class name.
+
+    Paths are compared lexically, so that a root written with "..", or a link to it, gives the same.
+    """
+    root = os.path.abspath(os.path.expanduser(root))
     digest = hashlib.sha256()
     for items in (dataset.train_x, dataset.val, dataset.test):
         for item in items or ():
-            path = item.impath.removeprefix(root).replace(os.sep, "/")
+            path = os.path.relpath(item.impath, root).replace(os.sep, "/")
             digest.update(f"{path}\t{item.label}\t{item.classname}\n".encode())
     return digest.hexdigest()
 
 
 def _describe(cfg) -> dict:
     return {
-        "format": "p2c-results",
+        "format": FORMAT,
         "version": 1,
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,

@@ -50,12 +50,17 @@ class _BatchwiseSampler(EpochSampler):
 
 
 class RandomDomainSampler(_BatchwiseSampler):
-    """Batches from `n_domain` random domains (below 1: all), equally many images of each, none twice."""
+    """Batches from `n_domain` random domains (below 1: all), equally many images of each, none twice.
+
+    Raises ValueError for more domains than the data have, or a batch that they cannot share equally.
+    """
 
     def __init__(self, data_source: Sequence, batch_size: int, n_domain: int, seed: int = 0):
         super().__init__(data_source, seed)
         self.indices = _indices_by(data_source, "domain")
         self.n_domain = n_domain if n_domain > 0 else len(self.indices)
+        if self.n_domain > len(self.indices):
+            raise ValueError(f"Batches of {n_domain} domains need as many, but the data have {len(self.indices)}")
         self.images_per_domain = _equal_share(batch_size, self.n_domain, "domains")
 
     def order(self) -> list[int]:
@@ -71,7 +76,10 @@ class RandomDomainSampler(_BatchwiseSampler):
 
 
 class SeqDomainSampler(_BatchwiseSampler):
-    """Batches from all domains in sorted order, equally many random images of each, none twice."""
+    """Batches from all domains in sorted order, equally many random images of each, none twice.
+
+    Raises ValueError for a batch that the domains cannot share equally.
+    """
 
     def __init__(self, data_source: Sequence, batch_size: int, seed: int = 0):
         super().__init__(data_source, seed)
@@ -89,7 +97,10 @@ class SeqDomainSampler(_BatchwiseSampler):
 
 
 class RandomClassSampler(_BatchwiseSampler):
-    """Batches of `n_ins` images of each of batch_size // n_ins random classes; small classes repeat images."""
+    """Batches of `n_ins` images of each of batch_size // n_ins random classes; small classes repeat images.
+
+    Raises ValueError for a batch smaller than n_ins, or of more classes than the data have.
+    """
 
     def __init__(self, data_source: Sequence, batch_size: int, n_ins: int, seed: int = 0):
         super().__init__(data_source, seed)
@@ -147,7 +158,10 @@ SAMPLERS = {
 def build_sampler(
     sampler_type: str, cfg=None, data_source=None, batch_size: int = 32, n_domain: int = 0, n_ins: int = 16
 ) -> Sampler:
-    """The sampler of that name over a list of Datum; without a cfg it is seeded as torch is."""
+    """The sampler of that name over a list of Datum; without a cfg it is seeded as torch is.
+
+    Raises ValueError for an unknown name, and what the sampler raises.
+    """
     if sampler_type not in SAMPLERS:
         raise ValueError(f"Unknown sampler type: {sampler_type}; choose from {', '.join(SAMPLERS)}")
     seed = torch.initial_seed() if cfg is None else run_seed(cfg)

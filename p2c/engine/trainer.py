@@ -15,14 +15,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from p2c import trainable
-from p2c.engine.checkpoint import BEST, load_checkpoint, load_resumable, restore, save_checkpoint
+from p2c.engine.checkpoint import (
+    BEST,
+    CannotResume,
+    NothingToResume,
+    load_checkpoint,
+    load_resumable,
+    restore,
+    save_checkpoint,
+)
 from p2c.engine.config import check_values, unused_keys
 from p2c.engine.data import DataManager, set_epoch
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
-from p2c.engine.results import write_finished
+from p2c.engine.results import changes, to_plain, write_finished
 from p2c.engine.seeds import random_state_kept, run_seed, set_random_seed
 from p2c.engine.utils import tolist_if_not
 from p2c.streams import seed_of
@@ -92,7 +100,10 @@ class TrainerBase:
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Continue from the checkpoints under a folder, if there are any; returns the epoch to start with."""
+        """Continue from the checkpoints under a folder, if there are any; returns the epoch to start with.
+
+        Raises CannotResume if they are another run's, do not fit or cannot be read.
+        """
         names = self.get_model_names()
         if not names:
             log.info("There is nothing to train: no model is registered")
@@ -105,15 +116,18 @@ class TrainerBase:
             return 0
         log.info(f"Found checkpoint at {directory} (will resume training)")
         paths, checkpoints = load_resumable(folders)
+        self.check_run_state(checkpoints[-1])
         for name, path, checkpoint in zip(names, paths, checkpoints, strict=True):
-            log.info(f'Loading checkpoint from "{path}"')
-            restore(checkpoint, self._models[name], self._optims[name], self._scheds[name])
+            restore(path, checkpoint, self._models[name], self._optims[name], self._scheds[name])
         self.load_run_state(checkpoints[-1])
         return checkpoints[-1]["epoch"]
 
     def run_state(self) -> dict:
         """What a checkpoint holds about the run as a whole."""
         return {"extra_state": self.extra_state()}
+
+    def check_run_state(self, checkpoint: dict) -> None:
+        """Raise CannotResume if a checkpoint is of another run; nothing has been loaded yet."""
 
     def load_run_state(self, checkpoint: dict) -> None:
         """Take back what `run_state` gave; a checkpoint of another engine lacks it."""
@@ -128,7 +142,12 @@ class TrainerBase:
         """Hook: take back what `extra_state` gave."""
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load the weights of each registered model: the best ones, or those after `epoch` epochs."""
+        """Load the weights of each registered model: the best ones, or those after `epoch` epochs.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it cannot be read, or its weights are not those of the model.
+        """
         if not directory:
             log.info("Note that load_model() is skipped as no pretrained model is given")
             return
@@ -380,26 +399,36 @@ class SimpleTrainer(TrainerBase):
     def resume_model_if_exist(self, directory: str) -> int:
         start_epoch = super().resume_model_if_exist(directory)
         if self._models and self.cfg.RESUME and not start_epoch:
-            raise FileNotFoundError(f'RESUME asks for "{directory}", but there is no checkpoint of this trainer in it')
+            raise NothingToResume(f'RESUME asks for "{directory}", but there is no checkpoint of this trainer in it')
         return start_epoch
 
     def run_state(self) -> dict:
         scaler = getattr(self, "scaler", None)
         return {
             **super().run_state(),
+            "config": to_plain(self.cfg),
             "best_result": self.best_result,
             "seconds": self.elapsed(),
             "classnames": list(self.dm.dataset.classnames),
             "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
         }
 
-    def load_run_state(self, checkpoint: dict) -> None:
+    def check_run_state(self, checkpoint: dict) -> None:
+        source = self.cfg.RESUME or self.output_dir
+        if changed := changes(checkpoint.get("config") or {}, self.cfg):
+            raise CannotResume(
+                f"Cannot resume from {source}, a run with other settings: {changed}; choose another --output-dir "
+                "(and no --resume), or give the old values"
+            )
         classnames = checkpoint.get("classnames")
         if classnames is not None and classnames != list(self.dm.dataset.classnames):
-            raise ValueError(
-                f"Cannot resume: the checkpoint was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, "
-                f"...), this data set has {self.num_classes} ({', '.join(self.dm.dataset.classnames[:3])}, ...)"
+            raise CannotResume(
+                f"Cannot resume from {source}: it was trained on {len(classnames)} classes "
+                f"({', '.join(classnames[:3])}, ...), this data set has {self.num_classes} "
+                f"({', '.join(self.dm.dataset.classnames[:3])}, ...); choose another --output-dir"
             )
+
+    def load_run_state(self, checkpoint: dict) -> None:
         super().load_run_state(checkpoint)
         if checkpoint.get("scaler") and hasattr(getattr(self, "scaler", None), "load_state_dict"):
             self.scaler.load_state_dict(checkpoint["scaler"])
@@ -415,7 +444,8 @@ class SimpleTrainer(TrainerBase):
             if not os.path.isfile(source):
                 continue
             if "best_result" not in checkpoint:  # one of real Dassl
-                self.best_result = load_checkpoint(source)["val_result"]
+                val_result = load_checkpoint(source).get("val_result")
+                self.best_result = self.best_result if val_result is None else val_result
             if not os.path.isfile(target):
                 mkdir_if_missing(os.path.dirname(target))
                 shutil.copyfile(source, target)

@@ -15,7 +15,7 @@ INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
 class Prompts(NamedTuple):
     """What a learner hands to the towers."""
 
-    context: Tensor  # (M, D) text context at the input
+    context: Tensor | None  # (M, D) text context at the input; None: nothing is learned
     deep_text: Sequence[Tensor] = ()  # (M, D) each, entering text layers 1..J-1
     visual: Tensor | None = None  # (M, D_v) image prompts at the input
     deep_visual: Sequence[Tensor] = ()  # (M, D_v) each, entering image layers 1..J-1

@@ -16,6 +16,8 @@ class MultiModalPromptLearner(nn.Module):
     """A text context for each of the first J layers, and a mapper from each to the image tower.
 
     Args:
+        text_width: D.
+        vision_width: D_v.
         n_ctx: M.
         depth: J, the input included.
         context: (M, D) start of the input context; None: N(0, 0.02^2).

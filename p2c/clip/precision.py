@@ -1,0 +1,34 @@
+"""In which precision CLIP runs: the one place that sets it, for training and testing alike."""
+import contextlib
+import logging
+from dataclasses import dataclass
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """CLIP's dtype, and whether autocast and loss scaling are used. Prompts are float32 in all."""
+
+    dtype: torch.dtype
+    autocast: bool = False
+    scaling: bool = False
+
+    @classmethod
+    def from_name(cls, name: str, device: torch.device) -> "Precision":
+        """The policy called PREC in the configuration."""
+        if device.type == "cpu" and name in ("fp16", "amp"):
+            log.info(f"PREC {name} needs a GPU; this run uses fp32")
+            name = "fp32"
+        return {
+            "fp32": cls(torch.float32),
+            "fp16": cls(torch.float16, scaling=True),
+            "amp": cls(torch.float32, autocast=True, scaling=True),
+            "bf16": cls(torch.bfloat16),
+        }[name]
+
+    def context(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """What CLIP's towers run in."""
+        return torch.autocast(device.type, dtype=torch.float16) if self.autocast else contextlib.nullcontext()
