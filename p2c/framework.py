@@ -33,10 +33,9 @@ from p2c.engine import (
 from p2c.engine.results import changed_keys, read_results, write_started
 
 __all__ = [
-    "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "Logger",
-    "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_lr_scheduler", "build_optimizer",
+    "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY",
+    "Logger", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_lr_scheduler", "build_optimizer",
     "build_trainer", "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy",
-    "get_cfg_default", "load_checkpoint", "load_pretrained_weights", "read_json", "read_legacy_pickle",
-    "read_results", "run_seed", "set_random_seed", "setup_logger", "write_atomically", "write_json",
-    "write_started",
+    "get_cfg_default", "load_checkpoint", "load_pretrained_weights", "read_json", "read_legacy_pickle", "read_results",
+    "run_seed", "set_random_seed", "setup_logger", "write_atomically", "write_json", "write_started",
 ]

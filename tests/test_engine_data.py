@@ -99,7 +99,7 @@ def test_a_palette_with_transparency_gives_its_colours(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
-    image.save(tmp_path / "palette.png", transparency=b"\x00\xff")
+    image.save(tmp_path / "palette.png", transparency=b"\x80\xff")
     assert np.asarray(read_image(tmp_path / "palette.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
 
 

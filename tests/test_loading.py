@@ -73,11 +73,27 @@ def test_clips_names_mean_quick_gelu(name):
     assert open_clip.get_model_config(CLIP_NAMES[name])["quick_gelu"] is True
 
 
+@pytest.mark.parametrize("name, tag, other", [("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
+                                              ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", "ViT-B-16")])
+def test_weights_of_another_activation_are_refused_naming_the_right_model(name, tag, other, monkeypatch):
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda model: [tag])
+    monkeypatch.setattr(loading, "get_pretrained_cfg", lambda model, tag: {"quick_gelu": tag == "openai"})
+    with pytest.raises(ValueError, match=f"GELU, which {name} does not run; set MODEL.BACKBONE.NAME to {other}$"):
+        load_backbone(name, tag)
+
+
+def test_openais_archive_is_refused_by_a_model_with_plain_gelu(small, tmp_path):
+    path = tmp_path / "ViT-B-16.pt"
+    save_openai_archive(small, path)
+    with pytest.raises(ValueError, match="quick-GELU, which ViT-B-16 does not run; set .* to ViT-B-16-quickgelu"):
+        load_backbone("ViT-B-16", str(path))
+
+
 def test_openai_weights_come_from_clips_own_cache_and_are_checked(small, tmp_path, monkeypatch):
     cached = tmp_path / "small.pt"
     save_openai_archive(small, cached)
     digest = hashlib.sha256(cached.read_bytes()).hexdigest()
-    source = {"url": f"https://host/{digest}/small.pt"}
+    source = {"url": f"https://host/{digest}/small.pt", "quick_gelu": True}
     monkeypatch.setattr(loading, "CLIP_CACHE", tmp_path)
     monkeypatch.setattr(loading, "get_pretrained_cfg", lambda model, tag: source)
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda model: ["openai"])

@@ -121,6 +121,8 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
     statistics = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if weights in tags:
+        quick = bool(get_pretrained_cfg(architecture, weights).get("quick_gelu"))
+        _check_activation(name, config, weights, quick)
         path = _cached_openai_file(architecture) if weights == "openai" else None
         if path is None:
             model = _fetch(name, architecture, weights)
@@ -135,8 +137,18 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
                                     f"{', '.join(tags)}")
     model = _random(config)
     if weights != "random":
+        if _is_torchscript(path):  # OpenAI's form, and OpenAI's activation
+            _check_activation(name, config, weights, quick=True)
         _load_state(model, read_state_dict(path), name, path)
     return model, statistics
+
+
+def _check_activation(name: str, config: dict, weights: str, quick: bool) -> None:
+    """Refuse weights that were trained with another GELU than the model runs; open_clip only warns."""
+    if quick != bool(config.get("quick_gelu")):
+        other = CLIP_NAMES.get(name, name).removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
+        raise ValueError(f"The weights '{weights}' were trained with {'quick-' if quick else 'plain '}GELU, which "
+                         f"{name} does not run; set MODEL.BACKBONE.NAME to {other}")
 
 
 def _random(config: dict) -> nn.Module:

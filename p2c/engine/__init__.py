@@ -56,9 +56,9 @@ from p2c.engine.utils import collect_env_info, tolist_if_not
 
 __all__ = [
     "AverageMeter", "CannotResume", "Classification", "DATASET_REGISTRY", "DataManager", "DatasetBase",
-    "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "EvaluatorBase", "INTERPOLATION_MODES", "Logger", "MetricMeter", "RandomClassSampler",
-    "RandomDomainSampler", "Registry", "SeqDomainSampler", "SimpleNet", "SimpleTrainer", "TRAINER_REGISTRY",
-    "TrainerBase", "TrainerX", "TrainerXU", "build_data_loader", "build_dataset", "build_evaluator",
+    "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY", "EvaluatorBase", "INTERPOLATION_MODES", "Logger", "MetricMeter",
+    "RandomClassSampler", "RandomDomainSampler", "Registry", "SeqDomainSampler", "SimpleNet", "SimpleTrainer",
+    "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "TrainerXU", "build_data_loader", "build_dataset", "build_evaluator",
     "build_lr_scheduler", "build_optimizer", "build_sampler", "build_trainer", "build_transform", "check_availability",
     "check_isfile", "clean_cfg", "collect_env_info", "compute_accuracy", "count_num_param", "download_url",
     "get_cfg_default", "get_most_similar_str_to_a_from_b", "init_network_weights", "listdir_nohidden",
