@@ -194,6 +194,15 @@ def test_resuming_another_configuration_is_refused_naming_the_key(call, tmp_path
     assert "OPTIM.LR" in capsys.readouterr().err
 
 
+def test_checkpoints_of_another_configuration_are_not_continued_and_stay_as_they_were(call, tmp_path, capsys):
+    assert call() == 0
+    (tmp_path / "run" / "results.json").unlink()
+    assert call(pairs=("OPTIM.LR", "0.5")) == train.MISTAKE
+    assert "OPTIM.LR" in capsys.readouterr().err and not (tmp_path / "run" / "results.json").exists()
+    assert call() == train.FINISHED
+    assert "Found checkpoint at" in capsys.readouterr().out
+
+
 def test_the_reason_of_a_failure_is_in_the_runs_log_too(call, tmp_path, capsys):
     assert call("--backbone", "ViT-B/17") == train.MISTAKE
     assert capsys.readouterr().err in (tmp_path / "run" / "log.txt").read_text()
