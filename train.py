@@ -201,18 +201,14 @@ def set_up_and_run(args: argparse.Namespace) -> int:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
         return FINISHED
-    record = Path(cfg.OUTPUT_DIR) / "results.json"
-    first = not record.exists()
     try:
-        write_started(cfg, cfg.OUTPUT_DIR, **task)
         if args.eval_only:
+            write_started(cfg, cfg.OUTPUT_DIR, **task)
             trainer.test()
             trainer.write_results(**task)
         else:
             trainer.train()
     except CannotResume as error:
-        if first:
-            record.unlink()  # the folder is another run's, and stays that
         return report(error, args.debug, MISTAKE)
     except FAILURES as error:
         return report(error, args.debug, FAILED)

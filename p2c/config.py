@@ -4,8 +4,6 @@
 """
 from yacs.config import CfgNode
 
-PRECISIONS = ("fp16", "fp32", "amp", "bf16")
-
 SETTINGS = {
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the classes) or new (the other half)

@@ -14,10 +14,9 @@ from yacs.config import CfgNode
 
 from p2c import trainable
 from p2c.clip.loading import Backbone, load_backbone
-from p2c.clip.precision import Precision
+from p2c.clip.precision import PRECISIONS, Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
-from p2c.config import PRECISIONS
 from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
@@ -47,7 +46,7 @@ class PromptTrainer(TrainerX):
             if node not in cfg.TRAINER:
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
-        check_choice("PREC", cfg.TRAINER[self.node].PREC, PRECISIONS, self.node)
+        check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
 
     @property
     def settings(self) -> CfgNode:
@@ -280,12 +279,10 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
 def build_denoising(cfg: CfgNode, unit: float) -> PromptDenoising:
     """The prompt noise that TRAINER.PROMPT_DENOISING describes; `unit` is what a level of 1 means."""
     settings = cfg.TRAINER.PROMPT_DENOISING
-    if not settings.NOISE_STD >= 0:
-        raise ValueError(f"TRAINER.PROMPT_DENOISING.NOISE_STD must be at least 0, but got {settings.NOISE_STD}")
     noise = build_noise(settings.NOISE_TYPE, settings.GMM_MEANS, settings.GMM_STDS, settings.GMM_WEIGHTS,
                         settings.GMM_COMPONENTS)
-    return PromptDenoising(noise, settings.NOISE_STD * unit, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
-                           cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL)
+    return PromptDenoising(noise, settings.NOISE_STD, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
+                           cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL, unit)
 
 
 def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = None) \

@@ -22,13 +22,16 @@ class Precision:
         if device.type == "cpu" and name in ("fp16", "amp"):
             log.info(f"PREC {name} needs a GPU; this run uses fp32")
             name = "fp32"
-        return {
-            "fp32": cls(torch.float32),
-            "fp16": cls(torch.float16, scaling=True),
-            "amp": cls(torch.float32, autocast=True, scaling=True),
-            "bf16": cls(torch.bfloat16),
-        }[name]
+        return PRECISIONS[name]
 
     def context(self, device: torch.device) -> contextlib.AbstractContextManager:
         """What CLIP's towers run in."""
         return torch.autocast(device.type, dtype=torch.float16) if self.autocast else contextlib.nullcontext()
+
+
+PRECISIONS = {  # the choices of PREC
+    "fp16": Precision(torch.float16, scaling=True),
+    "fp32": Precision(torch.float32),
+    "amp": Precision(torch.float32, autocast=True, scaling=True),
+    "bf16": Precision(torch.bfloat16),
+}

@@ -23,7 +23,7 @@ class ClassPrompts:
 
     prefix: Tensor  # (L, D)
     context_positions: Tensor  # (M, D) position embeddings of the M context tokens
-    suffix: Tensor  # (C, S, D), padded with zeros after [EOT]
+    suffix: Tensor  # (C, S, D), padded with zeros after [EOT], in the tower's precision
     eot: Tensor  # (C,) index of [EOT] in the suffix
 
 
@@ -66,6 +66,10 @@ class TextTower:
         """The most tokens a text may have, [SOS] and [EOT] included."""
         return self._clip.positional_embedding.shape[0]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._clip.text_projection.dtype
+
     @torch.no_grad()
     def prepare(self, rows: Sequence[Sequence[int]], n_ctx: int = 0) -> ClassPrompts:
         """Embed the prompts of all classes; done once, since only the context changes while training.
@@ -95,7 +99,7 @@ class TextTower:
 
         suffixes = [embed(row[shared:], shared) for row in rows]
         return ClassPrompts(prefix=embed(rows[0][:shared], 0), context_positions=positions[1:1 + n_ctx].clone(),
-                            suffix=nn.utils.rnn.pad_sequence(suffixes, batch_first=True),
+                            suffix=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(self._dtype),
                             eot=torch.tensor([len(suffix) - 1 for suffix in suffixes], device=device))
 
     def encode(self, prompts: ClassPrompts, context: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
@@ -105,13 +109,12 @@ class TextTower:
             context: (M, D) learned context at the input, without positions; None: the prompts as they were written.
             deep: contexts (M, D) that replace the M context states at the entrance of layers 1, 2, ...
         """
-        dtype = self._clip.text_projection.dtype
         prefix = prompts.prefix
         n_ctx = len(prompts.context_positions)
         if context is not None:
             prefix = _replace(prefix, context.to(prefix.dtype) + prompts.context_positions)
         features = [
-            self._encode_group(prefix.to(dtype), suffix.to(dtype), eot, [p.to(dtype) for p in deep], n_ctx)
+            self._encode_group(prefix.to(self._dtype), suffix, eot, [p.to(self._dtype) for p in deep], n_ctx)
             for suffix, eot in self._groups(prompts)
         ]
         return torch.cat(features)

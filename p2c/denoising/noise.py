@@ -15,10 +15,11 @@ class PromptDenoising:
 
     Args:
         noise: what eps is drawn from.
-        noise_std: sigma_0 >= 0, the level at the start, in units of the prompt's elements.
+        noise_std: sigma_0 >= 0, the level at the start, in multiples of `unit`.
         schedule: maps progress in [0, 1] to the fraction of sigma_0.
         epochs: E, the length of the training.
         warmup_epochs: E_w, epochs at full level before the annealing begins; less than E.
+        unit: what a level of 1 means in the prompt's numbers.
         anneal: `epoch`, the level changes once an epoch, or `step`, with every batch.
 
     Raises:
@@ -26,19 +27,19 @@ class PromptDenoising:
     """
 
     def __init__(self, noise: GaussianMixture | StandardNormal, noise_std: float, schedule: Schedule, epochs: int,
-                 warmup_epochs: int = 0, anneal: str = "epoch"):
+                 warmup_epochs: int = 0, anneal: str = "epoch", unit: float = 1.0):
         if not noise_std >= 0:
-            raise ValueError(f"The level of the prompt noise (NOISE_STD) must be at least 0, but got {noise_std}")
+            raise ValueError(f"The prompt noise's NOISE_STD must be at least 0, but got {noise_std}")
         if anneal not in ANNEALS:
             raise ValueError(f"Unknown ANNEAL '{anneal}'; choose from {', '.join(ANNEALS)}")
         progress(0, epochs, warmup_epochs)  # checks the two lengths
-        self.noise, self.noise_std, self.schedule = noise, noise_std, schedule
+        self.noise, self.start, self.schedule = noise, noise_std * unit, schedule
         self.epochs, self.warmup_epochs, self.anneal = epochs, warmup_epochs, anneal
 
     def sigma(self, epoch: int, epoch_fraction: float = 0.0) -> float:
         """The level in epoch `epoch` (from 0); `epoch_fraction`, the part of it done, counts if annealing by step."""
         e = epoch + epoch_fraction if self.anneal == "step" else epoch
-        return self.noise_std * self.schedule(progress(e, self.epochs, self.warmup_epochs))
+        return self.start * self.schedule(progress(e, self.epochs, self.warmup_epochs))
 
     def perturb(self, context: Tensor, sigma: float, generator: Generator) -> Tensor:
         """Move a context (M, D) by sigma times one fresh draw; the gradient passes to the context unchanged."""

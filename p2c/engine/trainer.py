@@ -30,7 +30,7 @@ from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
-from p2c.engine.results import changes, to_plain, write_finished
+from p2c.engine.results import changes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed, set_random_seed
 from p2c.engine.utils import tolist_if_not
 from p2c.streams import seed_of
@@ -318,6 +318,7 @@ class SimpleTrainer(TrainerBase):
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         self.deployed_epoch = self.start_epoch if self._models else 0
+        write_started(self.cfg, self.output_dir)
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
