@@ -10,7 +10,22 @@ TRAINERS = {
 }
 
 DATASETS = {
+    "Caltech101": "p2c.datasets.caltech101",
+    "DescribableTextures": "p2c.datasets.dtd",
+    "EuroSAT": "p2c.datasets.eurosat",
+    "FGVCAircraft": "p2c.datasets.fgvc_aircraft",
+    "Folder": "p2c.datasets.folder",
+    "Food101": "p2c.datasets.food101",
+    "ImageNet": "p2c.datasets.imagenet",
+    "ImageNetA": "p2c.datasets.imagenet_variants",
+    "ImageNetR": "p2c.datasets.imagenet_variants",
+    "ImageNetSketch": "p2c.datasets.imagenet_variants",
+    "ImageNetV2": "p2c.datasets.imagenet_variants",
+    "OxfordFlowers": "p2c.datasets.oxford_flowers",
     "OxfordPets": "p2c.datasets.oxford_pets",
+    "StanfordCars": "p2c.datasets.stanford_cars",
+    "SUN397": "p2c.datasets.sun397",
+    "UCF101": "p2c.datasets.ucf101",
     "Shapes": "p2c.datasets.shapes",
     "ShapesBlur": "p2c.datasets.shapes",
     "ShapesCounts": "p2c.datasets.shapes",
