@@ -27,7 +27,7 @@ class FGVCAircraft(FewShotDataset):
         paths = {name: self.require(name, "", "list") for name in SHA256}
         digests = {name: sha256(path.read_bytes()) for name, path in paths.items()}
         for name, expected in SHA256.items():
-            if digests[name] != expected:
+            if digests[name] != expected and self.checks != "partial":
                 log.warning(f"{paths[name]} is not the published list: its SHA-256 is {digests[name]}, expected "
                             f"{expected}")
         labels = {name: label for label, name in enumerate(read_lines(paths[NAMES]))}

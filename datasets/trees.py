@@ -109,7 +109,7 @@ def check_images_exist(image_dir: Path, paths: Iterable[str], dataset: str, reme
     for folder, names in by_folder.items():
         place = image_dir / folder
         present, dangling = _names_in(place)
-        for name in names:
+        for name in sorted(names):
             if name in present and name not in dangling or _is_there_otherwise(place, name, present):
                 continue
             missing.append(str(place / name))

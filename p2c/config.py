@@ -5,6 +5,7 @@
 from yacs.config import CfgNode
 
 SETTINGS = {
+    "PLUGIN": "",  # module with trainers or data sets of one's own; train.py --plugin sets it
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the classes) or new (the other half)
         # What a data set must fulfil. published: its published numbers of classes and images; partial: any number, for
