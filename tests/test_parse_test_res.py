@@ -12,6 +12,7 @@ from run_folders import NEW_BLOCK, OLD_BLOCK, PROGRESS, VALIDATION, log_text, wr
 import parse_test_res
 from p2c.tables.cells import harmonic_mean
 
+
 @pytest.fixture
 def three_logs(tmp_path: Path) -> Path:
     for seed, accuracy in enumerate((81, 82, 83), start=1):

@@ -5,13 +5,12 @@ from collections.abc import Callable, Hashable, Iterator
 
 from p2c.runs import Run
 from p2c.tables.folders import NO_SEED
-from p2c.tables.published import AVERAGE
+from p2c.tables.published import AVERAGE, STANDARD_SHOTS
 from p2c.tables.rows import OWN, Line, Row, named
 
-# Differ between the seeds and halves of any experiment. Asked first, as the engine, which knows all settings that may
-# differ, takes seconds to import.
-USUAL = ("OUTPUT_DIR", "SEED", "CHECKPOINT_FREQ")
-DEFAULT_SHOTS = 16  # of scripts/run.sh
+# What differs between the seeds and the halves of any experiment. If that is all, the engine, which knows every setting
+# that may differ but takes seconds to import, need not be asked.
+USUAL = ("OUTPUT_DIR", "TRAIN.CHECKPOINT_FREQ")
 
 
 def notes_on(row: Row, output: str | None) -> list[str]:
@@ -74,18 +73,16 @@ def remedy(row: Row, line: Line, dataset: str, seeds: list[str], output: str | N
         return ""
     zero_shot = trainer.startswith("ZeroshotCLIP")
     variables = {"OUTPUT": output, "CFG": config}
-    more = f" DATASET.NUM_SHOTS {shots}" if shots != DEFAULT_SHOTS else ""
+    cell = f"{dataset} {seeds[0]}" + (f" DATASET.NUM_SHOTS {shots}" if shots != STANDARD_SHOTS else "")
     if row.benchmark == "base2new":
-        task = f"base2new_test {dataset} {seeds[0]}{more}"
-        task = task if zero_shot else f"{task.replace('test', 'train', 1)}, then base2new_test"
+        task = f"base2new_test {cell}" if zero_shot else f"base2new_train {cell}, then base2new_test"
     elif zero_shot:
         task = f"zeroshot {dataset} {variables.pop('CFG')}"
     elif row.benchmark == "fewshot":
         variables["SEEDS"] = " ".join(seeds)
         task = f"few_shot {dataset} {shots}"
     else:
-        source = dataset == row.scope.columns[0]
-        task = f"xd_{'train' if source else 'test'} {dataset} {seeds[0]}{more}"
+        task = f"xd_train {cell}" if dataset == row.scope.columns[0] else f"xd_test {cell}"
     if variables["OUTPUT"] == "output":
         del variables["OUTPUT"]
     assignments = "".join(f"{name}={shlex.quote(value)} " for name, value in variables.items())
@@ -96,6 +93,7 @@ def remedy(row: Row, line: Line, dataset: str, seeds: list[str], output: str | N
 
 
 def mixed(row: Row) -> list[str]:
+    """Seeds and halves of a cell that differ in more than they must."""
     notes = []
     for line in row.lines:
         for dataset, seeds in line.runs.items():
@@ -104,10 +102,9 @@ def mixed(row: Row) -> list[str]:
                 keys = differing(runs, ("SEED",))
                 if keys:
                     notes.append(f"{where}: mixed configurations: its seeds differ in {', '.join(keys)}")
-            for runs in [*seeds.values()][:1]:
-                keys = differing(runs, ("SEED", "DATASET.SUBSAMPLE_CLASSES"))
-                if keys:
-                    notes.append(f"{where}: mixed configurations: base and novel differ in {', '.join(keys)}")
+            keys = differing(next(iter(seeds.values())), ("SEED", "DATASET.SUBSAMPLE_CLASSES"))
+            if keys:
+                notes.append(f"{where}: mixed configurations: base and novel differ in {', '.join(keys)}")
             for seed, runs in seeds.items():
                 ran = {str(run.config["SEED"]) for run in runs if "SEED" in run.config} - {seed}
                 if ran and seed != NO_SEED:
@@ -118,7 +115,7 @@ def mixed(row: Row) -> list[str]:
 def differing(runs: tuple[Run, ...], apart_from: tuple[str, ...]) -> list[str]:
     """The settings in which runs differ from the first of them, but for those that may differ in one experiment."""
     first, *others = [run.config for run in runs if run.config] or [{}]
-    usual = {*USUAL, *(key.rpartition(".")[2] for key in apart_from)}
+    usual = (*USUAL, *apart_from)
     if all(without(usual, config) == without(usual, first) for config in others):
         return []
     from p2c.engine.results import changed_keys
@@ -127,7 +124,9 @@ def differing(runs: tuple[Run, ...], apart_from: tuple[str, ...]) -> list[str]:
     return sorted(keys - set(apart_from))
 
 
-def without(names: set[str], node):
+def without(keys: tuple[str, ...], node, name: str = ""):
+    """A configuration, or its node called name, without some dotted keys."""
     if not isinstance(node, dict):
         return node
-    return {name: without(names, value) for name, value in node.items() if name not in names}
+    keyed = {f"{name}.{key}".lstrip("."): value for key, value in node.items()}
+    return {key: without(keys, value, key) for key, value in keyed.items() if key not in keys}

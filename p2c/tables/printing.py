@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain, groupby
 from os import path as osp
 
+from tabulate import tabulate
+
 from p2c.runs import Spread
 from p2c.tables.notes import notes_on
 from p2c.tables.published import AVERAGE, STATEMENT
@@ -205,8 +207,6 @@ def print_title(title: str, rows: list[Row], style: str) -> None:
 
 def print_table(headers: list[str], lines: list[list], style: str) -> None:
     """Columns without any text are left out."""
-    from tabulate import tabulate
-
     texts = [[*map(str, line), *[""] * (len(headers) - len(line))] for line in lines]
     used = [index for index in range(len(headers)) if any(line[index] for line in texts)]
     headers, *texts = ([line[index] for index in used] for line in (headers, *texts))

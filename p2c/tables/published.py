@@ -21,7 +21,7 @@ KEYS = {
 }
 BLOCKS = {"xd": "cross_dataset", "dg": "domain_generalization"}
 MEASURES = ("base", "novel", "hm")
-SHOTS = 16
+STANDARD_SHOTS = 16  # wherever the number of shots is not what is studied
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def published(benchmark: str, group: Group) -> dict[str, tuple[float, ...]]:
     if benchmark == "fewshot":
         return _few_shot(group)
     trained = benchmark == "base2new" or group.trainer != "ZeroshotCLIP"
-    if group.shots != (SHOTS if trained else 0):
+    if group.shots != (STANDARD_SHOTS if trained else 0):
         return {}
     if benchmark == "base2new":
         entry = _entry(references()["base_to_novel"], group.trainer) or {"average": None, "datasets": {}}

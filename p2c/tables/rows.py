@@ -12,6 +12,9 @@ from p2c.tables.folders import NO_SEED, TESTED, TRAINED, ZERO_SHOT, Found, Group
 from p2c.tables.published import AVERAGE, comparable, published
 
 SHOTS = (1, 2, 4, 8, 16)  # of the few-shot benchmark
+SOURCES = {family.source for family in FAMILIES.values()}
+DOMAINS = {name for family in FAMILIES.values() for name in family.domains}
+KNOWN = DOMAINS.union(*(family.datasets for family in FAMILIES.values()))
 OWN = "own"  # data sets of no family: the user's own; those that any trainer was run on are expected of all
 
 Runs = dict[str, dict[str, tuple[Run, ...]]]  # data set -> seed -> run, or the runs of the base and the novel half
@@ -85,8 +88,7 @@ def scopes(benchmark: str, names: set[str]) -> list[Scope]:
     if benchmark in ("xd", "dg"):
         rest = {name: family.targets if benchmark == "xd" else family.domains for name, family in FAMILIES.items()}
         return [Scope(name, (FAMILIES[name].source, *others), others) for name, others in rest.items()]
-    known = {name for family in FAMILIES.values() for name in (*family.datasets, *family.domains)}
-    own = tuple(sorted(names - known))
+    own = tuple(sorted(names - KNOWN))
     return [*(Scope(name, family.datasets, family.datasets) for name, family in FAMILIES.items()), Scope(OWN, own, own)]
 
 
@@ -148,12 +150,13 @@ def base_to_novel(_: str, roots: list[str], keyword: str, notes: list[str]) -> d
 def transfer(benchmark: str, roots: list[str], keyword: str, notes: list[str]) -> dict[Group, Runs]:
     """Tests on the targets or domains; the source's result is the training's own test, or a test like the others."""
     columns = {name for scope in scopes(benchmark, set()) for name in scope.columns}
-    sources = {family.source for family in FAMILIES.values()}
-    tested = collect(roots, TESTED, keyword, notes, lambda group, dataset: dataset in columns)
-    trained = collect(roots, TRAINED, keyword, notes, lambda group, dataset: dataset in sources and group in tested)
-    fill_in(trained, tested)
-    return singles(trained) | singles(
-        collect(roots, ZERO_SHOT, keyword, notes, lambda group, dataset: dataset in columns))  # fmt: skip
+    own = sorted({(group, dataset) for _, group, dataset, _ in matches(roots, TESTED) if dataset not in KNOWN})
+    notes += [f"not in the table: {group}: the test on {dataset}, which is of no family" for group, dataset in own]
+    tested = collect(roots, TESTED, keyword, notes, lambda _, dataset: dataset in columns)
+    found = collect(roots, TRAINED, keyword, notes, lambda group, dataset: dataset in SOURCES and group in tested)
+    fill_in(found, tested)
+    zero_shot = collect(roots, ZERO_SHOT, keyword, notes, lambda _, dataset: dataset in columns)
+    return singles(found) | singles(zero_shot)
 
 
 def few_shot(_: str, roots: list[str], keyword: str, notes: list[str]) -> dict[Group, Runs]:
@@ -162,14 +165,13 @@ def few_shot(_: str, roots: list[str], keyword: str, notes: list[str]) -> dict[G
     for _, group, dataset, _ in matches(roots, TRAINED):
         trained_on.setdefault((group.trainer, without_epochs(group)), set()).add(dataset)
     transferred = {group for _, group, _, _ in matches(roots, TESTED)}
-    sources = {family.source for family in FAMILIES.values()}
 
     def wanted(group: Group, _: str) -> bool:
-        return group not in transferred or not trained_on[group.trainer, without_epochs(group)] <= sources
+        return group not in transferred or not trained_on[group.trainer, without_epochs(group)] <= SOURCES
 
-    domains = {name for family in FAMILIES.values() for name in family.domains}
-    zero_shot = collect(roots, ZERO_SHOT, keyword, notes, lambda _, dataset: dataset not in domains)
-    return merge_epochs(singles(collect(roots, TRAINED, keyword, notes, wanted))) | singles(zero_shot)
+    trained = collect(roots, TRAINED, keyword, notes, wanted)
+    zero_shot = collect(roots, ZERO_SHOT, keyword, notes, lambda _, dataset: dataset not in DOMAINS)
+    return merge_epochs(singles(trained)) | singles(zero_shot)
 
 
 FIND = {"base2new": base_to_novel, "xd": transfer, "dg": transfer, "fewshot": few_shot}
