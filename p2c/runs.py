@@ -55,7 +55,7 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
         run = Run(folder, path, float(value))
     else:
         run = Run(folder, fault=f"{keyword} is {value}")
-    run.config = results.get("config", {})
+    run.config = results.get("config") or {}
     return run
 
 
