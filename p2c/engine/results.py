@@ -109,6 +109,11 @@ def fingerprint(dataset, root: str) -> str:
     return digest.hexdigest()
 
 
+def describe_classes(dataset) -> dict:
+    """What it takes to classify other images as a data set's: class names by label and, if any, the prompt template."""
+    return {"classnames": list(dataset.classnames), "template": getattr(dataset, "template", None)}
+
+
 def _describe(cfg) -> dict:
     return {
         "format": FORMAT,
@@ -139,4 +144,9 @@ def _version(distribution: str) -> str | None:
 
 def _describe_data(dataset, root: str) -> dict:
     sizes = {split: len(getattr(dataset, split) or ()) for split in ("train_x", "val", "test")}
-    return {**sizes, "num_classes": dataset.num_classes, "fingerprint": fingerprint(dataset, root)}
+    return {
+        **sizes,
+        "num_classes": dataset.num_classes,
+        **describe_classes(dataset),
+        "fingerprint": fingerprint(dataset, root),
+    }
