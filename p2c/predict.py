@@ -19,9 +19,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from p2c.commands import MISTAKES, Parser, one_line
+from p2c.datasets.trees import SUFFIXES, is_image
 from p2c.framework import UnreadableImage, only_warnings, write_atomically
 from p2c.predictor import Predictor
 
@@ -151,7 +150,7 @@ def find_images(places: Sequence[str]) -> list[str]:
             raise FileNotFoundError(f"No image or folder at {place}")
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
-                                f"{', '.join(IMG_EXTENSIONS)}")
+                                f"{', '.join(SUFFIXES)}")
     return list(found)
 
 
@@ -168,8 +167,7 @@ def images_below(folder: str) -> list[str]:
             continue
         searched.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in files
-                  if not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)]
+        found += [os.path.join(parent, name) for name in filter(is_image, files)]
     return sorted(found)
 
 

@@ -218,6 +218,8 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
+    if plugin := record["config"].get("PLUGIN"):
+        registry.load_plugin(plugin, cfg)
     settings = flatten(record["config"])
     name = settings["TRAINER.NAME"]
     registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())

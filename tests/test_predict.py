@@ -25,7 +25,7 @@ from p2c.predictor import Predictor, checked_names, recorded_cfg
 from p2c.trainers.base import PromptTrainer
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
-        "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False")
+        "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False", "DATASET.CHECKS", "partial")
 TRAINERS = ("P2C", "MaPLe", "ZeroshotCLIP", "ZeroshotCLIP2")
 
 
@@ -206,6 +206,13 @@ def test_settings_of_another_version_matter_where_predictions_may_depend_on_them
     else:
         probabilities = Predictor.from_run(folder).predict(runs.images["base"])
         assert torch.equal(probabilities, runs.logits["P2C", "base"].softmax(1))
+
+
+def test_the_plugin_of_a_run_is_loaded_before_its_settings(runs, copy_of, tmp_path, monkeypatch):
+    (tmp_path / "plugin_of_a_run.py").write_text("def extend_cfg(cfg):\n    cfg.MINE = 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = copy_of(change=lambda record: record["config"].update(PLUGIN="plugin_of_a_run", MINE=1))
+    assert Predictor.from_run(folder).trainer.cfg.MINE == 1
 
 
 def test_files_that_the_training_started_from_are_not_needed(runs, copy_of):
