@@ -196,7 +196,7 @@ def set_up_and_run(args: argparse.Namespace) -> int:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    except MISTAKES as error:
+    except (*MISTAKES, torch.OutOfMemoryError) as error:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
         return FINISHED

@@ -1,9 +1,7 @@
 """What the commands share: how they answer a mistake, in one line and with status 2."""
 import argparse
 
-import torch
-
-MISTAKES = (ValueError, TypeError, KeyError, OSError, AssertionError, torch.OutOfMemoryError)  # in set-up
+MISTAKES = (ValueError, TypeError, KeyError, OSError, AssertionError)  # of the user's, in set-up
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from p2c.commands import MISTAKES, Parser, one_line
 from p2c.datasets.trees import SUFFIXES, is_image
 from p2c.framework import UnreadableImage, only_warnings, write_atomically
@@ -65,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
             if args.export and not predictor.export(args.export):
                 say(f"warning: the image features for {args.export} need this package too, since the image tower is "
                     "prompted")
-    except MISTAKES as error:
+    except (*MISTAKES, torch.OutOfMemoryError) as error:
         say(f"error: {one_line(error)}")
         return MISTAKE
     try:

@@ -124,14 +124,19 @@ def _describe(cfg) -> dict:
         "num_shots": cfg.DATASET.NUM_SHOTS,
         "seed": run_seed(cfg),
         "config": to_plain(cfg),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": _version("torchvision"),
-            "open_clip_torch": _version("open_clip_torch"),
-            "numpy": np.__version__,
-            "p2c": p2c.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "open_clip_torch": _version("open_clip_torch"),
+        "numpy": np.__version__,
+        "p2c": p2c.__version__,
     }
 
 
