@@ -240,8 +240,6 @@ def data_cfg(kind: type, root: Path):
 def check_accuracy(root: Path) -> Iterator[Finding]:
     """Zero-shot CLIP on both halves of a data set's classes, as in base-to-novel, where weights and data are here."""
     from p2c.clip.loading import openai_file
-    from p2c.tables.folders import Group
-    from p2c.tables.published import published
 
     classes = benchmark_classes()
     name = next((name for name in COMPARED if is_there(kind := classes[name], root) and not fault_of(kind, root)), None)
@@ -251,6 +249,9 @@ def check_accuracy(root: Path) -> Iterator[Finding]:
     if needed:
         yield Finding(ABSENT, f"not compared: that takes {' and '.join(needed)}")
         return
+    from p2c.tables.folders import Group
+    from p2c.tables.published import published
+
     base, novel, _ = published("base2new", Group(TRAINER, CONFIG, SHOTS))[name]
     yield from compare(classes[name], root, {"base": base, "new": novel})
 

@@ -85,7 +85,7 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
 
     def pass_over(error: UnreadableImage) -> None:
         unreadable.append(error)
-        say(f"skipped: {error}")
+        say(f"skipped: {str(error).rpartition('; ')[0]}")  # the rest is a remedy for data sets
 
     names, rows = predictor.classnames, []
     batch_size = args.batch_size or predictor.trainer.cfg.DATALOADER.TEST.BATCH_SIZE
