@@ -245,7 +245,7 @@ def check_accuracy(root: Path) -> Iterator[Finding]:
     name = next((name for name in COMPARED if is_there(kind := classes[name], root) and not fault_of(kind, root)), None)
     needed = [] if openai_file(BACKBONE) else [f"the weights of {BACKBONE}"]
     if name is None:
-        needed.append(f"{COMPARED[0]} ({how_to_get(COMPARED[0])}) or {COMPARED[1]}")
+        needed.append(" or ".join(f"{name} ({how_to_get(name)})" for name in COMPARED))
     if needed:
         yield Finding(ABSENT, f"not compared: that takes {' and '.join(needed)}")
         return
