@@ -20,6 +20,7 @@ from p2c import registry
 from p2c.clip.loading import CLIP_NAMES
 from p2c.config import extend_cfg
 from p2c.framework import (
+    BEST,
     SHARED_NODES,
     TRAINER_REGISTRY,
     SimpleTrainer,
@@ -276,7 +277,7 @@ def recorded_classes(record: dict, run: str | os.PathLike, model_dir: Path | Non
     """
     known = record.get("data", {})
     if "classnames" not in known and record["mode"] == "train":
-        file = "model-best.pth.tar" if epoch is None else f"model.pth.tar-{epoch}"
+        file = BEST if epoch is None else f"model.pth.tar-{epoch}"
         known = next((load_checkpoint(path) for path in sorted(model_dir.glob(f"*/{file}"))), {})
     if not known.get("classnames"):
         raise ValueError(f"{run} does not say which its classes are; "

@@ -56,8 +56,8 @@ def test_where_nothing_is_there_nothing_is_wrong_and_every_line_says_how_to_get_
         assert f"  absent  {name}: `python -m p2c.data download {name}` gets it" in report
     assert any(line.startswith("  absent  ViT-B/16: fetched at first use; or put https://") for line in report)
     assert f"torch {torch.__version__}" in report[2] and "yacs 0" in report[2]
-    assert "  absent  not compared: that takes the weights of ViT-B/16 and dtd (`python -m p2c.data download dtd` gets " \
-           "it) or eurosat (`python -m p2c.data download eurosat` gets it)" in report
+    dtd, eurosat = (f"{name} (`python -m p2c.data download {name}` gets it)" for name in ("dtd", "eurosat"))
+    assert f"  absent  not compared: that takes the weights of ViT-B/16 and {dtd} or {eurosat}" in report
 
 
 def test_the_quick_report_leaves_the_comparison_out(tmp_path, capsys, monkeypatch):

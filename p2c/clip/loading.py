@@ -167,7 +167,8 @@ def openai_file(name: str) -> Path | None:
     """
     architecture = CLIP_NAMES.get(name, name)
     repository = get_pretrained_cfg(architecture, "openai").get("hf_hub", "").rstrip("/")
-    fetched = (try_to_load_from_cache(repository, file) for file in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME))
+    files = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME) if repository else ()
+    fetched = (try_to_load_from_cache(repository, file) for file in files)
     return _cached_openai_file(architecture) or next((Path(path) for path in fetched if isinstance(path, str)), None)
 
 
