@@ -100,13 +100,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         benchmarks.add_argument(
             f"--{name}", dest="benchmark", action="store_const", const=name, help=f"the table of {title}"
         )
+    parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="of that table (default: a family's)")
     parser.add_argument("--format", choices=("text", "markdown", "csv", "latex"), help="of that table (default: text)")
     parser.add_argument("--curves", metavar="FILE", help="also draw the few-shot curves (.png or .pdf)")
     args = parser.parse_args(argv)
     if args.benchmark and (args.test_log or args.multi_exp):
         parser.error(f"--{args.benchmark} finds out itself what --test-log and --multi-exp say; leave them out")
-    if not args.benchmark and (args.format or len(args.directory) > 1):
-        parser.error("several directories and --format go with --base2new, --xd, --dg or --fewshot")
+    if not args.benchmark and (args.format or args.datasets or len(args.directory) > 1):
+        parser.error("several directories, --datasets and --format go with --base2new, --xd, --dg or --fewshot")
     if args.curves and args.benchmark != "fewshot":
         parser.error("--curves goes with --fewshot")
     if args.curves and not args.curves.lower().endswith(CURVES):
@@ -131,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
 
         style = args.format or "text"
         try:
-            found, missing = printing.report(args.benchmark, args.directory, args.keyword, spread, style, args.curves)
+            found, missing = printing.report(args.benchmark, args.directory, args.keyword, spread, style, args.curves,
+                                             args.datasets)
         except OSError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

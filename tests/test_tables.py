@@ -133,6 +133,21 @@ def test_an_incomplete_average_is_marked_and_not_compared(tmp_path, parse, rows)
     assert parse("--base2new", "--strict", tmp_path)[0] == 1
 
 
+def test_a_table_of_chosen_data_sets_misses_no_others_and_its_average_is_compared_with_nothing(tmp_path, parse, rows):
+    write_published(tmp_path)
+    status, out, _ = parse("--base2new", "--strict", tmp_path, "--datasets", "dtd", "eurosat")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[3:6]] == ["dtd", "eurosat", "average"]
+    table, _ = rows("--base2new", tmp_path, "--datasets", "dtd", "eurosat")
+    average = table["MaPLe", CFG, "16", "average"]
+    assert numbers(average, "base") == pytest.approx([(80.36 + 94.07) / 2]) and average["base_published"] == ""
+    assert table["MaPLe", CFG, "16", "dtd"]["base_published"] == "80.36"
+    tiny(tmp_path, write_trained, [SHAPES.source])
+    tiny(tmp_path, write_tested, SHAPES.targets)
+    table, _ = rows("--xd", tmp_path, "--datasets", "shapes_pairs")
+    assert [key[3] for key in table] == ["shapes", "shapes_pairs", "average"]
+    assert parse("--base2new", tmp_path, "--datasets", "shapes")[0] == 1
+
+
 def test_the_output_folder_and_base2new_below_it_give_the_same(tmp_path, parse):
     write_published(tmp_path)
     assert parse("--base2new", tmp_path) == parse("--base2new", tmp_path / "base2new")

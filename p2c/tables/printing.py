@@ -3,7 +3,7 @@
 import csv
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
 from os import path as osp
 
@@ -30,14 +30,18 @@ TITLES = {"xd": "Cross-dataset transfer", "dg": "Domain generalization", "fewsho
 
 
 def report(
-    benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None = None
+    benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> tuple[bool, int]:
-    """Print a benchmark's tables, and draw its curves. Gives whether there are any results, and the number of notes."""
+    """Print a benchmark's tables, of some data sets or (none named) all, and draw its curves.
+
+    Gives whether there are any results, and the number of notes.
+    """
     notes: list[str] = []
     if benchmark == "base2new":
         below = [osp.join(folder, benchmark) for folder in folders]
         folders = [path if osp.isdir(path) else folder for path, folder in zip(below, folders, strict=True)]
-    rows = find_rows(benchmark, folders, keyword, spread, notes)
+    rows = find_rows(benchmark, folders, keyword, spread, notes, datasets)
     output = output_folder(benchmark, folders[0])
     for row in rows:
         notes += notes_on(row, output)

@@ -1,7 +1,7 @@
 """From folders to the rows of a benchmark's tables: which runs belong to it, in which cell, averaged over what."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ class Scope(NamedTuple):
     name: str
     columns: tuple[str, ...]
     averaged: tuple[str, ...]
+    chosen: bool = False  # only those that were asked for: their average is nobody's published one
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,11 +72,17 @@ class Row:
         return tuple(mean - reference for mean, reference in zip(means, references, strict=True))
 
 
-def find_rows(benchmark: str, roots: list[str], keyword: str, spread: Spread, notes: list[str]) -> list[Row]:
-    """The rows of a benchmark's tables, family by family. What is found and does not count is put into notes."""
+def find_rows(
+    benchmark: str, roots: list[str], keyword: str, spread: Spread, notes: list[str],
+    datasets: Sequence[str] = (),
+) -> list[Row]:
+    """The rows of a benchmark's tables, family by family, of some data sets or, if none are named, of all.
+
+    What is found and does not count is put into notes.
+    """
     found = FIND[benchmark](benchmark, roots, keyword, notes)
     rows = []
-    for scope in scopes(benchmark, {name for runs in found.values() for name in runs}):
+    for scope in scopes(benchmark, {name for runs in found.values() for name in runs}, datasets):
         for groups in grouped(benchmark, found):
             runs = {group: within(scope, found.get(group, {})) for group in groups}
             if any(name in scope.averaged for line in runs.values() for name in line):
@@ -83,13 +90,20 @@ def find_rows(benchmark: str, roots: list[str], keyword: str, spread: Spread, no
     return rows
 
 
-def scopes(benchmark: str, names: set[str]) -> list[Scope]:
-    """The families' data sets, as far as the benchmark has them, then the user's own."""
+def scopes(benchmark: str, names: set[str], datasets: Sequence[str] = ()) -> list[Scope]:
+    """The families' data sets, as far as the benchmark has them, then the user's own; of some only, if any are named.
+
+    A transfer's source is always there.
+    """
+    def of(family: str, source: tuple[str, ...], others: tuple[str, ...]) -> Scope:
+        kept = tuple(name for name in others if not datasets or name in datasets)
+        return Scope(family, (*source, *kept), kept, chosen=len(kept) < len(others))
+
     if benchmark in ("xd", "dg"):
         rest = {name: family.targets if benchmark == "xd" else family.domains for name, family in FAMILIES.items()}
-        return [Scope(name, (FAMILIES[name].source, *others), others) for name, others in rest.items()]
+        return [of(name, (FAMILIES[name].source,), others) for name, others in rest.items()]
     own = tuple(sorted(names - KNOWN))
-    return [*(Scope(name, family.datasets, family.datasets) for name, family in FAMILIES.items()), Scope(OWN, own, own)]
+    return [*(of(name, (), family.datasets) for name, family in FAMILIES.items()), of(OWN, (), own)]
 
 
 def grouped(benchmark: str, found: Iterable[Group]) -> list[list[Group]]:
@@ -119,6 +133,8 @@ def make_row(benchmark: str, scope: Scope, runs: dict[Group, Runs], keyword: str
         if averaged:
             cells[AVERAGE] = average(averaged, spread)
         references = published(benchmark, group) if compare and comparable(group.config, all_runs) else {}
+        if scope.chosen:
+            references.pop(AVERAGE, None)
         lines.append(Line(group, line, cells, references))
     seeds = {seed for line in runs.values() for pairs in line.values() for seed in pairs} - {NO_SEED}
     return Row(benchmark, scope, lines, in_order(seeds))
