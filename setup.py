@@ -37,6 +37,8 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
         "gdown>=5",
+        "huggingface_hub>=0.20",
+        "packaging>=23",
         "matplotlib>=3.8",
     ],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68", "wheel"]},
