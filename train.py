@@ -68,6 +68,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model-dir", default="", help="folder of the run to test with --eval-only")
     parser.add_argument("--load-epoch", type=int,
                         help="epoch to test; default: the best on validation data, or the last")
+    parser.add_argument("--plugin", metavar="MODULE", help="module that registers your own trainers or data sets")
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files")
@@ -95,6 +96,7 @@ OPTIONS = {  # command-line option -> key that it sets
     "trainer": "TRAINER.NAME",
     "backbone": "MODEL.BACKBONE.NAME",
     "head": "MODEL.HEAD.NAME",
+    "plugin": "PLUGIN",
 }
 
 
@@ -102,6 +104,8 @@ def setup_cfg(args: argparse.Namespace):
     """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
+    if args.plugin:
+        registry.load_plugin(args.plugin, cfg)
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path)
@@ -111,6 +115,8 @@ def setup_cfg(args: argparse.Namespace):
             node, _, leaf = key.rpartition(".")
             functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
     cfg.merge_from_list(args.opts)
+    if cfg.PLUGIN != (args.plugin or ""):
+        raise ValueError("PLUGIN records what --plugin gives; give --plugin instead")
     if cfg.SEED < 0:
         cfg.SEED = run_seed(cfg)
     cfg.freeze()
@@ -212,6 +218,7 @@ def set_up_and_run(args: argparse.Namespace) -> int:
         return report(error, args.debug, MISTAKE)
     except FAILURES as error:
         return report(error, args.debug, FAILED)
+    print(f"Results: {Path(cfg.OUTPUT_DIR) / 'results.json'}")
     return FINISHED
 
 

@@ -1,21 +1,24 @@
-"""What all data sets share: read the fixed split, draw the shots, keep base or new classes, hand over.
+"""What all data sets share: read the fixed split, check it, draw the shots, keep base or new classes, hand over.
 
-A data set states facts: folder, split file, template. Everything is keyed by label, so class names may repeat.
+A data set states facts: name, folder, split file, sizes, template. Everything is keyed by label, so class names may
+repeat.
 """
-import json
+import hashlib
 import logging
 import os
-import random
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
-from p2c.framework import DatasetBase, Datum, read_legacy_pickle, run_seed
+from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classes
+from p2c.datasets.splits import Item, Sizes, Split, read_split
+from p2c.datasets.trees import check_images_exist
+from p2c.framework import DatasetBase, Datum, run_seed
 
 log = logging.getLogger(__name__)
 
-VAL_SHOTS = 4  # at most so many validation images a class accompany a few-shot draw, as in CoOp
 HALVES = ("all", "base", "new")
-PARTS = ("train", "val", "test")
+CHECKS = ("partial", "published", "strict")
+CACHE = Path("~/.cache/p2c")  # for data sets in folders that cannot be written to; $XDG_CACHE_HOME counts
 
 
 class FewShotDataset(DatasetBase):
@@ -26,157 +29,141 @@ class FewShotDataset(DatasetBase):
         ValueError: a split or a setting that makes no sense.
     """
 
+    name: str = ""  # as in configs/datasets/NAME.yaml, for `python -m p2c.data`; "": it cannot be fetched
     folder: str  # below DATASET.ROOT
     images: str  # image folder, below `folder`
     split: str  # file name, in `folder`
-    split_id: str  # the split's id on Google Drive
+    split_id: str = ""  # the split's id on Google Drive
+    split_sha256: str = ""  # of the file that published results used
+    sizes: Sizes | None = None  # the published numbers; None: any
     template: str = "a photo of a {}."
-    remedy: str = "extract the images so that these paths exist"  # of missing images
 
     def __init__(self, cfg):
-        self.dataset_dir = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))) / self.folder
+        if cfg.DATASET.CHECKS not in CHECKS:
+            raise ValueError(f"DATASET.CHECKS must be one of {', '.join(CHECKS)}, but got '{cfg.DATASET.CHECKS}'")
+        self.checks = cfg.DATASET.CHECKS
+        self.dataset_dir = self.locate(Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))))
         self.image_dir = self.dataset_dir / self.images
         self.prepare()
-        train, val, test = read_split(self.split_path(), self.image_dir, self.split_remedy)
-        check_images_exist(self.image_dir, [*train, *val, *test], type(self).__name__, self.remedy)
-        train, val = self.draw_shots(train, val, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
-        train, val, test = select_classes(train, val, test, cfg.DATASET.SUBSAMPLE_CLASSES)
+        split = self.read()
+        if self.sizes and self.checks != "partial":
+            self.check_sizes(split)
+        train, val = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
+        parts = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
+        train, val, test = (self.to_data(part) for part in parts)
         super().__init__(train_x=train, val=val, test=test)
+
+    def locate(self, root: Path) -> Path:
+        """The data set's folder below DATASET.ROOT."""
+        return root / self.folder
 
     def prepare(self) -> None:
         """Make the files; nothing to do unless a data set is generated."""
 
-    def split_path(self) -> Path:
-        """The split file, which must be there: a new random split would not be comparable."""
-        path = self.dataset_dir / self.split
-        if not self.dataset_dir.is_dir():
-            raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}: put its images into "
-                                    f"{self.image_dir} and {self.split} beside them, or point --root (scripts: $DATA) "
-                                    f"at the folder that holds {self.folder}")
-        if not path.is_file():
-            raise FileNotFoundError(f"{type(self).__name__} has no split file {path}; {self.split_remedy}")
-        return path
+    # Reading
+
+    def read(self) -> Split:
+        """The split, all of whose images are there."""
+        path = self.require(self.split, self.split_id, "split file")
+        split = read_split(path, self.image_dir, f"{self.remedy}, or download {drive(self.split_id)} to that path"
+                           if self.split_id else self.remedy)
+        if self.split_sha256 and split.digest != self.split_sha256 and self.checks != "partial":
+            log.warning(f"{path} is not the split of the published results: its SHA-256 is {split.digest}, expected "
+                        f"{self.split_sha256}")
+        check_images_exist(self.image_dir, (item.path for part in (split.train, split.val, split.test)
+                                            for item in part), type(self).__name__, self.remedy)
+        return split
 
     @property
-    def split_remedy(self) -> str:
-        """How to get a good split file."""
-        return f"download https://drive.google.com/file/d/{self.split_id} to that path"
+    def remedy(self) -> str:
+        """What to do where files are missing or wrong."""
+        return f"`python -m p2c.data download {self.name}` gets what is missing" if self.name else \
+            "extract the images so that these paths exist"
 
-    def draw_shots(self, train: list[Datum], val: list[Datum], shots: int, seed: int) \
-            -> tuple[list[Datum], list[Datum]]:
-        """CoOp's few-shot draw for a seed, item for item: from train, then with the same generator from val.
-
-        An upstream few-shot pickle is used if all its items belong to the split. `shots` of -1 keeps everything.
+    def require(self, name: str, drive_id: str, what: str) -> Path:
+        """A file of the data set's folder that must be there; nothing is invented in its place.
 
         Raises:
-            ValueError: another number of shots below 1, or a pickle that is not such a cache.
+            FileNotFoundError: the folder or the file is missing; the message says how to get it.
+        """
+        path = self.dataset_dir / name
+        if not self.dataset_dir.is_dir():
+            dangling = ", which is a link to nothing" if self.dataset_dir.is_symlink() else ""
+            raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or point "
+                                    f"--root (scripts: $DATA) at the folder that holds {self.folder}")
+        if not path.is_file():
+            by_hand = f", or download {drive(drive_id)} to that path" if drive_id else ""
+            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{by_hand}")
+        return path
+
+    def check_sizes(self, split: Split) -> None:
+        """Compare a split with the published numbers.
+
+        Raises:
+            ValueError: they differ.
+        """
+        found = Sizes(len({item.label for item in split.test}), len(split.train), len(split.val), len(split.test))
+        if found != self.sizes:
+            raise ValueError(f"{type(self).__name__} in {self.dataset_dir} has {found}, but the published data set has "
+                             f"{self.sizes}; {self.remedy}, or set DATASET.CHECKS partial to use a part of it on "
+                             "purpose")
+
+    # Shots
+
+    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+        """The training and validation items for a number of shots; -1 keeps everything.
+
+        An upstream few-shot pickle is used if all its items belong to the split.
+
+        Raises:
+            ValueError: another number of shots below 1, a pickle that is not such a cache, or, with
+                DATASET.CHECKS strict, a class with fewer images than shots.
         """
         if shots == -1:
-            return train, val
+            return split.train, split.val
         if shots < 1:
             raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images a class, or -1 for all, "
                              f"but got {shots}")
+        if short := short_classes(split, shots):
+            text = f"{len(short)} classes have fewer than {shots} training images: " + \
+                ", ".join(f"{name} has {count}" for name, count in list(short.items())[:5])
+            if self.checks == "strict":
+                raise ValueError(f"{type(self).__name__}: {text}; take fewer shots (DATASET.NUM_SHOTS), or set "
+                                 "DATASET.CHECKS published to use all that there are")
+            log.warning(f"{text}; all of these are used, as in CoOp")
         legacy = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
         if legacy.is_file():
-            drawn = self.read_upstream_draw(legacy, train, val)
+            drawn = read_upstream_draw(legacy, split)
             if drawn is not None:
                 return drawn
-        rng = random.Random(seed)
-        return (self.generate_fewshot_dataset(train, num_shots=shots, rng=rng),
-                self.generate_fewshot_dataset(val, num_shots=min(shots, VAL_SHOTS), rng=rng))
+        return remembered_draw(self.cache_dir / f"shot_{shots}-seed_{seed}.json", split, shots, seed,
+                               type(self).__name__)
 
-    def read_upstream_draw(self, path: Path, train: list[Datum], val: list[Datum]) \
-            -> tuple[list[Datum], list[Datum]] | None:
-        """The draw cached by CoOp or MaPLe, absolute paths re-rooted; None, and a line, if not of this split."""
-        cached = read_legacy_pickle(path)
-        drawn = []
-        for part, items in (("train", train), ("val", val)):
-            known = {(self.relative(item), item.label): item for item in items}
-            found = [next((known[key] for key in suffixes(item) if key in known), None)
-                     for item in cached.get(part, [])]
-            if None in found or (items and not found):
-                log.warning(f"{path} is not used: it holds {part} images that {self.split} does not have")
-                return None
-            drawn.append(found)
-        log.info(f"Loading preprocessed few-shot data from {path}")
-        return tuple(drawn)
+    @property
+    def cache_dir(self) -> Path:
+        """Where draws and listings are kept: with the data set, or where its folder cannot be written to, in CACHE."""
+        beside = self.dataset_dir / "split_fewshot"
+        if os.access(beside if beside.is_dir() else self.dataset_dir, os.W_OK):
+            return beside
+        place = os.environ.get("XDG_CACHE_HOME")
+        cache = Path(place) / "p2c" if place else CACHE.expanduser()
+        return cache / f"{self.dataset_dir.name}-{hashlib.sha256(str(self.dataset_dir).encode()).hexdigest()[:12]}"
 
-    def relative(self, item: Datum) -> str:
-        """An item's path below the image folder."""
-        return Path(item.impath).relative_to(self.image_dir).as_posix()
+    # Handing over
+
+    def to_data(self, items: Sequence[Item]) -> list[Datum]:
+        """Items with the whole path."""
+        base = str(self.image_dir)
+        return [Datum(impath=f"{base}/{path}", label=label, classname=name, check=False) for path, label, name in items]
 
 
-def suffixes(item: Datum) -> Iterable[tuple[str, int]]:
-    """(the end of the item's path, its label), for every number of path components, longest first."""
-    parts = PurePosixPath(item.impath.replace("\\", "/")).parts
-    return (("/".join(parts[start:]), item.label) for start in range(len(parts)))
+def drive(file_id: str) -> str:
+    """Where a browser finds a file on Google Drive."""
+    return f"https://drive.google.com/file/d/{file_id}"
 
 
-def read_split(path: Path, image_dir: Path, remedy: str) -> tuple[list[Datum], list[Datum], list[Datum]]:
-    """Train, validation and test items of a split JSON, in the file's order, which the few-shot draw depends on.
-
-    Raises:
-        ValueError: not such a file, a path outside the image folder, labels with gaps, a label with two names or none,
-            a class that is not in both train and test, or an empty part; ends with `remedy`.
-    """
-    log.info(f"Reading split from {path}")
-
-    def fault(what: str) -> ValueError:
-        return ValueError(f"{path}: {what}; {remedy}")
-
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        parts = [[(impath, label, name) for impath, label, name in split[part]] for part in PARTS]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise fault("this is no split file: expected train, val and test, each a list of [path, label, class name] "
-                    f"({type(error).__name__}: {error})") from error
-    names: dict[int, str] = {}
-    for impath, label, name in (item for part in parts for item in part):
-        if type(label) is not int or label < 0:
-            raise fault(f"the label of {impath!r} must be a whole number from 0 on, but is {label!r}")
-        if not isinstance(name, str) or not name.strip():
-            raise fault(f"label {label} needs a class name, but has {name!r}")
-        if not isinstance(impath, str) or PurePosixPath(impath).is_absolute() or "\\" in impath or \
-                ".." in PurePosixPath(impath).parts:
-            raise fault(f"{impath!r} must be a path below {image_dir}, with forward slashes and no '..'")
-        if names.setdefault(label, name) != name:
-            raise fault(f"label {label} has two class names, {names[label]!r} and {name!r}")
-    train, val, test = parts
-    for part, items in (("train", train), ("test", test)):
-        if not items:
-            raise fault(f"there are no {part} images")
-    classes = {label for _, label, _ in train}
-    gap = next((label for label in range(len(classes)) if label not in classes), None)
-    if gap is not None:
-        raise fault(f"the {len(classes)} labels of the training images must be 0 to {len(classes) - 1} without gaps, "
-                    f"but {gap} is missing")
-    tested = {label for _, label, _ in test}
-    if odd := sorted(classes ^ tested | {label for _, label, _ in val} - classes):
-        raise fault(f"train has {len(classes)} classes, but the classes {odd[:5]} are not in both train and test")
-    return tuple([Datum(impath=str(image_dir / impath), label=label, classname=name, check=False)
-                  for impath, label, name in part] for part in parts)
-
-
-def check_images_exist(image_dir: Path, items: Sequence[Datum], dataset: str, remedy: str) -> None:
-    """Look for every image, one listing a folder.
-
-    Raises:
-        FileNotFoundError: naming the first few that are missing and how many are.
-    """
-    by_folder: dict[Path, set[str]] = {}
-    for item in items:
-        path = Path(item.impath)
-        by_folder.setdefault(path.parent, set()).add(path.name)
-    missing = []
-    for folder, names in by_folder.items():
-        present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        missing += [str(folder / name) for name in sorted(names - present)]
-    if missing:
-        raise FileNotFoundError(f"{dataset}: {len(missing)} of {len(items)} images of the split are missing below "
-                                f"{image_dir}, first {', '.join(missing[:3])}; {remedy}")
-
-
-def select_classes(train: list[Datum], val: list[Datum], test: list[Datum], half: str) -> tuple[list[Datum], ...]:
+def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \
+        -> tuple[Sequence[Item], ...]:
     """Keep all classes, the first ceil(n/2) labels (base) or the rest (new), relabelled from 0 in order.
 
     Raises:
@@ -193,5 +180,5 @@ def select_classes(train: list[Datum], val: list[Datum], test: list[Datum], half
         raise ValueError(f"There are no new classes: the data set has {len(labels)} class only")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
-    return tuple([Datum(impath=item.impath, label=relabel[item.label], classname=item.classname, check=False)
-                  for item in part if item.label in relabel] for part in (train, val, test))
+    return tuple([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
+                 for part in (train, val, test))

@@ -79,12 +79,11 @@ class GeneratedDataset(FewShotDataset):
     """A data set that writes itself: `contents` says what to draw and `style` how."""
 
     images = "images"
-    remedy = "delete the data set's folder to have it drawn again"
     contents: tuple[str, ...] = COMPOSITIONS
     style: Style
 
     @property
-    def split_remedy(self) -> str:
+    def remedy(self) -> str:
         return f"delete {self.dataset_dir} to have the data set drawn again"
 
     def prepare(self) -> None:

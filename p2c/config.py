@@ -5,8 +5,17 @@
 from yacs.config import CfgNode
 
 SETTINGS = {
+    "PLUGIN": "",  # module with trainers or data sets of one's own; train.py --plugin sets it
     "DATASET": {
         "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the classes) or new (the other half)
+        # What a data set must fulfil. published: its published numbers of classes and images; partial: any number, for
+        # a part of a data set; strict: also as many images of each class as shots.
+        "CHECKS": "published",
+        "FOLDER": {  # one's own images, DATASET.NAME Folder: DATASET.ROOT is their folder
+            "SPLIT": "",  # split JSON or CSV in it; "": by the folders
+            "CLASSNAMES": "",  # file in it with lines "folder name"; "": classnames.txt if there is one
+            "TEMPLATE": "a photo of a {}.",  # of zero-shot CLIP; one {} for the class name
+        },
     },
     "MODEL": {
         "BACKBONE": {

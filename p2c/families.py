@@ -1,7 +1,7 @@
 """Which data sets the four benchmarks run on: the eleven of the papers, or the built-in shapes.
 
-Base-to-novel and few-shot train on each data set of a family; cross-dataset and domain generalization train on its source
-and test elsewhere. Names are those of configs/datasets/NAME.yaml, in the order of the papers' tables.
+Base-to-novel and few-shot train on each data set of a family; cross-dataset and domain generalization train on its
+source and test elsewhere. Names are those of configs/datasets/NAME.yaml, in the order of the papers' tables.
 """
 from dataclasses import dataclass
 

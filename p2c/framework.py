@@ -25,6 +25,7 @@ from p2c.engine import (
     read_json,
     read_legacy_pickle,
     run_seed,
+    sample_shots,
     set_random_seed,
     setup_logger,
     write_atomically,
@@ -37,5 +38,5 @@ __all__ = [
     "Logger", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_lr_scheduler", "build_optimizer",
     "build_trainer", "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy",
     "get_cfg_default", "load_checkpoint", "load_pretrained_weights", "read_json", "read_legacy_pickle", "read_results",
-    "run_seed", "set_random_seed", "setup_logger", "write_atomically", "write_json", "write_started",
+    "run_seed", "sample_shots", "set_random_seed", "setup_logger", "write_atomically", "write_json", "write_started",
 ]

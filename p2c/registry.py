@@ -1,6 +1,13 @@
 """Which module holds a trainer or a data set; it is imported when its name is asked for, and registers itself then."""
 import importlib
+import logging
+import os
+import sys
 from collections.abc import Mapping
+
+from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY
+
+log = logging.getLogger(__name__)
 
 TRAINERS = {
     "ZeroshotCLIP": "p2c.trainers.zsclip",
@@ -10,7 +17,22 @@ TRAINERS = {
 }
 
 DATASETS = {
+    "Caltech101": "p2c.datasets.caltech101",
+    "DescribableTextures": "p2c.datasets.dtd",
+    "EuroSAT": "p2c.datasets.eurosat",
+    "FGVCAircraft": "p2c.datasets.fgvc_aircraft",
+    "Folder": "p2c.datasets.folder",
+    "Food101": "p2c.datasets.food101",
+    "ImageNet": "p2c.datasets.imagenet",
+    "ImageNetA": "p2c.datasets.imagenet_variants",
+    "ImageNetR": "p2c.datasets.imagenet_variants",
+    "ImageNetSketch": "p2c.datasets.imagenet_variants",
+    "ImageNetV2": "p2c.datasets.imagenet_variants",
+    "OxfordFlowers": "p2c.datasets.oxford_flowers",
     "OxfordPets": "p2c.datasets.oxford_pets",
+    "StanfordCars": "p2c.datasets.stanford_cars",
+    "SUN397": "p2c.datasets.sun397",
+    "UCF101": "p2c.datasets.ucf101",
     "Shapes": "p2c.datasets.shapes",
     "ShapesBlur": "p2c.datasets.shapes",
     "ShapesCounts": "p2c.datasets.shapes",
@@ -35,3 +57,28 @@ def require(name: str, table: Mapping[str, str], kind: str, registered: list[str
     if name not in table:
         raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(sorted({*table, *registered}))}")
     importlib.import_module(table[name])
+
+
+def load_plugin(name: str, cfg) -> None:
+    """Import a module that registers trainers or data sets of its own, and add its settings by its `extend_cfg(cfg)`.
+
+    The working folder counts among the places to import from. A name that is also one of ours is the plugin's from then
+    on, and a line says so.
+
+    Raises:
+        ValueError: it cannot be imported, or its `extend_cfg` fails.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(name)
+        if hasattr(module, "extend_cfg"):
+            module.extend_cfg(cfg)
+    except Exception as error:  # a plugin is the user's code: whatever it raises is for its author to read
+        raise ValueError(f"The plugin '{name}' cannot be imported ({type(error).__name__}: {error}); give a module's name "
+                         "as in `import my.module`, from the working folder or PYTHONPATH; --debug shows where it fails"
+                         ) from error
+    for kind, registry, table in (("trainer", TRAINER_REGISTRY, TRAINERS), ("data set", DATASET_REGISTRY, DATASETS)):
+        for taken in sorted(table.keys() & set(registry.registered_names())):
+            if (source := registry.get(taken).__module__) != table[taken]:
+                log.info(f"The {kind} {taken} is the plugin's ({source}), not the one of this package")

@@ -8,6 +8,8 @@
 #   run.sh TRAINER few_shot       DATASET SHOTS   train and test on all classes, seeds $SEEDS (1 2 3)
 #   run.sh ZeroshotCLIP zeroshot  DATASET CFG     test without training
 #
+# DATASET is a name in configs/datasets, folder:PATH for one's own images (a folder, or a split file in it), or a YAML file
+# of one's own; a CFG may be a YAML file too.
 # What follows goes to train.py: options (--...), then KEY VALUE pairs, which win over the script's own.
 # Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python).
 # Exit status: 0 finished now or before, 1 failed, 2 mistaken call, 75 interrupted and resumable.
@@ -16,6 +18,25 @@ set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 shots=16
 out=${OUTPUT:-output}
+
+# A data set as it was given -> `label`, its name in folders, and how train.py gets it: `data_file`, `root`, `data_pairs`.
+find_dataset() {
+    data_file=$home/configs/datasets/$1.yaml root=${DATA:-data} label=$1 data_pairs=()
+    case $1 in
+        folder:*)
+            local path=${1#folder:} file=
+            [[ -e $path ]] || fail "No folder of images, or split file, at '$path'"
+            [[ -d $path ]] || file=$(basename "$path") path=$(dirname "$path")
+            root=$(cd "$path" && pwd -P) data_file=$home/configs/datasets/folder.yaml
+            [[ -z $file ]] || data_pairs=(DATASET.FOLDER.SPLIT "$file")
+            label=$(basename "$root${file:+/$file}")
+            label=${label//[^A-Za-z0-9._-]/_}-$(printf '%08x' "$(printf %s "$root/$file" | cksum | cut -d' ' -f1)")
+            ;;
+        *.yaml) data_file=$1 label=$(basename "$1" .yaml) ;;
+    esac
+    [[ -f $data_file ]] || fail "Unknown data set '$1'; choose from" \
+        "$(cd "$home/configs/datasets" && echo *.yaml | sed 's/\.yaml//g'), or give folder:PATH or a YAML file"
+}
 
 fail() {
     echo "error: $*" >&2
@@ -31,9 +52,9 @@ case $protocol in
 esac
 [[ -n $dataset && -n $number ]] || fail "$protocol of $trainer needs DATASET $what, for example oxford_pets 1"
 cfg_folder=$home/configs/trainers/${trainer%2} # the two ZeroshotCLIPs share theirs
-[[ -d $cfg_folder && -n $trainer ]] || fail "Unknown trainer '$trainer'; choose from $(cd "$home/configs/trainers" && echo *)"
-[[ -f $home/configs/datasets/$dataset.yaml ]] ||
-    fail "Unknown data set '$dataset'; choose from $(cd "$home/configs/datasets" && echo *.yaml | sed 's/\.yaml//g')"
+[[ -n $trainer && (-d $cfg_folder || ${CFG:-} == *.yaml) ]] || # a plugin's trainer brings its own configuration
+    fail "Unknown trainer '$trainer'; choose from $(cd "$home/configs/trainers" && echo *)"
+find_dataset "$dataset"
 [[ $what == CFG || $number =~ ^[0-9]+$ ]] || fail "$what must be a whole number, but got '$number'"
 shift 4
 
@@ -71,9 +92,10 @@ else
     esac
 fi
 [[ $what == CFG ]] && cfg=$number || cfg=${CFG:-$default_cfg}
-cfg_file=$cfg_folder/$cfg.yaml
+[[ $cfg == *.yaml ]] && cfg_file=$cfg || cfg_file=$cfg_folder/$cfg.yaml
 [[ -f $cfg_file ]] ||
     fail "$trainer has no configuration '$cfg'; choose from $(cd "$cfg_folder" && echo *.yaml | sed 's/\.yaml//g')"
+cfg=$(basename "$cfg" .yaml)
 
 # What the authors' preview sets by data set.
 preview=()
@@ -92,9 +114,9 @@ run() {
         shift
     done
     shift
-    "${PYTHON:-python}" "$home/train.py" --root "${DATA:-data}" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
-        --dataset-config-file "$home/configs/datasets/$dataset.yaml" --config-file "$cfg_file" \
-        ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} -- "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"} &
+    "${PYTHON:-python}" "$home/train.py" --root "$root" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
+        --dataset-config-file "$data_file" --config-file "$cfg_file" \
+        ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} -- ${data_pairs[@]+"${data_pairs[@]}"} "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"} &
     trap "stopped=1; kill -TERM $! 2>/dev/null || true" TERM INT
     wait $! || status=$?
     [[ -z $stopped ]] || { status=0 && wait $! || status=$?; } # the signal ended the first wait, not the training
@@ -103,7 +125,7 @@ run() {
 }
 
 base2new=$out/base2new
-run_name=$dataset/shots_$shots/$trainer/$cfg/seed$number
+run_name=$label/shots_$shots/$trainer/$cfg/seed$number
 case $protocol in
     base2new_train)
         run "$number" "$base2new/train_base/$run_name" -- \
@@ -121,21 +143,22 @@ case $protocol in
         fi
         ;;
     xd_train)
-        run "$number" "$out/$dataset/$trainer/${cfg}_${shots}shots/seed$number" -- \
+        run "$number" "$out/$label/$trainer/${cfg}_${shots}shots/seed$number" -- \
             TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS "$shots"
         ;;
     xd_test)
         [[ $dataset == shapes* ]] && source=${SOURCE:-shapes} || source=${SOURCE:-imagenet}
-        run "$number" "$out/evaluation/$trainer/${cfg}_${shots}shots/$dataset/seed$number" \
-            --eval-only --model-dir "$out/$source/$trainer/${cfg}_${shots}shots/seed$number" --
+        trained=$(find_dataset "$source" && echo "$label")
+        run "$number" "$out/evaluation/$trainer/${cfg}_${shots}shots/$label/seed$number" \
+            --eval-only --model-dir "$out/$trained/$trainer/${cfg}_${shots}shots/seed$number" --
         ;;
     few_shot)
         for seed in ${SEEDS:-1 2 3}; do
-            run "$seed" "$out/$dataset/$trainer/${cfg}_${number}shots/seed$seed" -- \
+            run "$seed" "$out/$label/$trainer/${cfg}_${number}shots/seed$seed" -- \
                 TRAIN.CHECKPOINT_FREQ 10 DATASET.NUM_SHOTS "$number"
         done
         ;;
     zeroshot)
-        run 1 "$out/$trainer/$cfg/$dataset" --eval-only --
+        run 1 "$out/$trainer/$cfg/$label" --eval-only --
         ;;
 esac

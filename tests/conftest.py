@@ -37,6 +37,7 @@ def make_cfg(pets, tmp_path):
         cfg.merge_from_file(f"configs/trainers/{trainer.removesuffix('2')}/tiny_shapes.yaml")
         cfg.merge_from_list([
             "TRAINER.NAME", trainer, "DATASET.ROOT", str(pets), "OUTPUT_DIR", str(tmp_path / out), "SEED", 1,
+            "DATASET.CHECKS", "partial",
             "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", 2, "OPTIM.WARMUP_EPOCH", -1,
             "USE_CUDA", False, *pairs])
         cfg.freeze()

@@ -32,7 +32,8 @@ def make(root, labels, per_class=10, val_per_class=10):
 def load(root, *pairs):
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_list(["DATASET.NAME", "OxfordPets", "DATASET.ROOT", str(root), "SEED", 1, *pairs])
+    cfg.merge_from_list(["DATASET.NAME", "OxfordPets", "DATASET.ROOT", str(root), "SEED", 1, "DATASET.CHECKS", "partial",
+                         *pairs])
     return OxfordPets(cfg)
 
 

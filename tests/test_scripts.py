@@ -121,7 +121,7 @@ def test_variables_choose_data_output_and_configuration(tmp_path):
 @pytest.mark.parametrize("words, message", [
     ((), "base2new_train of P2C needs DATASET SEED"),
     (("oxford_pets",), "base2new_train of P2C needs DATASET SEED"),
-    (("oxford_cats", "1"), "Unknown data set 'oxford_cats'; choose from oxford_pets shapes"),
+    (("oxford_cats", "1"), "Unknown data set 'oxford_cats'; choose from caltech101 dtd eurosat"),
     (("oxford_pets", "one"), "SEED must be a whole number, but got 'one'"),
 ])
 def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
@@ -141,7 +141,8 @@ def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path)
 def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(tmp_path):
     """Slurm ends a job with SIGTERM to the script."""
     make_pets(tmp_path / "data")
-    words = ("oxford_pets", "1", "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "60", "USE_CUDA", "False")
+    words = ("oxford_pets", "1", "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "60", "USE_CUDA", "False",
+             "DATASET.CHECKS", "partial")
     command = ["bash", str(ROOT / "scripts/p2c/base2new_train.sh"), *words]
     settings = dict(cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                     env={**os.environ, "PYTHON": sys.executable, "CFG": "tiny_shapes"})
@@ -165,7 +166,7 @@ def test_p2c_trains_and_tests_on_openais_archive_and_jpegs_through_the_scripts(t
     save_openai_archive(load_backbone("ViT-B/16", "random").model, tmp_path / "ViT-B-16.pt")
     make_pets(tmp_path / "my data", images_per_class=(2, 1, 1), size=(500, 375), suffix="jpg")
     words = ("oxford_pets", "1", "OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.WEIGHTS",
-             str(tmp_path / "ViT-B-16.pt"))
+             str(tmp_path / "ViT-B-16.pt"), "DATASET.CHECKS", "partial")
     for protocol, half, names in (("base2new_train", "train_base", 2), ("base2new_test", "test_new", 2)):
         done = script(f"p2c/{protocol}.sh", *words, cwd=tmp_path, DATA=str(tmp_path / "my data"), PYTHON=sys.executable)
         assert done.returncode == 0, done.stderr

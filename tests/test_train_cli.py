@@ -10,7 +10,8 @@ from clip_files import make_pets
 import train
 from p2c.framework import read_results
 
-TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1")
+TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
+        "DATASET.CHECKS", "partial")
 
 
 @pytest.fixture
@@ -255,13 +256,15 @@ def broken(tmp_path, change):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda split: "<html>quota</html>", "is no split file"),
+    (lambda split: "<html>quota</html>", "this is a web page, not a split file"),
     (lambda split: split.pop("val"), "is no split file"),
     (lambda split: "[" * 100_000, "is no split file"),
     (lambda split: split["train"][0].__setitem__(1, 10**9), "must be 0 to"),
     (lambda split: split["train"][0].__setitem__(2, " "), "label 0 needs a class name"),
     (lambda split: split["train"][0].__setitem__(0, "../secret.png"), "must be a path below"),
     (lambda split: split["train"][0].__setitem__(0, "/etc/passwd"), "must be a path below"),
+    (lambda split: split["train"][0].__setitem__(0, "C:/secret.png"), "must be a path below"),
+    (lambda split: split["val"].__setitem__(0, split["test"][0]), "is listed twice"),
     (lambda split: split["train"][0].__setitem__(2, "other"), "label 0 has two class names, 'other' and 'abyssinian'"),
     (lambda split: [item.__setitem__(1, 9) for part in split.values() for item in part if item[1] == 3],
      "without gaps"),
@@ -269,7 +272,8 @@ def broken(tmp_path, change):
      "train has 4 classes, but the classes [3] are not in both train and test"),
     (lambda split: split.__setitem__("train", []), "there are no train images"),
     (lambda split: split["train"][0].__setitem__(1, "0"), "must be a whole number"),
-], ids=["no JSON", "no val", "nested", "huge label", "no name", "parent folder", "absolute path", "two names", "gap",
+], ids=["no JSON", "no val", "nested", "huge label", "no name", "parent folder", "absolute path", "drive letter",
+        "twice", "two names", "gap",
         "class count",
         "empty", "label as text"])
 def test_a_broken_split_is_one_line_naming_the_file(call, tmp_path, capsys, change, message):
@@ -293,7 +297,9 @@ def test_a_missing_split_says_where_to_get_it(call, tmp_path, capsys):
     make_pets(tmp_path)
     (tmp_path / "oxford_pets" / "split_zhou_OxfordPets.json").unlink()
     assert call(root=tmp_path) == train.MISTAKE
-    assert "drive.google.com/file/d/1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "drive.google.com/file/d/1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs" in error
+    assert "python -m p2c.data download oxford_pets" in error
 
 
 def test_a_failure_while_training_is_status_1(call, monkeypatch, capsys):

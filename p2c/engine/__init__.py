@@ -20,7 +20,7 @@ from p2c.engine.checkpoint import (
 )
 from p2c.engine.config import clean_cfg, get_cfg_default
 from p2c.engine.data import DataManager, DatasetWrapper, build_data_loader
-from p2c.engine.datasets import DatasetBase, Datum
+from p2c.engine.datasets import DatasetBase, Datum, sample_shots
 from p2c.engine.evaluation import Classification, EvaluatorBase, compute_accuracy
 from p2c.engine.files import (
     check_isfile,
@@ -63,6 +63,6 @@ __all__ = [
     "check_isfile", "clean_cfg", "collect_env_info", "compute_accuracy", "count_num_param", "download_url",
     "get_cfg_default", "get_most_similar_str_to_a_from_b", "init_network_weights", "listdir_nohidden",
     "load_checkpoint", "load_pretrained_weights", "mkdir_if_missing", "open_all_layers", "open_specified_layers",
-    "read_image", "read_json", "read_legacy_pickle", "resume_from_checkpoint", "run_seed", "save_checkpoint",
-    "set_random_seed", "setup_logger", "tolist_if_not", "write_atomically", "write_json",
+    "read_image", "read_json", "read_legacy_pickle", "resume_from_checkpoint", "run_seed", "sample_shots",
+    "save_checkpoint", "set_random_seed", "setup_logger", "tolist_if_not", "write_atomically", "write_json",
 ]

@@ -9,7 +9,8 @@ log = logging.getLogger(__name__)
 class Registry:
     """Objects by their `__name__`.
 
-    Use as a decorator (`@REGISTRY.register()`, which returns the object) or as a call (`REGISTRY.register(obj)`).
+    Use as a decorator (`@REGISTRY.register()`, which returns the object) or as a call (`REGISTRY.register(obj)`). A name
+    of this package's gives way to an object from elsewhere (a plugin's).
     """
 
     def __init__(self, name: str):
@@ -28,7 +29,11 @@ class Registry:
     def _add(self, obj, force: bool) -> None:
         name = obj.__name__
         if name in self._objects and not force:
-            raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
+            ours, new_is_ours = _is_ours(self._objects[name]), _is_ours(obj)
+            if ours == new_is_ours:
+                raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
+            if new_is_ours:
+                return  # somebody's own object keeps the name, whichever was imported first
         self._objects[name] = obj
 
     def get(self, name: str):
@@ -40,6 +45,10 @@ class Registry:
     def registered_names(self) -> list[str]:
         """All names, in the order of registration."""
         return list(self._objects)
+
+
+def _is_ours(obj) -> bool:
+    return obj.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 TRAINER_REGISTRY = Registry("TRAINER")

@@ -1,0 +1,112 @@
+"""The draw of a few shots, CoOp's item for item, and the file that remembers it.
+
+The file is JSON: what was drawn, from which split (its hash), for how many shots and which seed. It is used only if all
+of that agrees; the draw is a function of split, shots and seed, so anything else is drawn again.
+"""
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from p2c.datasets.splits import Item, Split
+from p2c.framework import Datum, read_json, read_legacy_pickle, sample_shots, write_json
+
+log = logging.getLogger(__name__)
+
+VAL_SHOTS = 4  # at most so many validation images a class accompany a draw, as in CoOp
+FORMAT, VERSION = "p2c-fewshot", 1
+
+
+def draw(split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """`shots` training images of each class and, with the same generator, up to VAL_SHOTS validation images.
+
+    A class with fewer images gives all of them.
+    """
+    rng = random.Random(seed)
+    drawn = []
+    for items, number in ((split.train, shots), (split.val, min(shots, VAL_SHOTS))):
+        log.info(f"Creating a {number}-shot dataset")
+        drawn.append(sample_shots(items, number, rng=rng))
+    return tuple(drawn)
+
+
+def remembered_draw(path: Path, split: Split, shots: int, seed: int, dataset: str) -> tuple[list[Item], list[Item]]:
+    """`draw`, kept in and taken from a file."""
+    key = {"format": FORMAT, "version": VERSION, "dataset": dataset, "shots": shots,
+           "val_shots": min(shots, VAL_SHOTS), "seed": seed, "split_sha256": split.digest}
+    kept = _read(path, key, split)
+    if kept is not None:
+        log.info(f"Loading preprocessed few-shot data from {path}")
+        return kept
+    train, val = draw(split, shots, seed)
+    counts = {"train": len(train), "val": len(val)}
+    try:
+        write_json({**key, "counts": counts, "train": train, "val": val}, path)
+        log.info(f"Saving preprocessed few-shot data to {path}")
+    except OSError as error:  # the same draw can be made again
+        log.info(f"The draw is not kept in {path}: {error}")
+    return train, val
+
+
+def _read(path: Path, key: dict, split: Split) -> tuple[list[Item], list[Item]] | None:
+    """The draw in a file; None, and a line that says why, if it is not of this split, shots and seed."""
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.info(f"{path} is not used, the shots are drawn again: {error}")
+        return None
+    try:
+        changed = [name for name, value in key.items() if content[name] != value]
+        drawn = [[Item(*item) for item in content[part]] for part in ("train", "val")]
+        if not changed and content["counts"] != {"train": len(drawn[0]), "val": len(drawn[1])}:
+            changed = ["counts"]
+        if not changed and not all(_belongs(items, part) for items, part in zip(drawn, (split.train, split.val),
+                                                                                 strict=True)):
+            changed = ["images"]
+    except (KeyError, TypeError) as error:
+        changed = [f"{type(error).__name__}: {error}"]
+    if changed:
+        log.info(f"{path} is not used, the shots are drawn again: it is of another draw ({', '.join(changed)})")
+        return None
+    return tuple(drawn)
+
+
+def _belongs(items: Sequence[Item], part: Sequence[Item]) -> bool:
+    """Whether items are different ones of a part of the split."""
+    chosen = set(items)
+    return len(chosen) == len(items) and len(chosen.intersection(part)) == len(chosen)
+
+
+def read_upstream_draw(path: Path, split: Split) -> tuple[list[Item], list[Item]] | None:
+    """A draw that CoOp or MaPLe pickled, absolute paths re-rooted; None, and a line, if it is not of this split.
+
+    Raises:
+        ValueError: the file is no such pickle.
+    """
+    cached = read_legacy_pickle(path)
+    drawn = []
+    for part, items in (("train", split.train), ("val", split.val)):
+        known = {(item.path, item.label): item for item in items}
+        found = [next((known[key] for key in _suffixes(item) if key in known), None) for item in cached.get(part, [])]
+        if None in found or (items and not found):
+            log.warning(f"{path} is not used: it holds {part} images that the split does not have")
+            return None
+        drawn.append(found)
+    log.info(f"Loading preprocessed few-shot data from {path}")
+    return tuple(drawn)
+
+
+def _suffixes(item: Datum) -> Iterable[tuple[str, int]]:
+    """(the end of the item's path, its label), for every number of path components, longest first."""
+    parts = PurePosixPath(item.impath.replace("\\", "/")).parts
+    return (("/".join(parts[start:]), item.label) for start in range(len(parts)))
+
+
+def short_classes(split: Split, shots: int) -> dict[str, int]:
+    """The classes with fewer training images than shots, and how many they have; for messages."""
+    counts = Counter(item.label for item in split.train)
+    names = {item.label: item.classname for item in split.train}
+    return {f"{names[label]} ({label})": count for label, count in sorted(counts.items()) if count < shots}

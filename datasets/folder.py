@@ -1,0 +1,181 @@
+"""One's own images, without writing a class: DATASET.ROOT is the folder itself.
+
+What is in the folder decides, the first that applies:
+
+    DATASET.FOLDER.SPLIT names a file in it     a split JSON of CoOp's form, or a CSV with the columns path, class and,
+                                                if the split is given, split (train, val or test)
+    train/CLASS/*.jpg, test/CLASS/*.jpg         val/CLASS/*.jpg is optional
+    CLASS/*.jpg                                 divided 50 : 20 : 30 within each class, once; the split is kept in the
+                                                folder as split_seed1.json, which is used from then on
+
+Labels are the ranks of the sorted class folders (or classes of the CSV). Class names are the folders' names, or those
+that classnames.txt gives: lines "folder name", with a tab between the two where folders' names contain spaces.
+"""
+import csv
+import logging
+from pathlib import Path
+
+from p2c.datasets.base import FewShotDataset
+from p2c.datasets.splits import PARTS, Item, Split, check_items, digest_of, divide, read_lines, read_split, read_text
+from p2c.datasets.trees import check_images_exist, list_classes
+from p2c.framework import DATASET_REGISTRY, write_json
+
+log = logging.getLogger(__name__)
+
+SPLIT_SEED = 1  # of a split made here; the run's seed must not matter, lest training images become test images
+MADE_SPLIT = f"split_seed{SPLIT_SEED}.json"
+CLASSNAMES = "classnames.txt"
+
+
+@DATASET_REGISTRY.register()
+class Folder(FewShotDataset):
+    """A folder of one's own images.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or images are missing.
+        ValueError: a folder that makes no data set, or settings that do not fit it.
+    """
+
+    folder, images = "", ""
+
+    def __init__(self, cfg):
+        settings = cfg.DATASET.FOLDER
+        if settings.TEMPLATE.count("{}") != 1:
+            raise ValueError("DATASET.FOLDER.TEMPLATE needs one {} where the class name stands, but got "
+                             f"{settings.TEMPLATE!r}")
+        self.template, self.split, self.names_file = settings.TEMPLATE, settings.SPLIT, settings.CLASSNAMES
+        super().__init__(cfg)
+
+    def read(self) -> Split:
+        if not self.dataset_dir.is_dir():
+            raise FileNotFoundError(f"No folder of images at {self.dataset_dir}; give its path as folder:PATH to a "
+                                    "script, or as --root to train.py")
+        if self.split:
+            split = self.read_file(self.dataset_dir / self.split)
+        elif any((self.dataset_dir / part).is_dir() for part in ("train", "test")):
+            split = self.read_parts()
+        else:
+            split = self.read_classes()
+        return self.rename(split)
+
+    def read_file(self, path: Path) -> Split:
+        """The split of a JSON or CSV file, all of whose images are there."""
+        if not path.is_file():
+            raise FileNotFoundError(f"No split file {path} (DATASET.FOLDER.SPLIT)")
+        remedy = "correct the file"
+        if path.suffix == ".json":
+            split = read_split(path, self.dataset_dir, remedy)
+        elif path.suffix == ".csv":
+            split = self.checked(read_csv(path), path, remedy)
+        else:
+            raise ValueError(f"{path} (DATASET.FOLDER.SPLIT) must be a .json or a .csv file")
+        paths = [item.path for part in (split.train, split.val, split.test) for item in part]
+        check_images_exist(self.dataset_dir, paths, f"The split {path}", "correct the file, or put the images there")
+        return split
+
+    def read_parts(self) -> Split:
+        """train/, test/ and perhaps val/, with the same class folders."""
+        parts: dict[str, list[Item]] = {"val": []}
+        labels: dict[str, int] = {}
+        for part in PARTS:
+            folder = self.dataset_dir / part
+            if part == "val" and not folder.is_dir():
+                continue
+            listing = list_classes(folder, "Your images")
+            labels = labels or {name: label for label, name in enumerate(listing)}
+            if odd := sorted(listing.keys() ^ labels.keys() if part == "test" else listing.keys() - labels.keys()):
+                raise ValueError(f"{folder}: the class folders {odd[:5]} are not in both {self.dataset_dir / 'train'} "
+                                 f"and {folder}; training and test need the same classes")
+            parts[part] = [Item(f"{part}/{name}/{image}", labels[name], name)
+                           for name, images in listing.items() for image in images]
+        return self.checked(parts, self.dataset_dir, "correct the folders")
+
+    def read_classes(self) -> Split:
+        """The split made of class folders before, or else a new one."""
+        path = self.dataset_dir / MADE_SPLIT
+        listing = list_classes(self.dataset_dir, "Your images")
+        total = sum(map(len, listing.values()))
+        if path.is_file():
+            split = self.read_file(path)
+            known = len(split.train) + len(split.val) + len(split.test)
+            if known != total:
+                log.warning(f"{path} divides {known} images, but the folders hold {total}; delete that file to have "
+                            "all of them divided anew")
+            return split
+        items = [Item(f"{name}/{image}", label, name) for label, (name, images) in enumerate(listing.items())
+                 for image in images]
+        try:
+            parts = divide(items, SPLIT_SEED)
+        except ValueError as error:
+            raise ValueError(f"{self.dataset_dir}: {error}") from error
+        try:
+            write_json(parts, path)
+        except OSError as error:
+            raise ValueError(f"{self.dataset_dir} has no split yet and none can be written to {path} ({error}); make "
+                             "the folder writable once, or give a split file or train/ and test/ folders") from error
+        log.info(f"Saved split to {path}: {total} images, {' : '.join(str(len(parts[part])) for part in PARTS)} to "
+                 "train, validate and test")
+        return self.read_file(path)
+
+    def checked(self, parts: dict[str, list[Item]], source: Path, remedy: str) -> Split:
+        check_items(parts, self.dataset_dir, lambda what: ValueError(f"{source}: {what}; {remedy}"))
+        return Split(**parts, digest=digest_of(parts[part] for part in PARTS))
+
+    def rename(self, split: Split) -> Split:
+        """The split with the class names of the names file, if there is one."""
+        path = self.dataset_dir / (self.names_file or CLASSNAMES)
+        if not path.is_file():
+            if self.names_file:
+                raise FileNotFoundError(f"No file of class names {path} (DATASET.FOLDER.CLASSNAMES)")
+            return split
+        names = read_names(path)
+        folders = {item.classname for item in split.train}
+        if odd := sorted(folders ^ names.keys()):
+            raise ValueError(f"{path} must have one line \"folder name\" a class, but {odd[:5]} are not in both the "
+                             "file and the images' classes")
+        renamed = ([item._replace(classname=names[item.classname]) for item in part]
+                   for part in (split.train, split.val, split.test))
+        return Split(*renamed, digest=split.digest)
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Folder -> class name, from lines "folder<tab>name" or "folder name".
+
+    Raises:
+        ValueError: a line that is neither.
+    """
+    names: dict[str, str] = {}
+    for line in read_lines(path):
+        folder, _, name = line.partition("\t" if "\t" in line else " ")
+        if not name.strip() or folder.strip() in names:
+            raise ValueError(f"{path}: the line {line!r} should be a folder that comes once, a space or tab, and a "
+                             "class name")
+        names[folder.strip()] = name.strip()
+    return names
+
+
+def read_csv(path: Path) -> dict[str, list[Item]]:
+    """The items of a CSV file: columns path, class and, optionally, split; without it they are divided.
+
+    Raises:
+        ValueError: missing columns, a row without a value, or an unknown part.
+    """
+    rows = list(csv.DictReader(read_text(path).splitlines(), skipinitialspace=True))
+    columns = set(rows[0]) if rows else set()
+    if not {"path", "class"} <= columns:
+        raise ValueError(f"{path} needs a first line with the columns path, class and, if you choose it yourself, "
+                         "split (train, val or test), and a line an image; it has "
+                         f"{', '.join(map(str, columns)) or 'nothing'}")
+    for number, row in enumerate(rows, start=2):
+        if not row["path"] or not row["class"]:
+            raise ValueError(f"{path}, line {number}: path or class is missing")
+        if "split" in columns and row["split"] not in PARTS:
+            raise ValueError(f"{path}, line {number}: split is {row['split']!r}; choose from {', '.join(PARTS)}")
+    labels = {name: label for label, name in enumerate(sorted({row["class"] for row in rows}))}
+    items = [(row.get("split"), Item(row["path"], labels[row["class"]], row["class"])) for row in rows]
+    if "split" in columns:
+        return {part: [item for chosen, item in items if chosen == part] for part in PARTS}
+    try:
+        return divide([item for _, item in items], SPLIT_SEED)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,74 @@
+"""ImageNet (Deng et al., 2009; ILSVRC 2012): 1000 classes, tested on the validation images.
+
+Labels are the ranks of the sorted class folders (WordNet ids), names those that CLIP's authors gave (classnames.txt).
+Images are listed in sorted order, so that a draw of shots is the same on every file system; CoOp draws from the file
+system's own order, which no seed reproduces.
+"""
+from collections.abc import Sequence
+from pathlib import Path
+
+from p2c.datasets.base import FewShotDataset
+from p2c.datasets.splits import Item, Sizes, Split, digest_of, read_lines
+from p2c.datasets.trees import list_classes
+from p2c.framework import DATASET_REGISTRY
+
+CLASSNAMES = "classnames.txt"
+CLASSNAMES_ID = "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF"
+
+
+@DATASET_REGISTRY.register()
+class ImageNet(FewShotDataset):
+    name, folder, images = "imagenet", "imagenet", "images"
+    split, split_id = CLASSNAMES, CLASSNAMES_ID
+    sizes = Sizes(classes=1000, train=1_281_167, val=0, test=50_000)
+
+    def read(self) -> Split:
+        """Train and test items; the test items, which are also for validation, are ImageNet's validation images."""
+        names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
+        folders = {}
+        for part in ("train", "val"):
+            hint = f"; {self.remedy} (the validation images must be sorted into class folders too)"
+            try:
+                folders[part] = list_classes(self.image_dir / part, type(self).__name__,
+                                             self.cache_dir / f"listing_{part}.json")
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}{hint}") from error
+        if odd := sorted(folders["train"].keys() ^ folders["val"].keys()):
+            raise ValueError(f"ImageNet: the class folders {odd[:5]} are not in both {self.image_dir / 'train'} and "
+                             f"{self.image_dir / 'val'}; {self.remedy}")
+        train, test = ([Item(f"{part}/{folder}/{image}", label, names_of(names, folder, self.image_dir / part))
+                        for label, (folder, images) in enumerate(folders[part].items()) for image in images]
+                       for part in ("train", "val"))
+        return Split(train, [], test, digest_of((train, test)))
+
+    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+        train, _ = super().draw_shots(split, shots, seed)
+        return train, split.test
+
+
+def read_classnames(path: Path) -> dict[str, str]:
+    """WordNet id -> class name, in the file's order; the lines are "id name with spaces".
+
+    Raises:
+        ValueError: a line that is not of that form, or an id that comes twice.
+    """
+    names: dict[str, str] = {}
+    for line in read_lines(path):
+        wnid, _, name = line.partition(" ")
+        if not name.strip() or wnid in names:
+            raise ValueError(f"{path}: the line {line!r} should be an id that comes once, a space and a class name; "
+                             "download the file again")
+        names[wnid] = name.strip()
+    return names
+
+
+def names_of(names: dict[str, str], wnid: str, folder: Path) -> str:
+    """The name of a class folder.
+
+    Raises:
+        ValueError: the folder is no class.
+    """
+    if wnid not in names:
+        raise ValueError(f"{folder / wnid}: {CLASSNAMES} has no name for '{wnid}'; move folders that are no class "
+                         f"away, or download {CLASSNAMES} again")
+    return names[wnid]

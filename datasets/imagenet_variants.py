@@ -1,0 +1,90 @@
+"""ImageNet's classes in other pictures, for domain generalization: V2, Sketch, A and R. They are only tested on.
+
+V2: Recht et al., 2019. Sketch: Wang et al., 2019. A: Hendrycks et al., 2021. R: Hendrycks et al., 2021.
+"""
+from collections.abc import Sequence
+from pathlib import Path
+
+from p2c.datasets.base import FewShotDataset
+from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, names_of, read_classnames
+from p2c.datasets.splits import Item, Sizes, Split, digest_of
+from p2c.datasets.trees import list_classes
+from p2c.framework import DATASET_REGISTRY
+
+
+class ImageNetVariant(FewShotDataset):
+    """A test set of class folders named by WordNet id; labels are the ranks of the sorted folders.
+
+    Raises:
+        ValueError: base or new classes are asked for; these protocols do not exist on variants.
+    """
+
+    split, split_id = CLASSNAMES, CLASSNAMES_ID
+
+    def __init__(self, cfg):
+        if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
+            raise ValueError(f"{type(self).__name__} is tested on all its classes; DATASET.SUBSAMPLE_CLASSES must be "
+                             f"all, but got '{cfg.DATASET.SUBSAMPLE_CLASSES}'")
+        super().__init__(cfg)
+
+    def require(self, name: str, drive_id: str, what: str) -> Path:
+        """The file of class names may also be ImageNet's own."""
+        shared = self.dataset_dir.parent / ImageNet.folder / name
+        if self.dataset_dir.is_dir() and not (self.dataset_dir / name).is_file() and shared.is_file():
+            return shared
+        return super().require(name, drive_id, what)
+
+    def read(self) -> Split:
+        names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
+        try:
+            folders = list_classes(self.image_dir, type(self).__name__, self.cache_dir / "listing.json")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; {self.remedy}") from error
+        test = [Item(f"{folder}/{image}", label, name) for label, folder, name in self.classes_of(folders, names)
+                for image in folders[folder]]
+        return Split([], [], test, digest_of((test,)))
+
+    def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
+        """(label, folder, class name) of each class folder."""
+        return [(label, folder, names_of(names, folder, self.image_dir)) for label, folder in enumerate(folders)]
+
+    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+        """The test images stand in for training images, which there are none of; shots do not matter."""
+        return split.test, split.val
+
+
+@DATASET_REGISTRY.register()
+class ImageNetV2(ImageNetVariant):
+    name, folder, images = "imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val"
+    sizes = Sizes(classes=1000, train=0, val=0, test=10_000)
+
+    def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
+        """Folders are called by label: 0 to 999, the line of the class in classnames.txt."""
+        ordered = list(names.values())
+        if odd := sorted(set(folders) - set(map(str, range(len(ordered))))):
+            raise ValueError(f"{self.image_dir}: the folders should be called 0 to {len(ordered) - 1} by label, but "
+                             f"there are {odd[:5]}; {self.remedy}")
+        labels = sorted(map(int, folders))
+        expected = labels[-1] + 1 if self.checks == "partial" else len(ordered)
+        if lost := sorted(set(range(expected)) - set(labels)):
+            raise ValueError(f"{self.image_dir}: the class folders {lost[:5]} are missing, {len(lost)} in all; "
+                             f"{self.remedy}")
+        return [(label, str(label), ordered[label]) for label in labels]
+
+
+@DATASET_REGISTRY.register()
+class ImageNetSketch(ImageNetVariant):
+    name, folder, images = "imagenet_sketch", "imagenet-sketch", "images"
+    sizes = Sizes(classes=1000, train=0, val=0, test=50_889)
+
+
+@DATASET_REGISTRY.register()
+class ImageNetA(ImageNetVariant):
+    name, folder, images = "imagenet_a", "imagenet-adversarial", "imagenet-a"
+    sizes = Sizes(classes=200, train=0, val=0, test=7_500)
+
+
+@DATASET_REGISTRY.register()
+class ImageNetR(ImageNetVariant):
+    name, folder, images = "imagenet_r", "imagenet-rendition", "imagenet-r"
+    sizes = Sizes(classes=200, train=0, val=0, test=30_000)
