@@ -1,7 +1,7 @@
 """Archives into folders, without a way out of the folder.
 
-Nothing but plain files and folders is written, whatever the archive asks for: no owner, mode, device or link. A name that
-leads elsewhere refuses the whole archive. What an archive is, its content tells, not its name.
+Nothing but plain files and folders is written, whatever the archive asks for: no owner, mode, device or link. A name
+that leads elsewhere refuses the whole archive. What an archive is, its content tells, not its name.
 """
 import fnmatch
 import gzip
@@ -26,7 +26,8 @@ MEMBERS = 1_500_000  # ImageNet, the largest, has 1.3 million images
 STEP = 256 * 2**20  # bytes written between looks at the disk's free space
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers add, beside names in ._
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError,
-          gzip.BadGzipFile, NotImplementedError, RuntimeError)  # the last: encrypted
+          gzip.BadGzipFile, RuntimeError,  # encrypted, or an unknown compression
+          FileExistsError, NotADirectoryError, IsADirectoryError)  # a name that is a file and a folder
 DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
 
@@ -61,8 +62,8 @@ class Budget:
         self.seen += 1
         self.written += size
         if self.seen > self.members or self.written > self.limit:
-            raise Unfit(f"it unpacks to more than {self.members:,} files or {in_words(self.limit)}, at {member.name!r}; "
-                        "no such data set is that large")
+            raise Unfit(f"it unpacks to more than {self.members:,} files or {in_words(self.limit)} (at "
+                        f"{member.name!r}), more than an honest archive of its size")
         if size > STEP or self.written - self.looked > STEP:
             check_space(self.folder, size, self.what)
             self.looked = self.written
@@ -84,12 +85,11 @@ def extract(archive: Path, folder: Path, inner: str = "", budget: Budget | None 
             _unpack(file, folder, budget or Budget(archive, folder), inner,
                     lambda: progress.update(max(0, file.tell() - progress.n)))
         except DAMAGE as error:
-            raise Unfit(f"{archive} is damaged ({error or type(error).__name__}); delete it and fetch it again") from error
-        except Unfit as error:
-            raise Unfit(f"{archive} is refused: {error}") from error
+            raise Unfit(f"it is damaged ({error or type(error).__name__})") from error
 
 
-def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "", advance: Callable[[], object] = int) -> None:
+def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
+            advance: Callable[[], object] = lambda: None) -> None:
     links = []
     for member in _members(file):
         parts = _parts(member.name, member.name)

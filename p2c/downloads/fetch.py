@@ -1,7 +1,7 @@
 """One file from the first of its sources that has it: resumed, checked, then renamed into place.
 
-What has arrived lies in NAME.part beside the target (from Google Drive: in the folder NAME.drive.part), where the next call
-goes on. Of two processes only one may fetch a file (`places.locked`).
+What has arrived lies in NAME.part beside the target (from Google Drive: in the folder NAME.drive.part), where the next
+call goes on. Of two processes only one may fetch a file (`places.locked`).
 """
 import hashlib
 import http
@@ -144,7 +144,7 @@ def check_file(path: Path, remote: Remote) -> None:
             text = f"its {algorithm.upper()} is {found.partition(':')[2]}, expected {remote.digest.partition(':')[2]}"
             if remote.certain:
                 raise Unfit(text)
-            log.warning(f"{path.name}: {text}; that was the hash of another copy, so the file may be right all the same")
+            log.warning(f"{remote.name}: {text}; that is the hash of another copy, so it may be right all the same")
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -159,7 +159,8 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 def bar(total: int | None, what: str, initial: int = 0) -> tqdm:
     """Progress in bytes, on a terminal."""
-    return tqdm(total=total, initial=initial, desc=what, unit="B", unit_scale=True, leave=False, disable=not on_terminal())
+    return tqdm(total=total, initial=initial, desc=what, unit="B", unit_scale=True, leave=False,
+                disable=not on_terminal())
 
 
 # HTTP
@@ -217,6 +218,7 @@ def _transfer(url: str, part: Path, remote: Remote) -> None:
         start, total = _range_of(response, have)
         if remote.size and total and total != remote.size:
             raise Unfit(f"the server has a file of {total} bytes, expected {remote.size}")
+        total = total or remote.size
         check_space(part.parent, (total or remote.expected or start) - start, part.name.removesuffix(".part"))
         with open(part, "r+b" if start else "wb") as file, bar(total, part.name, start) as progress:
             file.seek(start)
@@ -266,7 +268,7 @@ def _drive_folder(target: Path) -> Path:
 
 
 def _from_drive(file_id: str, target: Path, remote: Remote, check: Callable[[Path], None], drive: Drive) -> Path:
-    """A file of Google Drive in a folder of its own, checked; a resumed one that turns out wrong is fetched once more."""
+    """A file of Google Drive in a folder of its own, checked; one that is wrong when resumed is fetched once more."""
     folder = _drive_folder(target)
     folder.mkdir(exist_ok=True)
     path = folder / target.name
@@ -277,13 +279,13 @@ def _from_drive(file_id: str, target: Path, remote: Remote, check: Callable[[Pat
             # It resumes the file there whose name begins so.
             drive(id=file_id, output=str(path), quiet=not on_terminal(), resume=True)
         except Exception as error:  # gdown's own, those of requests, and those of parsing Google's pages
-            if resumed and "range" in str(error):  # gdown will not resume this one: it has changed, or cannot be resumed
+            if resumed and "range" in str(error):  # the file has changed, or cannot be resumed
                 shutil.rmtree(folder)
                 return _from_drive(file_id, target, remote, check, drive)
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unreachable(f"Google Drive does not give it ({reason}); a browser may: save it as {target}") from error
+            raise Unreachable(f"Google Drive does not give it ({reason})") from error
         if not path.is_file():
-            raise Unreachable(f"gdown brought no file; a browser may: save it as {target}")
+            raise Unreachable("Google Drive does not give it (gdown brought no file)")
     try:
         check(path)
     except ValueError as error:

@@ -1,0 +1,136 @@
+"""The data sets of the benchmarks: get them, look whether they are right, list them.
+
+    python -m p2c.data download NAME...    fetch, check, unpack and lay out as CoOp does; what is there is used
+    python -m p2c.data verify NAME...      counts, and a sample of the images opened (--full: all)
+    python -m p2c.data list                what there is
+
+NAMEs are those of configs/datasets/NAME.yaml, or all. Exit status: 0 all is well, 1 something is missing or wrong, 2 a
+mistaken call, 75 interrupted: the same command goes on.
+"""
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import gdown
+from tabulate import tabulate
+
+from p2c.downloads.contents import class_of
+from p2c.downloads.fetch import DRIVE, Drive
+from p2c.downloads.install import install, steps_by_hand
+from p2c.downloads.places import in_words
+from p2c.downloads.sources import SOURCES, Source
+from p2c.downloads.verify import state_of, verify
+from p2c.families import FAMILIES
+
+FINE, FAULTY, MISTAKE, INTERRUPTED = 0, 1, 2, 75
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        self.exit(MISTAKE, f"error: {message} (--help lists the options)\n")
+
+
+def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argparse.Namespace:
+    """The command, its names checked and `all` written out, those that need no download taken out."""
+    parser = Parser(prog="python -m p2c.data", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="download|verify|list")
+    download = commands.add_parser("download", help="get data sets")
+    download.add_argument("--mirror", action="store_true",
+                          help="where the sources fail, take a third party's copy (huggingface.co, "
+                               "zhengli97/prompt_learning_dataset)")
+    verifying = commands.add_parser("verify", help="look whether data sets are right")
+    verifying.add_argument("--full", action="store_true", help="open every image, not a sample")
+    listing = commands.add_parser("list", help="what there is")
+    for command in (download, verifying, listing):
+        command.add_argument("--root", type=Path, default=Path(os.environ.get("DATA") or "data"),
+                             help="folder that holds all data sets (default: $DATA, else data/)")
+    for command in (download, verifying):
+        command.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(sources)}")
+    args = parser.parse_args(argv)
+    if args.root.exists() and not args.root.is_dir():
+        parser.error(f"--root must be a folder, but {args.root} is a file")
+    generated = {*FAMILIES["shapes"].datasets, *FAMILIES["shapes"].domains}
+    names = getattr(args, "names", ["all"])
+    if unknown := [name for name in names if name not in {"all", *sources, *generated}]:
+        parser.error(f"Unknown data set '{unknown[0]}'; choose from all, {', '.join(sources)}")
+    for name in names:
+        if name in generated:
+            print(f"{name}: nothing to download, it is drawn when it is first used")
+    args.names = list(sources) if "all" in names else [name for name in dict.fromkeys(names) if name in sources]
+    return args
+
+
+def main(argv: list[str] | None = None, sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
+    """Run a command; `sources` and `drive` are for tests. Returns the exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    logging.getLogger("p2c.downloads").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    args = parse_args(argv, sources)
+    try:
+        if args.command == "list":
+            print(table(sources, args.root))
+            return FINE
+        good = {}
+        for name in args.names:
+            print(f"== {name}", flush=True)
+            good[name] = (args.command == "verify" or get(name, sources[name], args, drive)) and \
+                report(name, sources[name], args)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here", flush=True)
+        return INTERRUPTED
+    if len(good) > 1:
+        print("\n" + tabulate([(name, "complete" if fine else "NOT COMPLETE") for name, fine in good.items()],
+                              tablefmt="plain"))
+    return FINE if all(good.values()) else FAULTY
+
+
+def get(name: str, source: Source, args: argparse.Namespace, drive: Drive) -> bool:
+    """Download a data set; where that fails, say what a person can do."""
+    try:
+        faults = install(name, source, args.root, args.mirror, drive)
+    except OSError as error:
+        faults = [str(error)]
+    for fault in faults:
+        print(f"error: {name}: {fault}")
+    if faults:
+        print("\n".join(("By hand:", *(f"  {line}" for line in steps_by_hand(name, source, args.root)))), flush=True)
+    return not faults
+
+
+def report(name: str, source: Source, args: argparse.Namespace) -> bool:
+    """Verify a data set and say what was seen."""
+    found = verify(name, source, args.root, getattr(args, "full", False))
+    print("\n".join((*found.facts, *(f"error: {name}: {fault}" for fault in found.faults))))
+    if found.faults:
+        print(f"{name}: {len(found.faults)} faults; `python -m p2c.data download {name}` gets what is missing",
+              flush=True)
+    else:
+        print(f"{name}: complete", flush=True)
+    return not found.faults
+
+
+def table(sources: Mapping[str, Source], root: Path) -> str:
+    """All data sets: what there is of them, where, and where they come from."""
+    rows = []
+    for name, source in sources.items():
+        sizes = [part[0].expected for part in source.parts]
+        hosts = dict.fromkeys(host(address) for part in source.parts for archive in part for address in archive.sources)
+        rows.append((name, state_of(name, source, root), str(root / class_of(name).folder),
+                     in_words(sum(sizes)) if all(sizes) else "?", source.note or ", ".join(hosts)))
+    return tabulate(rows, headers=("data set", "state", "folder", "download", "from"), tablefmt="plain")
+
+
+def host(source: str) -> str:
+    """Whom a source is asked of."""
+    return "Google Drive" if source.startswith(DRIVE) else source.split("/")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Whether a folder holds what a data set needs, by what the data set's class says of itself."""
+import logging
+import os
+from pathlib import Path
+
+from p2c import configs, registry
+from p2c.config import extend_cfg
+from p2c.datasets.base import FewShotDataset
+from p2c.datasets.imagenet import CLASSNAMES, ImageNet, read_classnames
+from p2c.datasets.splits import PARTS, read_split
+from p2c.datasets.trees import check_images_exist, list_classes, list_images
+from p2c.framework import DATASET_REGISTRY, get_cfg_default, read_json
+
+log = logging.getLogger(__name__)
+
+MARKER = ".complete.json"  # in a data set's folder: which archives it was unpacked from
+
+
+def load_cfg(name: str, root: Path):
+    """The configuration of configs/datasets/NAME.yaml for a root, its class imported."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "datasets", f"{name}.yaml"))
+    cfg.DATASET.ROOT = str(root)
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    return cfg
+
+
+def class_of(name: str) -> type[FewShotDataset]:
+    """The class of a data set's configuration."""
+    return DATASET_REGISTRY.get(load_cfg(name, Path()).DATASET.NAME)
+
+
+def read_marker(folder: Path) -> dict[str, dict]:
+    """What a data set's folder was unpacked from, as far as known: archive -> its bytes, hash and parts."""
+    try:
+        return dict(read_json(folder / MARKER))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def find_split(kind: type[FewShotDataset], root: Path) -> Path | None:
+    """A data set's split file or file of class names; ImageNet's serves its variants too."""
+    places = [root / kind.folder, *([root / ImageNet.folder] if kind.split == CLASSNAMES else [])]
+    return next((place / kind.split for place in places if (place / kind.split).is_file()), None)
+
+
+def check_split(kind: type[FewShotDataset], path: Path) -> None:
+    """Make sure that a file can be a data set's split, or its class names.
+
+    Raises:
+        ValueError: it is something else, or of another size than the published one.
+    """
+    if kind.split == CLASSNAMES:
+        found, expected = len(read_classnames(path)), ImageNet.sizes.classes
+        if found != expected:
+            raise ValueError(f"{path}: it has {found} class names, expected {expected}")
+    elif kind.split.endswith(".json"):
+        split = read_split(path, Path(kind.images), "fetch it again")
+        found, expected = [len(getattr(split, part)) for part in PARTS], list(kind.sizes[1:])
+        if found != expected:
+            raise ValueError(f"{path}: it lists {found} images to train, validate and test, expected {expected}")
+
+
+def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: Path) -> str:
+    """What is wrong with a folder (or file) that is or will be `part` of a data set's folder; "" if nothing is seen.
+
+    Only names are looked at, not what is in the images.
+    """
+    images = not kind.images or part == kind.images or part.startswith(f"{kind.images}/")
+    if not (folder.is_dir() if images else folder.is_file()):
+        return f"{folder} is missing"
+    if not images:
+        return ""
+    try:
+        if kind.split == CLASSNAMES:
+            expected = {"train": kind.sizes.train, "val": kind.sizes.test}.get(Path(part).name, sum(kind.sizes[1:]))
+            classes = list_classes(folder, kind.__name__)
+            return _count(folder, sum(map(len, classes.values())), expected, len(classes), kind.sizes.classes)
+        if not kind.split.endswith(".json"):
+            return _count(folder, len(list_images(folder)), sum(kind.sizes[1:]))
+        if split:
+            listed = read_split(split, folder, "fetch it again")
+            paths = (f"{kind.images}/{item.path}".lstrip("/") for name in PARTS for item in getattr(listed, name))
+            check_images_exist(folder, [path[len(part) + 1:] for path in paths if path.startswith(f"{part}/")],
+                               kind.__name__, "the split lists them")
+    except (OSError, ValueError) as error:
+        return str(error)
+    return "" if any(folder.iterdir()) else f"{folder} is empty"
+
+
+def _count(folder: Path, images: int, expected: int, classes: int = 1, expected_classes: int = 1) -> str:
+    if (images, classes) == (expected, expected_classes):
+        return ""
+    among = f" in {classes} class folders" if expected_classes > 1 else ""
+    wanted = f" in {expected_classes}" if expected_classes > 1 else ""
+    return f"{folder} holds {images} images{among}, expected {expected}{wanted}"
