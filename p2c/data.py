@@ -109,7 +109,7 @@ def report(name: str, source: Source, args: argparse.Namespace) -> bool:
     found = verify(name, source, args.root, getattr(args, "full", False))
     print("\n".join((*found.facts, *(f"error: {name}: {fault}" for fault in found.faults))))
     if found.faults:
-        print(f"{name}: {len(found.faults)} faults; `python -m p2c.data download {name}` gets what is missing",
+        print(f"{name}: NOT COMPLETE; `python -m p2c.data download {name}` gets what is missing",
               flush=True)
     else:
         print(f"{name}: complete", flush=True)

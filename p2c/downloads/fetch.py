@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tarfile
+import textwrap
 import urllib.error
 import urllib.request
 import zipfile
@@ -71,10 +72,7 @@ class Dropped(OSError):
 
 
 class NotFetched(OSError):
-    """None of a file's sources gave it; `reasons` says why, source by source."""
-
-    def __init__(self, name: str, reasons: list[str]):
-        super().__init__(f"{name} could not be fetched: " + ("; ".join(reasons) or "it has no source"))
+    """None of a file's sources gave it; a line each has said why."""
 
 
 def address(source: str) -> str:
@@ -99,7 +97,6 @@ def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = 
         if accept:
             accept(path)
 
-    reasons = []
     for source in remote.sources:
         size = f" ({in_words(remote.expected)})" if remote.expected else ""
         log.info(f"Fetching {target.name}{size} from {address(source)}")
@@ -109,15 +106,14 @@ def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = 
             else:
                 arrived = _from_url(source, target.with_name(f"{target.name}.part"), remote, check)
         except (Unreachable, ValueError) as error:
-            reasons.append(f"{address(source)}: {error}")
-            log.info(f"  {error}")
+            log.info(f"  failed: {error}")
             continue
         set_aside(target)
         os.replace(arrived, target)
         shutil.rmtree(_drive_folder(target), ignore_errors=True)
         target.with_name(f"{target.name}.part").unlink(missing_ok=True)
         return
-    raise NotFetched(target.name, reasons)
+    raise NotFetched(f"none of the sources of {target.name} gave it")
 
 
 def check_file(path: Path, remote: Remote) -> None:
@@ -282,7 +278,7 @@ def _from_drive(file_id: str, target: Path, remote: Remote, check: Callable[[Pat
             if resumed and "range" in str(error):  # the file has changed, or cannot be resumed
                 shutil.rmtree(folder)
                 return _from_drive(file_id, target, remote, check, drive)
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = textwrap.shorten(str(error), 300) or type(error).__name__
             raise Unreachable(f"Google Drive does not give it ({reason})") from error
         if not path.is_file():
             raise Unreachable("Google Drive does not give it (gdown brought no file)")

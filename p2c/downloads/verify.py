@@ -60,7 +60,8 @@ def verify(name: str, source: Source, root: Path, full: bool = False) -> Report:
         paths = random.Random(0).sample(paths, min(SAMPLE, len(paths)))
     unreadable = list(filter(None, open_images(paths, name)))
     report.faults += unreadable
-    report.facts.append(f"{len(paths) - len(unreadable):,} of {len(paths):,} images opened")
+    if paths:
+        report.facts.append(f"{len(paths) - len(unreadable):,} of {len(paths):,} images opened")
     return report
 
 
