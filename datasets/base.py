@@ -89,8 +89,8 @@ class FewShotDataset(DatasetBase):
         path = self.dataset_dir / name
         if not self.dataset_dir.is_dir():
             dangling = ", which is a link to nothing" if self.dataset_dir.is_symlink() else ""
-            raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or point "
-                                    f"--root (scripts: $DATA) at the folder that holds {self.folder}")
+            raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or "
+                                    f"point --root (scripts: $DATA) at the folder that holds {self.folder}")
         if not path.is_file():
             by_hand = f", or download {drive(drive_id)} to that path" if drive_id else ""
             raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{by_hand}")

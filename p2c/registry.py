@@ -75,9 +75,9 @@ def load_plugin(name: str, cfg) -> None:
         if hasattr(module, "extend_cfg"):
             module.extend_cfg(cfg)
     except Exception as error:  # a plugin is the user's code: whatever it raises is for its author to read
-        raise ValueError(f"The plugin '{name}' cannot be imported ({type(error).__name__}: {error}); give a module's name "
-                         "as in `import my.module`, from the working folder or PYTHONPATH; --debug shows where it fails"
-                         ) from error
+        raise ValueError(f"The plugin '{name}' cannot be imported ({type(error).__name__}: {error}); give a module's "
+                         "name as in `import my.module`, from the working folder or PYTHONPATH; --debug shows where it "
+                         "fails") from error
     for kind, registry, table in (("trainer", TRAINER_REGISTRY, TRAINERS), ("data set", DATASET_REGISTRY, DATASETS)):
         for taken in sorted(table.keys() & set(registry.registered_names())):
             if (source := registry.get(taken).__module__) != table[taken]:

@@ -65,7 +65,7 @@ def test_a_broken_image_is_named(images, tmp_path, damage):
     with pytest.raises(ValueError) as error:
         read_image(path)
     assert str(error.value).startswith(f"{path} cannot be read as an image (")
-    assert str(error.value).endswith("); replace the file")
+    assert str(error.value).endswith("); replace the file (`python -m p2c.data verify` finds all such)")
 
 
 def test_a_missing_image_is_named(tmp_path):
@@ -92,6 +92,46 @@ def test_images_of_16_bits_are_scaled(tmp_path, suffix):
     image = read_image(path)
     assert image.mode == "RGB"
     assert np.asarray(image)[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
+
+
+@pytest.mark.parametrize("mode, suffix, colour, expected", [
+    ("L", "jpg", 200, (200, 200, 200)),
+    ("CMYK", "jpg", (0, 255, 255, 0), (254, 0, 0)),
+    ("LA", "png", (90, 7), (90, 90, 90)),
+    ("RGBA", "png", (10, 20, 30, 0), (10, 20, 30)),
+    ("1", "png", 1, (255, 255, 255)),
+    ("P", "gif", 0, (0, 0, 0)),
+    ("RGB", "bmp", (1, 2, 3), (1, 2, 3)),
+])
+def test_every_kind_of_image_becomes_rgb_whatever_its_files_name(tmp_path, mode, suffix, colour, expected):
+    Image.new(mode, (8, 8), colour).save(tmp_path / f"image.{suffix}")
+    path = (tmp_path / f"image.{suffix}").rename(tmp_path / "named.jpg")
+    image = read_image(path)
+    assert image.mode == "RGB" and image.size == (8, 8)
+    assert max(abs(a - b) for a, b in zip(image.getpixel((4, 4)), expected, strict=True)) <= 2
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "image.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_note_on_the_orientation_is_not_followed(tmp_path):
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by a quarter
+    image.save(tmp_path / "image.jpg", exif=exif)
+    assert read_image(tmp_path / "image.jpg").size == (8, 4)
+
+
+def test_a_large_image_is_read_without_a_warning_and_a_bomb_is_named(tmp_path, monkeypatch, recwarn):
+    Image.new("RGB", (40, 40)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_image(tmp_path / "image.png").size == (40, 40) and not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="image.png cannot be read as an image"):
+        read_image(tmp_path / "image.png")
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,5 +1,6 @@
 """The shell scripts: which command they give train.py, and the main job end to end on CLIP's real size and formats."""
 import os
+import re
 import subprocess
 import sys
 import time
@@ -102,6 +103,42 @@ def test_the_folder_tells_the_number_of_shots_that_runs(tmp_path):
     for protocol, folder in (("base2new_train", "/shots_4/"), ("xd_train", "_4shots/")):
         words, = command(f"maple/{protocol}.sh", "oxford_pets", "1", "DATASET.NUM_SHOTS", "4", cwd=tmp_path)
         assert folder in option(words, "--output-dir") and words[-2:] == ["DATASET.NUM_SHOTS", "4"]
+
+
+def test_ones_own_images_are_a_data_set_of_their_folders_name_and_a_short_hash(tmp_path):
+    folder = tmp_path / "my leaves"
+    (folder / "oak").mkdir(parents=True)
+    (folder / "list.csv").touch()
+    named = script("p2c/few_shot.sh", f"folder:{folder}", "4", cwd=tmp_path, PYTHON=sys.executable, SEEDS="1")
+    assert named.returncode == 2 and "holds no images" in named.stderr  # the root reaches train.py whole, space and all
+    run, = (tmp_path / "output").iterdir()
+    assert re.fullmatch(r"my_leaves-[0-9a-f]{8}", run.name)
+    (tmp_path / "link").symlink_to(folder)
+    words, = command("p2c/few_shot.sh", "folder:link", "4", cwd=tmp_path, SEEDS="1")
+    assert option(words, "--output-dir").split("/")[1] == run.name  # whichever way the folder is written
+    assert option(words, "--dataset-config-file").endswith("configs/datasets/folder.yaml")
+    words, = command("p2c/base2new_train.sh", f"folder:{folder}/list.csv", "1", cwd=tmp_path)
+    label = option(words, "--output-dir").split("/")[3]
+    assert re.fullmatch(r"list.csv-[0-9a-f]{8}", label)
+    assert words[words.index("--") + 1:][:2] == ["DATASET.FOLDER.SPLIT", "list.csv"]
+    words, = command("p2c/xd_test.sh", "dtd", "1", cwd=tmp_path, SOURCE=f"folder:{folder}")
+    assert option(words, "--model-dir").split("/")[1] == run.name and option(words, "--root") == "data"
+
+
+def test_a_missing_folder_of_images_is_one_line_and_status_2(tmp_path):
+    for variables, dataset in (({}, "folder:nowhere"), ({"SOURCE": "folder:nowhere"}, "dtd")):
+        done = script("p2c/xd_test.sh", dataset, "1", cwd=tmp_path, **variables)
+        assert done.returncode == 2 and done.stderr == "error: No folder of images, or split file, at 'nowhere'\n"
+
+
+def test_yaml_files_of_ones_own_name_data_set_trainer_and_configuration(tmp_path):
+    for name in ("mine", "settings"):
+        (tmp_path / f"{name}.yaml").touch()
+    words, = command("run.sh", "MyTrainer", "base2new_train", "mine.yaml", "1", "--plugin", "my.module", cwd=tmp_path,
+                     CFG="settings.yaml")
+    assert option(words, "--output-dir") == "output/base2new/train_base/mine/shots_16/MyTrainer/settings/seed1"
+    assert option(words, "--config-file") == "settings.yaml" and option(words, "--plugin") == "my.module"
+    assert option(words, "--dataset-config-file") == "mine.yaml"
 
 
 @pytest.mark.parametrize("words", [("--seed", "2"), ("SEED", "2"), ("TRAINER.NAME", "MaPLe")])

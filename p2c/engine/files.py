@@ -73,13 +73,19 @@ class UnreadableImage(ValueError):
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """An image file as RGB with 8 bits; transparency is dropped. Raises UnreadableImage, which names the file."""
+    """An image file as RGB with 8 bits: its first frame, as stored, without transparency.
+
+    The file's own note on its orientation is not followed, as in Dassl. Raises UnreadableImage, which names the file.
+    """
     try:
-        with Image.open(path) as image:
-            return _to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF notes and large sizes; what matters raises
+            with Image.open(path) as image:
+                return _to_rgb(image)
     except Exception as error:  # damaged bytes drive Pillow's readers into almost any exception
         reason = str(error) or type(error).__name__
-        raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file") from None
+        raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file "
+                              "(`python -m p2c.data verify` finds all such)") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

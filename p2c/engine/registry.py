@@ -9,8 +9,8 @@ log = logging.getLogger(__name__)
 class Registry:
     """Objects by their `__name__`.
 
-    Use as a decorator (`@REGISTRY.register()`, which returns the object) or as a call (`REGISTRY.register(obj)`). A name
-    of this package's gives way to an object from elsewhere (a plugin's).
+    Use as a decorator (`@REGISTRY.register()`, which returns the object) or as a call (`REGISTRY.register(obj)`).
+    Where two have one name, an object of this package's gives way to one from elsewhere (a plugin's).
     """
 
     def __init__(self, name: str):
