@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_devkit_archive
 
+from p2c.datasets.imagenet_variants import ImageNetV2
 from p2c.datasets.trees import list_images
 from p2c.downloads.fetch import Remote, Unfit
 
@@ -74,13 +75,14 @@ def sort_validation_images(folder: Path, devkit: Path) -> None:
 
 def refuse_other_versions(folder: Path, _: Path | None) -> None:
     """ImageNetV2 was also published with folders named by WordNet id, and with other numbers of images."""
+    classes, images = ImageNetV2.sizes.classes, ImageNetV2.sizes.test // ImageNetV2.sizes.classes
     for place in filter(Path.is_dir, folder.iterdir()):
         counts = {path.name: len(list_images(path)) for path in place.iterdir() if path.is_dir()}
-        if counts != {str(label): 10 for label in range(1000)}:
+        if counts != {str(label): images for label in range(classes)}:
             odd = next((f"{name} with {count}" for name, count in sorted(counts.items())
-                        if not name.isdigit() or count != 10), f"{len(counts)} in all")
-            raise Unfit(f"{place.name} should hold the folders 0 to 999 with ten images each, but has {odd}: this is "
-                        "another version of ImageNetV2")
+                        if not name.isdigit() or count != images), f"{len(counts)} in all")
+            raise Unfit(f"{place.name} should hold the folders 0 to {classes - 1} with {images} images each, but has "
+                        f"{odd}: this is another version of ImageNetV2")
 
 
 def _imagenet(part: str, **further) -> Archive:
