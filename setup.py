@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.engine", "p2c.prompts", *FOLDERS],
+    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.downloads", "p2c.engine", "p2c.prompts", *FOLDERS],
     package_dir={"p2c": "p2c", **FOLDERS},
     package_data={"p2c.clip": ["builtin/*"], "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml"]},
     install_requires=[
@@ -33,6 +33,7 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
         "gdown>=5",
+        "filelock>=3.12",
         "matplotlib>=3.8",
     ],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68", "wheel"]},

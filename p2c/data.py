@@ -69,19 +69,15 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
 
 def main(argv: list[str] | None = None, sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
     """Run a command; `sources` and `drive` are for tests. Returns the exit status."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
-    logging.getLogger("p2c.downloads").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     args = parse_args(argv, sources)
+    if args.command == "list":
+        print(table(sources, args.root))
+        return FINE
+    good = {}
     try:
-        if args.command == "list":
-            print(table(sources, args.root))
-            return FINE
-        good = {}
         for name in args.names:
             print(f"== {name}", flush=True)
-            good[name] = (args.command == "verify" or get(name, sources[name], args, drive)) and \
-                report(name, sources[name], args)
+            good[name] = work_on(name, sources[name], args, drive)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here", flush=True)
         return INTERRUPTED
@@ -91,17 +87,18 @@ def main(argv: list[str] | None = None, sources: Mapping[str, Source] = SOURCES,
     return FINE if all(good.values()) else FAULTY
 
 
-def get(name: str, source: Source, args: argparse.Namespace, drive: Drive) -> bool:
-    """Download a data set; where that fails, say what a person can do."""
+def work_on(name: str, source: Source, args: argparse.Namespace, drive: Drive) -> bool:
+    """Download a data set, if that is asked for, and verify it; where it fails, say what a person can do."""
     try:
-        faults = install(name, source, args.root, args.mirror, drive)
+        faults = install(name, source, args.root, args.mirror, drive) if args.command == "download" else []
+        if not faults:
+            return report(name, source, args)
     except OSError as error:
         faults = [str(error)]
     for fault in faults:
         print(f"error: {name}: {fault}")
-    if faults:
-        print("\n".join(("By hand:", *(f"  {line}" for line in steps_by_hand(name, source, args.root)))), flush=True)
-    return not faults
+    print("\n".join(("By hand:", *(f"  {line}" for line in steps_by_hand(name, source, args.root)))), flush=True)
+    return False
 
 
 def report(name: str, source: Source, args: argparse.Namespace) -> bool:
@@ -133,4 +130,6 @@ def host(source: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("p2c.datasets").setLevel(logging.WARNING)  # reading a data set is a step here, not the work
     sys.exit(main())

@@ -71,7 +71,8 @@ def test_links_within_become_copies_and_no_link_is_made(tmp_path):
     """A link to a folder that a later member is written through is the classic way out."""
     links = {entry("top/sub/link.jpg", tarfile.SYMTYPE, "../a.jpg"): None,
              entry("top/hard.jpg", tarfile.LNKTYPE, "top/a.jpg"): None, entry("here", tarfile.SYMTYPE, "."): None,
-             entry("here/up", tarfile.SYMTYPE, ".."): None, entry("up2", tarfile.SYMTYPE, "here/up"): None, "up2/evil": b"evil"}
+             entry("here/up", tarfile.SYMTYPE, ".."): None, entry("up2", tarfile.SYMTYPE, "here/up"): None,
+             "up2/evil": b"evil"}
     found = unpack(tmp_path, tar_of({"top/a.jpg": b"a", **links}))
     assert found == {"top/a.jpg": b"a", "top/sub/link.jpg": b"a", "top/hard.jpg": b"a", "up2/evil": b"evil"}
     draft = tmp_path / "here" / "draft"
@@ -189,12 +190,14 @@ def test_a_link_to_nothing_in_the_way_is_kept(tmp_path):
     assert (tmp_path / "images").is_dir() and (tmp_path / "images.old-1").is_symlink()
 
 
-def test_only_drafts_are_swept(tmp_path):
-    keep = ("images", ".hidden", ".images.backup", ".images.0123456789abcdef")
-    for name in (*keep, ".images." + "0" * 32):
+def test_nothing_of_a_users_is_taken_for_a_draft(tmp_path):
+    for name in ("images", ".hidden", ".images.backup", ".images.0123456789abcdef"):
         (tmp_path / name).mkdir()
-    places.sweep(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted(keep)
+    (tmp_path / f".file.{'0' * 32}").touch()
+    with places.draft(tmp_path / "images") as draft:
+        (tmp_path / f".link.{'0' * 32}").symlink_to(draft)
+        assert places.drafts_in(tmp_path) == [draft]
+    assert places.drafts_in(tmp_path) == [] == places.drafts_in(tmp_path / "nothing")
 
 
 def test_a_killed_process_holds_no_lock(tmp_path):

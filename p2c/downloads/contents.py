@@ -79,14 +79,20 @@ def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: 
             return _count(folder, sum(map(len, classes.values())), expected, len(classes), kind.sizes.classes)
         if not kind.split.endswith(".json"):
             return _count(folder, len(list_images(folder)), sum(kind.sizes[1:]))
-        if split:
-            listed = read_split(split, folder, "fetch it again")
-            paths = (f"{kind.images}/{item.path}".lstrip("/") for name in PARTS for item in getattr(listed, name))
-            check_images_exist(folder, [path[len(part) + 1:] for path in paths if path.startswith(f"{part}/")],
-                               kind.__name__, "the split lists them")
-    except (OSError, ValueError) as error:
+        check_images_exist(folder, _listed(kind, split, part) if split else [], kind.__name__, "the split lists them")
+    except OSError as error:
         return str(error)
     return "" if any(folder.iterdir()) else f"{folder} is empty"
+
+
+def _listed(kind: type[FewShotDataset], split: Path, part: str) -> list[str]:
+    """The images that a split lists in a part, as paths in it; none if it is no split, which `check_split` tells."""
+    try:
+        listed = read_split(split, Path(kind.images), "")
+    except ValueError:
+        return []
+    paths = (f"{kind.images}/{item.path}".lstrip("/") for name in PARTS for item in getattr(listed, name))
+    return [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
 
 
 def _count(folder: Path, images: int, expected: int, classes: int = 1, expected_classes: int = 1) -> str:

@@ -7,6 +7,7 @@ set aside, not overwritten. Killed at any point, the next call goes on.
 import logging
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from p2c.datasets.base import FewShotDataset
 from p2c.downloads.contents import MARKER, check_split, class_of, fault_of, find_split, read_marker
 from p2c.downloads.extract import extract
 from p2c.downloads.fetch import DRIVE, Drive, NotFetched, Remote, Unfit, address, check_file, digest, fetch
-from p2c.downloads.places import draft, in_words, locked, place, sweep
+from p2c.downloads.places import draft, drafts_in, in_words, locked, place
 from p2c.downloads.sources import SPLITS, Archive, Source
 from p2c.framework import write_json
 
@@ -46,12 +47,12 @@ def install(name: str, source: Source, root: Path, mirror: bool = False, drive: 
     folder = job.folder
     if folder.is_symlink() and not folder.exists():
         raise FileNotFoundError(f"{folder} is a link to {os.readlink(folder)}, which does not exist")
-    if job.is_done():
+    if job.is_done() and not job.drafts():
         return []
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        for parent in {(folder / target).parent for target in source.targets}:
-            sweep(parent)
+        for left in job.drafts():
+            shutil.rmtree(left)
         return job.run(mirror)
 
 
@@ -69,6 +70,11 @@ class Installation:
             return bool(path) and check_split(self.kind, path) is None and not self.lacks(self.source.targets)
         except ValueError:
             return False
+
+    def drafts(self) -> list[Path]:
+        """The drafts beside all parts."""
+        parents = {(self.folder / target).parent for target in self.source.targets}
+        return [path for parent in parents for path in drafts_in(parent)]
 
     def run(self, mirror: bool) -> list[str]:
         attempts = [self.attempt(self.get_split), *(self.attempt(self.get_part, part) for part in self.source.parts)]

@@ -71,11 +71,10 @@ def draft(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the drafts that killed processes left in a folder. For holders of its lock."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if DRAFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+def drafts_in(folder: Path) -> list[Path]:
+    """The drafts in a folder: those of other processes at work, or, for the holder of the lock, of killed ones."""
+    return [path for path in (folder.iterdir() if folder.is_dir() else ())
+            if DRAFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
 def place(source: Path, target: Path) -> None:

@@ -35,10 +35,14 @@ def state_of(name: str, source: Source, root: Path) -> str:
     """What there is of a data set, by names alone: complete, split missing, images missing or absent."""
     kind = class_of(name)
     split = find_split(kind, root)
+    try:
+        sound = bool(split) and check_split(kind, split) is None
+    except ValueError:
+        sound = False
     if any(fault_of(kind, split, target, root / kind.folder / target) for target in source.targets):
         there = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
         return "images missing" if there else "absent"
-    return "complete" if split else "split missing"
+    return "complete" if sound else "split missing"
 
 
 def verify(name: str, source: Source, root: Path, full: bool = False) -> Report:
