@@ -21,7 +21,7 @@ def load_cfg(name: str, root: Path):
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "datasets", f"{name}.yaml"))
-    cfg.DATASET.ROOT = str(root)
+    cfg.DATASET.ROOT, cfg.SEED = str(root), 1  # nothing is drawn: all shots
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
     return cfg
 
