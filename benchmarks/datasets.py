@@ -3,8 +3,8 @@
     python benchmarks/datasets.py [--folder FOLDER] [--skip-imagenet]
 
 Every file exists, as the loaders demand, but none is opened. ImageNet's 1.33 million files are made once (minutes) and
-stay in FOLDER for the next time. Each build is a process of its own; imports are not counted. "listed" is the first build,
-which lists every folder, "kept" the next one, which uses what the first wrote.
+stay in FOLDER for the next time. Each build is a process of its own; imports are not counted. "listed" is the first
+build, which lists every folder, "kept" the next one, which uses what the first wrote.
 """
 import argparse
 import json
@@ -61,7 +61,7 @@ def make_imagenet(root: Path) -> None:
     """1000 classes, 1,281,167 training and 50,000 validation images."""
     folder = root / "imagenet"
     wnids = [f"n{label:08d}" for label in range(1000)]
-    for label, wnid in enumerate(tqdm(wnids, desc="making empty files", unit="class")):
+    for label, wnid in enumerate(tqdm(wnids, desc="making empty files", unit="class", disable=None)):
         for part, count in (("train", 1281 + (label < 167)), ("val", 50)):
             place = folder / "images" / part / wnid
             place.mkdir(parents=True, exist_ok=True)
@@ -72,12 +72,13 @@ def make_imagenet(root: Path) -> None:
 
 def report(name: str, what: str, result: tuple[float, int, int, int]) -> None:
     seconds, train, test, memory = result
-    print(f"{name:10} {what:28} {seconds:6.2f} s   {train:9,} training, {test:7,} test images   peak {memory >> 10} MiB")
+    print(f"{name:10} {what:28} {seconds:6.2f} s   {train:9,} training, {test:7,} test images   "
+          f"peak {memory >> 10} MiB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the empty files are made and stay (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="where the empty files are made and stay; default: nowhere")
     parser.add_argument("--skip-imagenet", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -92,7 +93,7 @@ def main() -> None:
             make_imagenet(root)
         for listing in (root / "imagenet").glob("split_fewshot/*"):
             listing.unlink()
-        for shots, what in ((16, "16 shots, listed and drawn"), (16, "16 shots, kept"), (-1, "all images, kept listing")):
+        for shots, what in ((16, "16 shots, listed and drawn"), (16, "16 shots, kept"), (-1, "all images, kept")):
             report("ImageNet", what, build("ImageNet", root, shots))
 
 

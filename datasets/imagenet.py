@@ -36,8 +36,10 @@ class ImageNet(FewShotDataset):
         if odd := sorted(folders["train"].keys() ^ folders["val"].keys()):
             raise ValueError(f"ImageNet: the class folders {odd[:5]} are not in both {self.image_dir / 'train'} and "
                              f"{self.image_dir / 'val'}; {self.remedy}")
-        train, test = ([Item(f"{part}/{folder}/{image}", label, names_of(names, folder, self.image_dir / part))
-                        for label, (folder, images) in enumerate(folders[part].items()) for image in images]
+        labels = {folder: (label, name_of(names, folder, self.image_dir / "train"))
+                  for label, folder in enumerate(folders["train"])}
+        train, test = ([Item(f"{part}/{folder}/{image}", *labels[folder])
+                        for folder, images in folders[part].items() for image in images]
                        for part in ("train", "val"))
         return Split(train, [], test, digest_of((train, test)))
 
@@ -62,7 +64,7 @@ def read_classnames(path: Path) -> dict[str, str]:
     return names
 
 
-def names_of(names: dict[str, str], wnid: str, folder: Path) -> str:
+def name_of(names: dict[str, str], wnid: str, folder: Path) -> str:
     """The name of a class folder.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2c.datasets.base import FewShotDataset
-from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, names_of, read_classnames
+from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, name_of, read_classnames
 from p2c.datasets.splits import Item, Sizes, Split, digest_of
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
@@ -46,7 +46,7 @@ class ImageNetVariant(FewShotDataset):
 
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
         """(label, folder, class name) of each class folder."""
-        return [(label, folder, names_of(names, folder, self.image_dir)) for label, folder in enumerate(folders)]
+        return [(label, folder, name_of(names, folder, self.image_dir)) for label, folder in enumerate(folders)]
 
     def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
         """The test images stand in for training images, which there are none of; shots do not matter."""

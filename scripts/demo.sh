@@ -22,5 +22,5 @@ for seed in 1 2 3; do
         step "$trainer, seed $seed: test on the new classes" $trainer/base2new_test.sh shapes $seed
     done
 done
-"${PYTHON:-python}" "$scripts/../parse_test_res.py" --base2new "${OUTPUT:-output}/base2new"
+"${PYTHON:-python}" "$scripts/../parse_test_res.py" --base2new "${OUTPUT:-output}" --datasets shapes
 echo "Logs, checkpoints and results.json: ${OUTPUT:-output}/base2new"

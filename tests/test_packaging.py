@@ -51,10 +51,11 @@ for name in {MODULES!r}:
 for name in ("p2c.p2c", "p2c.tests"):
     assert importlib.util.find_spec(name) is None, name
 assert pathlib.Path(importlib.util.find_spec("p2c.data").origin) == pathlib.Path({str(path)!r}, "p2c", "data.py")
-import p2c.configs, p2c.clip.loading
+import p2c.configs, p2c.clip.loading, p2c.tables.published
 folder = pathlib.Path(list(p2c.configs.__path__)[0])
 assert (folder / "trainers/P2C/tiny_shapes.yaml").is_file() and (folder / "datasets/shapes.yaml").is_file()
 p2c.clip.loading.load_backbone("tiny-shapes", "builtin")
+assert p2c.tables.published.references()["backbone"] == "ViT-B/16"
 """
     done = run_python(code, tmp_path, path)
     assert done.returncode == 0, done.stderr

@@ -2,49 +2,15 @@
 
 import csv
 import io
-import json
 import math
 from pathlib import Path
 
 import pytest
+from run_folders import *  # noqa: F403 (its fixture)
+from run_folders import NEW_BLOCK, OLD_BLOCK, PROGRESS, VALIDATION, log_text, write_log, write_results
 
 import parse_test_res
-
-NEW_BLOCK = "=> result\n* total: 3,669\n* correct: 9\n* accuracy: {:.1f}%\n* error: {:.1f}%\n* macro_f1: {:.1f}%\n"
-OLD_BLOCK = "=> result\n* total: 3669\n* correct: 9\n* accuracy: {:.2f}%\n* error: {:.2f}%\n* macro_f1: {:.2f}%\n"
-PROGRESS = "epoch [5/5] batch [20/148] time 0.1 (0.1) loss 1.0 (1.1) acc 33.3 (40.0) lr 1.0e-05 eta 0:01:02\n"
-VALIDATION = "Evaluate on the *val* set\n" + NEW_BLOCK.format(11, 89, 11)
-
-
-def log_text(accuracy: float, end: str = "Finish training", block: str = NEW_BLOCK) -> str:
-    """A training run's log, with a validation block before the end of training that must not count."""
-    result = block.format(accuracy, 100 - accuracy, accuracy - 1)
-    deployed = "Deploy the last-epoch model\nEvaluate on the *test* set\n"
-    return f"** Config **\n{PROGRESS}{VALIDATION}{end}\n{deployed}{result}Elapsed: 0:03:21\n"
-
-
-def write_log(folder: Path, text: str, name: str = "log.txt") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text)
-
-
-def write_results(folder: Path, accuracy: float, finished: bool = True, **metrics: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {"format": "p2c-results", "version": 1, "finished": finished, "mode": "train"}
-    if finished:
-        results["metrics"] = {"accuracy": accuracy, "error_rate": 100 - accuracy, "macro_f1": accuracy - 1, **metrics}
-    (folder / "results.json").write_text(json.dumps(results))
-
-
-@pytest.fixture
-def parse(capsys):
-    """Run the command; gives its exit status, standard output and standard error."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        status = parse_test_res.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
+from p2c.tables.cells import harmonic_mean
 
 
 @pytest.fixture
@@ -258,7 +224,7 @@ def test_a_metric_that_is_not_a_number_does_not_count(tmp_path, parse):
     assert f"not counted: {tmp_path}/seed2: accuracy is nan\n" in parse(tmp_path)[1]
 
 
-# The base-to-novel table
+# The base-to-novel table. Data sets of no family (birds, plants) are expected where another trainer has them
 
 
 def run_folder(root: Path, half: str, dataset: str, seed: int, trainer: str = "P2C") -> Path:
@@ -280,10 +246,10 @@ def table(out: str) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def test_means_spreads_and_harmonic_means_follow_the_field(tmp_path, parse):
-    write_pair(tmp_path, "dtd", 1, 80, 60)
-    write_pair(tmp_path, "dtd", 2, 84, 70)
-    write_pair(tmp_path, "shapes", 1, 90.5, 50)
-    write_pair(tmp_path, "shapes", 2, 91.5, 40)
+    write_pair(tmp_path, "birds", 1, 80, 60)
+    write_pair(tmp_path, "birds", 2, 84, 70)
+    write_pair(tmp_path, "plants", 1, 90.5, 50)
+    write_pair(tmp_path, "plants", 2, 91.5, 40)
     status, out, err = parse(tmp_path, "--base2new", "--format", "csv")
     rows = table(out)
 
@@ -291,9 +257,9 @@ def test_means_spreads_and_harmonic_means_follow_the_field(tmp_path, parse):
         return 2 * base * novel / (base + novel)
 
     assert (status, err) == (0, "")
-    assert list(rows) == [("P2C", "dtd"), ("P2C", "shapes"), ("P2C", "average")]
-    dtd, average = rows["P2C", "dtd"], rows["P2C", "average"]
-    assert dtd == pytest.approx({
+    assert list(rows) == [("P2C", "birds"), ("P2C", "plants"), ("P2C", "average")]
+    birds, average = rows["P2C", "birds"], rows["P2C", "average"]
+    assert birds == pytest.approx({
         "base": 82, "base_std": 2, "novel": 65, "novel_std": 5,
         "hm": hm(82, 65), "hm_std": (hm(84, 70) - hm(80, 60)) / 2,
     })  # fmt: skip
@@ -301,24 +267,24 @@ def test_means_spreads_and_harmonic_means_follow_the_field(tmp_path, parse):
         "base": 86.5, "base_std": 1.25, "novel": 55, "novel_std": 0,
         "hm": hm(86.5, 55), "hm_std": (hm(87.75, 55) - hm(85.25, 55)) / 2,
     })  # fmt: skip
-    assert "16,shapes,91.0,0.5,45.0,5.0," in out and out.splitlines()[1].endswith(",1 2")
+    assert "16,plants,91.0,0.5,45.0,5.0," in out and out.splitlines()[1].endswith(",1 2")
 
 
 @pytest.mark.parametrize(
     "style, line",
     [
-        ("text", "shapes      90.00 ± 1.00  50.00 ± 0.00  64.29 ± 0.26  1, 2\n"),
-        ("markdown", "| shapes     | 90.00 ± 1.00 | 50.00 ± 0.00 | 64.29 ± 0.26 | 1, 2    |\n"),
-        ("latex", r" shapes     & 90.00 $\pm$ 1.00 & 50.00 $\pm$ 0.00 & 64.29 $\pm$ 0.26 & 1, 2    \\" "\n"),
+        ("text", "plants      90.00 ± 1.00  50.00 ± 0.00  64.29 ± 0.26  1, 2\n"),
+        ("markdown", "| plants     | 90.00 ± 1.00 | 50.00 ± 0.00 | 64.29 ± 0.26 | 1, 2    |\n"),
+        ("latex", r" plants     & 90.00 $\pm$ 1.00 & 50.00 $\pm$ 0.00 & 64.29 $\pm$ 0.26 & 1, 2    \\" "\n"),
     ],
     ids=["text", "markdown", "latex"],
 )
 def test_the_table_is_printed_in_each_format(tmp_path, parse, style, line):
-    write_pair(tmp_path, "shapes", 1, 89, 50)
-    write_pair(tmp_path, "shapes", 2, 91, 50)
+    write_pair(tmp_path, "plants", 1, 89, 50)
+    write_pair(tmp_path, "plants", 2, 91, 50)
     status, out, _ = parse(tmp_path, "--base2new", "--format", style)
     assert status == 0 and "P2C, tiny_shapes, 16 shots" in out
-    assert line in out and line.replace("shapes ", "average") in out
+    assert line in out and line.replace("plants ", "average") in out
 
 
 def test_latex_escapes_names(tmp_path, parse):
@@ -366,22 +332,22 @@ def test_a_row_uses_the_seeds_of_both_halves_and_says_so(tmp_path, parse):
 
 
 def test_what_is_missing_is_named(tmp_path, parse):
-    write_pair(tmp_path, "dtd", 1, 90, 70)
-    write_pair(tmp_path, "shapes", 1, 90, 70)
-    write_pair(tmp_path, "shapes", 1, 90, 70, trainer="MaPLe")
-    write_results(run_folder(tmp_path, "train_base", "dtd", 1, "MaPLe"), 80)
-    write_results(run_folder(tmp_path, "test_new", "dtd", 1, "MaPLe"), 0, finished=False)
+    write_pair(tmp_path, "birds", 1, 90, 70)
+    write_pair(tmp_path, "plants", 1, 90, 70)
+    write_pair(tmp_path, "plants", 1, 90, 70, trainer="MaPLe")
+    write_results(run_folder(tmp_path, "train_base", "birds", 1, "MaPLe"), 80)
+    write_results(run_folder(tmp_path, "test_new", "birds", 1, "MaPLe"), 0, finished=False)
     status, out, _ = parse(tmp_path, "--base2new")
     assert status == 0
-    assert f"not counted: {run_folder(tmp_path, 'test_new', 'dtd', 1, 'MaPLe')}: not finished" in out
-    assert "MaPLe, tiny_shapes, 16 shots: dtd: base has seed 1, novel no results: left out" in out
-    assert "MaPLe, tiny_shapes, 16 shots: no row for dtd; its average is over 1 of 2 data sets" in out
+    assert f"not counted: {run_folder(tmp_path, 'test_new', 'birds', 1, 'MaPLe')}: not finished" in out
+    assert "MaPLe, tiny_shapes, 16 shots: birds: base has seed 1, novel no results: left out" in out
+    assert "MaPLe, tiny_shapes, 16 shots: no result for birds; its average is over 1 of 2 data sets" in out
 
 
 def test_an_average_over_unequal_seeds_has_no_spread(tmp_path, parse):
-    write_pair(tmp_path, "dtd", 1, 80, 60)
-    write_pair(tmp_path, "shapes", 1, 90, 70)
-    write_pair(tmp_path, "shapes", 2, 92, 72)
+    write_pair(tmp_path, "birds", 1, 80, 60)
+    write_pair(tmp_path, "plants", 1, 90, 70)
+    write_pair(tmp_path, "plants", 2, 92, 72)
     average = table(parse(tmp_path, "--base2new", "--format", "csv")[1])["P2C", "average"]
     assert average == pytest.approx({"base": 85.5, "novel": 65.5, "hm": 2 * 85.5 * 65.5 / 151})
 
@@ -394,5 +360,5 @@ def test_the_same_run_in_two_roots_counts_once(tmp_path, parse):
 
 
 def test_the_harmonic_mean_of_nothing_is_zero():
-    assert parse_test_res.harmonic_mean(0, 0) == 0
-    assert parse_test_res.harmonic_mean(82.28, 75.14) == pytest.approx(78.55, abs=0.005)  # MaPLe's published average
+    assert harmonic_mean(0, 0) == 0
+    assert harmonic_mean(82.28, 75.14) == pytest.approx(78.55, abs=0.005)  # MaPLe's published average

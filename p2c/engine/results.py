@@ -100,11 +100,14 @@ def fingerprint(dataset, root: str) -> str:
 
     Paths are compared lexically, so that a root written with "..", or a link to it, gives the same.
     """
-    root = os.path.abspath(os.path.expanduser(root))
+    root = os.path.abspath(os.path.expanduser(root)) + os.sep
     digest = hashlib.sha256()
     for items in (dataset.train_x, dataset.val, dataset.test):
         for item in items or ():
-            path = os.path.relpath(item.impath, root).replace(os.sep, "/")
+            path = os.path.normpath(item.impath)
+            # relpath alone would take seconds for ImageNet's million.
+            path = path[len(root):] if path.startswith(root) else os.path.relpath(path, root)
+            path = path.replace(os.sep, "/")
             digest.update(f"{path}\t{item.label}\t{item.classname}\n".encode())
     return digest.hexdigest()
 
