@@ -4,8 +4,8 @@
     python -m p2c.data verify NAME...      counts, and a sample of the images opened (--full: all)
     python -m p2c.data list                what there is
 
-NAMEs are those of configs/datasets/NAME.yaml, or all. Exit status: 0 all is well, 1 something is missing or wrong, 2 a
-mistaken call, 75 interrupted: the same command goes on.
+NAMEs are those of configs/datasets/NAME.yaml, or all; verify also takes one's own data, folder:PATH.
+Exit status: 0 all is well, 1 something is missing or wrong, 2 a mistaken call, 75 interrupted: the same command goes on.
 """
 import argparse
 import logging
@@ -18,7 +18,7 @@ from pathlib import Path
 import gdown
 from tabulate import tabulate
 
-from p2c.downloads.contents import class_of
+from p2c.downloads.contents import OWN, class_of
 from p2c.downloads.fetch import DRIVE, Drive
 from p2c.downloads.install import install, steps_by_hand
 from p2c.downloads.places import in_words
@@ -52,18 +52,23 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
         command.add_argument("--root", type=Path, default=Path(os.environ.get("DATA") or "data"),
                              help="folder that holds all data sets (default: $DATA, else data/)")
     for command in (download, verifying):
-        command.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(sources)}")
+        command.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(sources)}"
+                             + ("; or folder:PATH" if command is verifying else ""))
     args = parser.parse_args(argv)
     if args.root.exists() and not args.root.is_dir():
         parser.error(f"--root must be a folder, but {args.root} is a file")
     generated = {*FAMILIES["shapes"].datasets, *FAMILIES["shapes"].domains}
     names = getattr(args, "names", ["all"])
-    if unknown := [name for name in names if name not in {"all", *sources, *generated}]:
+    own = [name for name in names if name.startswith(OWN) and args.command == "verify"]
+    if unknown := [name for name in names if name not in {"all", *sources, *generated, *own}]:
         parser.error(f"Unknown data set '{unknown[0]}'; choose from all, {', '.join(sources)}")
+    if gone := [name for name in own if not Path(name.removeprefix(OWN)).exists()]:
+        parser.error(f"No folder of images, or split file, at '{gone[0].removeprefix(OWN)}'")
     for name in names:
         if name in generated:
             print(f"{name}: nothing to download, it is drawn when it is first used")
-    args.names = list(sources) if "all" in names else [name for name in dict.fromkeys(names) if name in sources]
+    chosen = sources if "all" in names else [name for name in names if name in sources]
+    args.names = list(dict.fromkeys([*chosen, *own]))
     return args
 
 
@@ -77,7 +82,7 @@ def main(argv: list[str] | None = None, sources: Mapping[str, Source] = SOURCES,
     try:
         for name in args.names:
             print(f"== {name}", flush=True)
-            good[name] = work_on(name, sources[name], args, drive)
+            good[name] = work_on(name, sources.get(name), args, drive)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from here", flush=True)
         return INTERRUPTED
@@ -87,7 +92,7 @@ def main(argv: list[str] | None = None, sources: Mapping[str, Source] = SOURCES,
     return FINE if all(good.values()) else FAULTY
 
 
-def work_on(name: str, source: Source, args: argparse.Namespace, drive: Drive) -> bool:
+def work_on(name: str, source: Source | None, args: argparse.Namespace, drive: Drive) -> bool:
     """Download a data set, if that is asked for, and verify it; where it fails, say what a person can do."""
     try:
         faults = install(name, source, args.root, args.mirror, drive) if args.command == "download" else []
@@ -97,19 +102,17 @@ def work_on(name: str, source: Source, args: argparse.Namespace, drive: Drive) -
         faults = [str(error)]
     for fault in faults:
         print(f"error: {name}: {fault}")
-    print("\n".join(("By hand:", *(f"  {line}" for line in steps_by_hand(name, source, args.root)))), flush=True)
+    if source:
+        print("\n".join(("By hand:", *(f"  {line}" for line in steps_by_hand(name, source, args.root)))), flush=True)
     return False
 
 
-def report(name: str, source: Source, args: argparse.Namespace) -> bool:
+def report(name: str, source: Source | None, args: argparse.Namespace) -> bool:
     """Verify a data set and say what was seen."""
     found = verify(name, source, args.root, getattr(args, "full", False))
     print("\n".join((*found.facts, *(f"error: {name}: {fault}" for fault in found.faults))))
-    if found.faults:
-        print(f"{name}: NOT COMPLETE; `python -m p2c.data download {name}` gets what is missing",
-              flush=True)
-    else:
-        print(f"{name}: complete", flush=True)
+    remedy = f"; `python -m p2c.data download {name}` gets what is missing" if source else ""
+    print(f"{name}: NOT COMPLETE{remedy}" if found.faults else f"{name}: complete", flush=True)
     return not found.faults
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from data_trees import write_split_tree
+from data_trees import save_image, write_split_tree
 from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 
@@ -138,10 +138,25 @@ def test_list_tells_what_there_is_without_opening_images(command, dtd, tmp_path,
     assert status == 0 and (name, found, folder) == ("dtd", state, str(tmp_path / "data/dtd")) and "127.0.0.1" in place
 
 
+def test_ones_own_folder_is_verified_too(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        for index in range(4):
+            save_image(tmp_path / "my photos" / name / f"{index}.png")
+    assert main(["verify", f"folder:{tmp_path / 'my photos'}"]) == 0
+    said = capsys.readouterr().out
+    assert "2 classes, 4 training, 2 validation and 2 test images" in said and "8 of 8 images opened" in said
+    (tmp_path / "my photos/cat/0.png").write_bytes(b"")
+    split = tmp_path / "my photos/split_seed1.json"
+    assert main(["verify", f"folder:{split}"]) == 1
+    assert "0.png cannot be read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words, said", [
     (["download", "nosuch"], "Unknown data set 'nosuch'; choose from all, imagenet, caltech101"),
     (["verify"], "the following arguments are required: NAME"), ([], "the following arguments are required: download"),
     (["download", "dtd", "--root", __file__], "--root must be a folder"),
+    (["download", "folder:photos"], "Unknown data set 'folder:photos'"),
+    (["verify", "folder:/no/photos"], "No folder of images, or split file, at '/no/photos'"),
 ])
 def test_a_mistaken_call_is_answered_in_one_line_with_status_2(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:

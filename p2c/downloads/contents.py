@@ -13,14 +13,21 @@ from p2c.framework import DATASET_REGISTRY, get_cfg_default, read_json
 
 log = logging.getLogger(__name__)
 
+OWN = "folder:"
 MARKER = ".complete.json"  # in a data set's folder: which archives it was unpacked from
 
 
 def load_cfg(name: str, root: Path):
-    """The configuration of configs/datasets/NAME.yaml for a root, its class imported."""
+    """The configuration of configs/datasets/NAME.yaml for a root, its class imported.
+
+    folder:PATH is one's own data, as in the scripts: a folder of images, or a split file in it.
+    """
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "datasets", f"{name}.yaml"))
+    own = Path(name.removeprefix(OWN)) if name.startswith(OWN) else None
+    cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "datasets", f"{'folder' if own else name}.yaml"))
+    if own:
+        root, cfg.DATASET.FOLDER.SPLIT = (own.parent, own.name) if own.is_file() else (own, "")
     cfg.DATASET.ROOT, cfg.SEED = str(root), 1  # nothing is drawn: all shots
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
     return cfg

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from p2c.datasets.base import FewShotDataset
+from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import JUNK, is_image
 from p2c.downloads.contents import check_split, class_of, fault_of, find_split, load_cfg, read_marker
 from p2c.downloads.sources import Source
@@ -45,21 +46,26 @@ def state_of(name: str, source: Source, root: Path) -> str:
     return "complete" if sound else "split missing"
 
 
-def verify(name: str, source: Source, root: Path, full: bool = False) -> Report:
-    """Read a data set as a trainer does, and open a sample of its images, or all of them."""
+def verify(name: str, source: Source | None, root: Path, full: bool = False) -> Report:
+    """Read a data set as a trainer does, and open a sample of its images, or all of them.
+
+    Args:
+        source: None for folder:PATH, one's own data, which comes from nowhere.
+    """
     cfg = load_cfg(name, root)
     kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    folder = root / kind.folder
+    folder = Path(cfg.DATASET.ROOT) / kind.folder
     report = Report([f"unpacked from {archive}, {record.get('hash')}"
                      for archive, record in read_marker(folder).items()])
     try:
         data = kind(cfg)
     except (OSError, ValueError) as error:
-        report.faults += faults_of(kind, source, root) or [str(error)]
+        report.faults += source and faults_of(kind, source, root) or [str(error)]
         paths = images_below(folder / kind.images)
     else:
-        report.facts.append(str(kind.sizes))
-        paths = list(dict.fromkeys(item.impath for part in (data.train_x, data.val, data.test) for item in part))
+        parts = [part or [] for part in (data.train_x, data.val, data.test)]
+        report.facts.append(str(kind.sizes or Sizes(data.num_classes, *map(len, parts))))
+        paths = list(dict.fromkeys(item.impath for part in parts for item in part))
     if not full:
         paths = random.Random(0).sample(paths, min(SAMPLE, len(paths)))
     unreadable = list(filter(None, open_images(paths, name)))
@@ -80,8 +86,8 @@ def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[st
             check_split(kind, split)
     except ValueError as error:
         faults.append(str(error))
-    return faults + [fault for target in source.targets
-                     if (fault := fault_of(kind, split, target, root / kind.folder / target))]
+    found = (fault_of(kind, split, target, root / kind.folder / target) for target in source.targets)
+    return faults + [fault for fault in found if fault]
 
 
 def images_below(folder: Path) -> list[str]:
