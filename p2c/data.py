@@ -5,7 +5,7 @@
     python -m p2c.data list                what there is
 
 NAMEs are those of configs/datasets/NAME.yaml, or all; verify also takes one's own data, folder:PATH.
-Exit status: 0 all is well, 1 something is missing or wrong, 2 a mistaken call, 75 interrupted: the same command goes on.
+Exit status: 0 all is well, 1 something is missing or wrong, 2 a mistaken call, 75 interrupted and resumable.
 """
 import argparse
 import logging
@@ -36,6 +36,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(MISTAKE, f"error: {message} (--help lists the options)\n")
 
 
+def folder(text: str) -> Path:
+    """A path, as the loaders take it."""
+    return Path(text).expanduser()
+
+
 def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argparse.Namespace:
     """The command, its names checked and `all` written out, those that need no download taken out."""
     parser = Parser(prog="python -m p2c.data", description=__doc__,
@@ -49,7 +54,7 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
     verifying.add_argument("--full", action="store_true", help="open every image, not a sample")
     listing = commands.add_parser("list", help="what there is")
     for command in (download, verifying, listing):
-        command.add_argument("--root", type=Path, default=Path(os.environ.get("DATA") or "data"),
+        command.add_argument("--root", type=folder, default=os.environ.get("DATA") or "data",
                              help="folder that holds all data sets (default: $DATA, else data/)")
     for command in (download, verifying):
         command.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(sources)}"

@@ -175,7 +175,7 @@ def test_interrupted_it_says_so_with_status_75_and_goes_on_next_time(dtd, server
     tree, sources = dtd
     drive = Drive(**{DTD.split_id: (tree / DTD.split).read_bytes()})
     server.pages["/dtd"].wait = go_on = threading.Event()
-    part = tmp_path / "data/dtd/dtd-r1.0.1.tar.gz.part"
+    part = tmp_path / "data/dtd/fetched/dtd-r1.0.1.tar.gz.part"
 
     def run():
         sys.exit(main(["download", "dtd", "--root", str(tmp_path / "data")], sources, drive))

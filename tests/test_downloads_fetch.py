@@ -1,11 +1,13 @@
 """Fetching one file: resumed, checked, whole under its name or not there; from a server with real ones' faults."""
 import hashlib
+import inspect
 import json
 import os
 import signal
 import threading
 from pathlib import Path
 
+import gdown
 import pytest
 from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import HTML, Drive, no_drive, start, until
@@ -119,12 +121,6 @@ def test_what_accept_refuses_gives_way_to_the_next_source(tmp_path, server):
     assert get(tmp_path, *sources, accept=accept).read_bytes() == b"{}"
 
 
-def test_a_file_in_the_way_is_kept(tmp_path, server):
-    (tmp_path / "data.bin").write_bytes(b"mine")
-    get(tmp_path, server.put("/a", CONTENT))
-    assert (tmp_path / "data.bin.old-1").read_bytes() == b"mine"
-
-
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, server, monkeypatch):
     monkeypatch.setattr(places.shutil, "disk_usage", lambda _: places.shutil._ntuple_diskusage(1, 1, 10**6))
     with pytest.raises(places.NoSpace, match="needs 1.02 MB .* has 1 MB free"):
@@ -139,6 +135,10 @@ def test_nobody_there_is_a_failure_with_a_reason(tmp_path, shown):
 
 
 # Google Drive
+
+def test_gdown_takes_what_it_is_called_with():
+    inspect.signature(gdown.download).bind(id="abc", output="data.bin", quiet=True, resume=True)
+
 
 def test_drive_is_asked_by_id_and_its_file_checked(tmp_path):
     drive = Drive(abc=CONTENT)

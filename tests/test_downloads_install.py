@@ -23,7 +23,7 @@ from p2c.downloads import install as installing
 from p2c.downloads.contents import MARKER, class_of
 from p2c.downloads.fetch import Remote
 from p2c.downloads.install import install, steps_by_hand
-from p2c.downloads.places import LOCK
+from p2c.downloads.places import FETCHED, LOCK
 from p2c.downloads.sources import SOURCES, Source
 from p2c.downloads.verify import images_below, state_of, verify
 from p2c.families import FAMILIES
@@ -137,6 +137,7 @@ def test_download_lays_a_data_set_out_as_coop_expects(tmp_path, mini, server, na
     assert verify(name, source, root, full=True).faults == [] and state_of(name, source, root) == "complete"
     marker = json.loads((folder / MARKER).read_text())
     assert {part for record in marker.values() for part in record["parts"]} == set(source.targets)
+    assert not (folder / FETCHED).exists()
     assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".gz", ".tgz", ".zip", ".tar"))]
     requests = len(server.requests)
     assert install(name, source, root, drive=no_drive) == [] and len(server.requests) == requests  # nothing left to do
@@ -343,13 +344,24 @@ def test_a_folder_that_is_a_link_to_nothing_is_said(tmp_path):
 
 def test_an_archive_that_is_another_is_not_used_and_not_overwritten(tmp_path, mini, server):
     tree, root = mini("dtd"), tmp_path / "data"
-    (root / "dtd").mkdir(parents=True)
-    (root / "dtd/dtd-r1.0.1.tar.gz").write_bytes(other := tar_of({"x": b""}))
-    fault, = get("dtd", serve(server, "dtd", tree), root, tree)
-    assert "is there but not used: it has" in fault and "delete" in fault
-    assert (root / "dtd/dtd-r1.0.1.tar.gz").read_bytes() == other and server.requests == []
-    os.rename(root / "dtd/dtd-r1.0.1.tar.gz", root / "dtd-r1.0.1.tar.gz")  # in the root it is not in the way
-    assert get("dtd", serve(server, "dtd", tree), root, tree) == []
+    own = root / "dtd/dtd-r1.0.1.tar.gz"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(other := tar_of({"x": b""}))
+    source = serve(server, "dtd", tree, status=404)
+    fault, = get("dtd", source, root, tree)
+    assert f"{own} is there but not used: it has" in fault and "none of the sources" in fault
+    server.pages["/dtd-r1.0.1.tar.gz"].status = 200
+    assert get("dtd", source, root, tree) == [] and own.read_bytes() == other
+
+
+def test_what_was_fetched_and_refused_is_not_fetched_again_until_it_is_deleted(tmp_path, mini, server):
+    tree, root = mini("ucf101"), tmp_path / "data"
+    content = zip_of({"other/x.jpg": b""})
+    archive = replace(SOURCES["ucf101"].parts[0][0], sources=(server.put("/a", content),))
+    for _ in range(2):
+        fault, = get("ucf101", Source(((archive,),)), root, tree)
+        assert "should hold UCF-101-midframes, but holds other" in fault and len(server.requests) == 1
+    assert "delete it to have it fetched again" in fault
 
 
 @pytest.mark.parametrize("spoil, reason", [
@@ -365,7 +377,15 @@ def test_an_archive_with_other_contents_puts_nothing_in_place(tmp_path, mini, se
     archive = known(SOURCES["dtd"].parts[0][0], content, server.put("/a", content))
     fault, = get("dtd", Source(((archive,),)), root, tree)
     assert reason in fault and str(tmp_path / "data") not in reason
-    assert sorted(os.listdir(root / "dtd")) == sorted([LOCK, archive.name, class_of("dtd").split])
+    assert sorted(os.listdir(root / "dtd")) == sorted([LOCK, FETCHED, class_of("dtd").split])
+
+
+def test_an_aircraft_archive_without_an_image_that_its_lists_name_is_refused(tmp_path, mini, server):
+    tree, root = mini("fgvc_aircraft"), tmp_path / "data"
+    os.remove(images_below(tree)[0])
+    fault, = get("fgvc_aircraft", serve(server, "fgvc_aircraft", tree), root, tree)
+    assert "1 of 21 images of the split are missing" in fault
+    assert set(os.listdir(root / tree.name)) == {LOCK, FETCHED}
 
 
 def test_the_second_archive_serves_where_the_first_cannot_be_had(tmp_path, mini, server):
@@ -388,7 +408,7 @@ def test_the_mirror_is_asked_only_on_request_and_its_folders_are_found(tmp_path,
     assert "/mirror" not in [path for path, _ in server.requests]
     assert install("stanford_cars", source, root, mirror=True, drive=Drive()) == []
     assert verify("stanford_cars", source, root).faults == []
-    assert not {"split_fewshot", "stanford_cars.zip"} & set(os.listdir(root / "stanford_cars"))
+    assert not {"split_fewshot", FETCHED} & set(os.listdir(root / "stanford_cars"))
 
 
 def test_a_mirror_that_lacks_images_puts_nothing_in_place(tmp_path, mini, server):
@@ -445,7 +465,7 @@ def test_stopped_anywhere_nothing_passes_for_complete_and_the_next_call_finishes
             assert drafts == []
         assert get(name, source, root, tree) == []
         assert verify(name, source, root, full=True).faults == []
-        assert not [path for path in root.rglob(".*") if path.is_dir()]
+        assert not [path for path in root.rglob("*") if path.is_dir() and (path.name[0] == "." or path.name == FETCHED)]
 
 
 def test_two_processes_install_a_data_set_once(tmp_path, mini, server):

@@ -1,17 +1,15 @@
 """Whether a folder holds what a data set needs, by what the data set's class says of itself."""
-import logging
 import os
 from pathlib import Path
 
 from p2c import configs, registry
 from p2c.config import extend_cfg
 from p2c.datasets.base import FewShotDataset
+from p2c.datasets.fgvc_aircraft import LISTS
 from p2c.datasets.imagenet import CLASSNAMES, ImageNet, read_classnames
-from p2c.datasets.splits import PARTS, read_split
-from p2c.datasets.trees import check_images_exist, list_classes, list_images
+from p2c.datasets.splits import PARTS, read_lines, read_split
+from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default, read_json
-
-log = logging.getLogger(__name__)
 
 OWN = "folder:"
 MARKER = ".complete.json"  # in a data set's folder: which archives it was unpacked from
@@ -69,6 +67,17 @@ def check_split(kind: type[FewShotDataset], path: Path) -> None:
             raise ValueError(f"{path}: it lists {found} images to train, validate and test, expected {expected}")
 
 
+def sound_split(kind: type[FewShotDataset], root: Path) -> Path | None:
+    """`find_split`, if that file can be one."""
+    path = find_split(kind, root)
+    try:
+        if path:
+            check_split(kind, path)
+    except ValueError:
+        return None
+    return path
+
+
 def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: Path) -> str:
     """What is wrong with a folder (or file) that is or will be `part` of a data set's folder; "" if nothing is seen.
 
@@ -82,29 +91,32 @@ def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: 
     try:
         if kind.split == CLASSNAMES:
             expected = {"train": kind.sizes.train, "val": kind.sizes.test}.get(Path(part).name, sum(kind.sizes[1:]))
-            classes = list_classes(folder, kind.__name__)
-            return _count(folder, sum(map(len, classes.values())), expected, len(classes), kind.sizes.classes)
-        if not kind.split.endswith(".json"):
-            return _count(folder, len(list_images(folder)), sum(kind.sizes[1:]))
-        check_images_exist(folder, _listed(kind, split, part) if split else [], kind.__name__, "the split lists them")
-    except OSError as error:
+            found = list_classes(folder, kind.__name__)
+            images, classes = sum(map(len, found.values())), len(found)
+            return "" if (images, classes) == (expected, kind.sizes.classes) else \
+                f"{folder} holds {images} images in {classes} class folders, expected {expected} in {kind.sizes.classes}"
+        listed = _listed(kind, split, part) if kind.split.endswith(".json") else _listed_beside(folder)
+        check_images_exist(folder, listed, kind.__name__, "the split lists them")
+    except (OSError, ValueError) as error:
         return str(error)
     return "" if any(folder.iterdir()) else f"{folder} is empty"
 
 
-def _listed(kind: type[FewShotDataset], split: Path, part: str) -> list[str]:
+def _listed_beside(images: Path) -> list[str]:
+    """The images that FGVC Aircraft's lists beside the image folder name."""
+    return [f"{line.partition(' ')[0]}.jpg" for name in LISTS.values() if (images.parent / name).is_file()
+            for line in read_lines(images.parent / name)]
+
+
+def _listed(kind: type[FewShotDataset], split: Path | None, part: str) -> list[str]:
     """The images that a split lists in a part, as paths in it; none if it is no split, which `check_split` tells."""
     try:
-        listed = read_split(split, Path(kind.images), "")
+        listed = read_split(split, Path(kind.images), "") if split else None
     except ValueError:
+        listed = None
+    if not listed:
         return []
     paths = (f"{kind.images}/{item.path}".lstrip("/") for name in PARTS for item in getattr(listed, name))
     return [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
 
 
-def _count(folder: Path, images: int, expected: int, classes: int = 1, expected_classes: int = 1) -> str:
-    if (images, classes) == (expected, expected_classes):
-        return ""
-    among = f" in {classes} class folders" if expected_classes > 1 else ""
-    wanted = f" in {expected_classes}" if expected_classes > 1 else ""
-    return f"{folder} holds {images} images{among}, expected {expected}{wanted}"

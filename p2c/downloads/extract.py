@@ -50,10 +50,9 @@ class Budget:
         NoSpace: the disk fills up.
     """
 
-    def __init__(self, archive: Path, folder: Path, limit: int | None = None, members: int = MEMBERS):
+    def __init__(self, archive: Path, folder: Path):
         size = archive.stat().st_size
-        self.folder, self.limit, self.members = folder, limit or GROWTH * size + SLACK, members
-        self.what = f"unpacking {archive.name}"
+        self.folder, self.limit, self.what = folder, GROWTH * size + SLACK, f"unpacking {archive.name}"
         self.written = self.looked = self.seen = 0
         check_space(folder, size, self.what)
 
@@ -61,20 +60,19 @@ class Budget:
         """Count a member that writes `size` bytes, before it does."""
         self.seen += 1
         self.written += size
-        if self.seen > self.members or self.written > self.limit:
-            raise Unfit(f"it unpacks to more than {self.members:,} files or {in_words(self.limit)} (at "
+        if self.seen > MEMBERS or self.written > self.limit:
+            raise Unfit(f"it unpacks to more than {MEMBERS:,} files or {in_words(self.limit)} (at "
                         f"{member.name!r}), more than an honest archive of its size")
         if size > STEP or self.written - self.looked > STEP:
             check_space(self.folder, size, self.what)
             self.looked = self.written
 
 
-def extract(archive: Path, folder: Path, inner: str = "", budget: Budget | None = None) -> None:
+def extract(archive: Path, folder: Path, inner: str = "") -> None:
     """Unpack a tar (plain or compressed) or zip into a folder, which exists.
 
     Args:
         inner: a pattern of members that are archives themselves; X.tar.gz is unpacked into the folder X.
-        budget: what may be written; default: by the archive's size.
 
     Raises:
         Unfit: the archive is damaged, unsafe, or a bomb; the folder is to be thrown away then.
@@ -82,7 +80,7 @@ def extract(archive: Path, folder: Path, inner: str = "", budget: Budget | None 
     """
     with open(archive, "rb") as file, bar(archive.stat().st_size, f"unpacking {archive.name}") as progress:
         try:
-            _unpack(file, folder, budget or Budget(archive, folder), inner,
+            _unpack(file, folder, Budget(archive, folder), inner,
                     lambda: progress.update(max(0, file.tell() - progress.n)))
         except DAMAGE as error:
             raise Unfit(f"it is damaged ({error or type(error).__name__})") from error

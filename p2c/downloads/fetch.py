@@ -22,7 +22,7 @@ from pathlib import Path
 import gdown
 from tqdm import tqdm
 
-from p2c.downloads.places import check_space, in_words, set_aside
+from p2c.downloads.places import check_space, in_words
 from p2c.engine.logger import on_terminal
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def address(source: str) -> str:
 
 def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = None,
           drive: Drive = gdown.download) -> None:
-    """Put a file at `target`.
+    """Put a file at `target`, whose folder exists.
 
     Args:
         accept: raises ValueError for a file that is not what it should be, after its size and digest were found right.
@@ -108,7 +108,6 @@ def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = 
         except (Unreachable, ValueError) as error:
             log.info(f"  failed: {error}")
             continue
-        set_aside(target)
         os.replace(arrived, target)
         shutil.rmtree(_drive_folder(target), ignore_errors=True)
         target.with_name(f"{target.name}.part").unlink(missing_ok=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 import gdown
 
 from p2c.datasets.base import FewShotDataset
-from p2c.downloads.contents import MARKER, check_split, class_of, fault_of, find_split, read_marker
+from p2c.downloads.contents import MARKER, check_split, class_of, fault_of, find_split, read_marker, sound_split
 from p2c.downloads.extract import extract
 from p2c.downloads.fetch import DRIVE, Drive, NotFetched, Remote, Unfit, address, check_file, digest, fetch
-from p2c.downloads.places import draft, drafts_in, in_words, locked, place
+from p2c.downloads.places import FETCHED, draft, drafts_in, in_words, locked, place
 from p2c.downloads.sources import SPLITS, Archive, Source
 from p2c.framework import write_json
 
@@ -47,13 +47,16 @@ def install(name: str, source: Source, root: Path, mirror: bool = False, drive: 
     folder = job.folder
     if folder.is_symlink() and not folder.exists():
         raise FileNotFoundError(f"{folder} is a link to {os.readlink(folder)}, which does not exist")
-    if job.is_done() and not job.drafts():
+    if job.is_done() and not job.fetched.exists() and not job.drafts():
         return []
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         for left in job.drafts():
             shutil.rmtree(left)
-        return job.run(mirror)
+        faults = [] if job.is_done() else job.run(mirror)
+        if not faults:
+            shutil.rmtree(job.fetched, ignore_errors=True)
+        return faults
 
 
 class Installation:
@@ -62,14 +65,11 @@ class Installation:
     def __init__(self, kind: type[FewShotDataset], source: Source, root: Path, drive: Drive):
         self.kind, self.source, self.root, self.drive = kind, source, root, drive
         self.folder = root / kind.folder
+        self.fetched = self.folder / FETCHED
 
     def is_done(self) -> bool:
         """Whether all is there, so that nothing needs to be written."""
-        path = find_split(self.kind, self.root)
-        try:
-            return bool(path) and check_split(self.kind, path) is None and not self.lacks(self.source.targets)
-        except ValueError:
-            return False
+        return bool(sound_split(self.kind, self.root)) and not self.lacks(self.source.targets)
 
     def drafts(self) -> list[Path]:
         """The drafts beside all parts."""
@@ -77,12 +77,13 @@ class Installation:
         return [path for parent in parents for path in drafts_in(parent)]
 
     def run(self, mirror: bool) -> list[str]:
+        """Get all that is missing; returns what could not be got."""
         attempts = [self.attempt(self.get_split), *(self.attempt(self.get_part, part) for part in self.source.parts)]
         faults = [fault for fault in attempts if fault]
         if faults and mirror and self.source.mirror:
             if fault := self.attempt(self.get_from_mirror):
                 faults.append(fault)
-            elif find_split(self.kind, self.root):
+            elif sound_split(self.kind, self.root):
                 faults = []
         return faults
 
@@ -98,10 +99,9 @@ class Installation:
 
     def get_split(self) -> None:
         """The split file, or the file of class names; nothing to do where the images' archive holds it."""
-        path = find_split(self.kind, self.root)
         if not self.kind.split_id:
             return
-        if path:
+        if path := find_split(self.kind, self.root):
             try:
                 return check_split(self.kind, path)
             except ValueError as error:
@@ -109,7 +109,13 @@ class Installation:
         copies = (SPLITS + self.kind.split,) if self.kind.split.endswith(".json") else ()
         remote = Remote(self.kind.split, (DRIVE + self.kind.split_id, *copies), certain=False,
                         digest=self.kind.split_sha256 and f"sha256:{self.kind.split_sha256}")
-        fetch(remote, self.folder / self.kind.split, lambda file: check_split(self.kind, file), self.drive)
+        place(self.fetch(remote, lambda file: check_split(self.kind, file)), self.folder / self.kind.split)
+
+    def fetch(self, remote: Remote, accept: Callable[[Path], None] | None = None) -> Path:
+        """Fetch a file to a place where it stays until the data set is complete."""
+        self.fetched.mkdir(exist_ok=True)
+        fetch(remote, self.fetched / remote.name, accept, self.drive)
+        return self.fetched / remote.name
 
     # The images
 
@@ -133,16 +139,14 @@ class Installation:
                     reasons.append(f"{path} is there but not used: {error}")
                     refused.add(path)
         for archive in archives:
-            path = self.folder / archive.name
+            path = self.fetched / archive.name
             if not archive.sources:
                 continue
             if path in refused:
-                reasons.append(f"delete {path}, or move it away, to have it fetched")
+                reasons.append("delete it to have it fetched again")
                 continue
             try:
-                fetch(archive, path, drive=self.drive)
-                self.unpack(path, archive)
-                return path.unlink()  # it is the user's own archives that are kept
+                return self.unpack(self.fetch(archive), archive)
             except NotFetched as error:
                 reasons.append(str(error))
             except Unfit as error:
@@ -150,8 +154,9 @@ class Installation:
         raise NotInstalled("; ".join(reasons) or f"{archives[0].name} is not there, and cannot be fetched")
 
     def lying_about(self, remote: Remote) -> list[Path]:
-        """Where a file of this name lies, in the data set's folder or in the root."""
-        return [path for folder in (self.folder, self.root) if (path := folder / remote.name).is_file()]
+        """Where a file of this name lies: put there by the user, or fetched before."""
+        places = (self.folder, self.root, self.fetched)
+        return [path for folder in places if (path := folder / remote.name).is_file()]
 
     def unpack(self, path: Path, archive: Archive) -> None:
         """Unpack an archive and put its parts in place.
@@ -196,10 +201,7 @@ class Installation:
     def get_from_mirror(self) -> None:
         """All that is missing, from the third party's archive, whose inner folders are looked for."""
         remote = self.source.mirror
-        placed = self.lying_about(remote)
-        path = placed[0] if placed else self.folder / remote.name
-        if not placed:
-            fetch(remote, path, drive=self.drive)
+        path = next(iter(self.lying_about(remote)), None) or self.fetch(remote)
         missing = [target for target in self.source.targets if self.lacks([target])]
         try:
             check_file(path, remote)
@@ -211,13 +213,11 @@ class Installation:
                 self.put_in_place(base, [(target, target) for target in missing], path)
         except Unfit as error:
             raise NotInstalled(f"{path} is there but not used: {error}; delete it to have it fetched again") from error
-        if not placed:
-            path.unlink()
 
     def take_split(self, base: Path) -> None:
         """A mirror's split, where none could be fetched."""
         path = base / self.kind.split
-        if find_split(self.kind, self.root) or not path.is_file():
+        if sound_split(self.kind, self.root) or not path.is_file():
             return
         try:
             check_split(self.kind, path)
@@ -251,7 +251,7 @@ def steps_by_hand(name: str, source: Source, root: Path) -> list[str]:
         lines += [f"put {_named(first)}{beside} into {folder}", *_addresses(first)]
         for archive in (other for other in others if other.sources):
             lines += [f"    or {_named(archive)}", *_addresses(archive)]
-    lines += [f"    {place}" for place in source.by_hand]
+    lines += [f"    {link}" for link in source.by_hand]
     if kind.split_id:
         lines += [f"put {kind.split} into {folder}", f"    {address(DRIVE + kind.split_id)}"]
     command = f"python -m p2c.data download {name} --root {shlex.quote(str(root))}"

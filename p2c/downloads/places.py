@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 
 LOCK = ".download.lock"
+FETCHED = "fetched"  # folder in a data set's folder for what has been fetched, until the data set is complete
 DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")  # what `draft` calls its folders
 RESERVE = 64 * 2**20  # bytes of the disk that are left free
 

@@ -90,8 +90,9 @@ def _imagenet(part: str, **further) -> Archive:
     return Archive(name, digest=f"md5:{md5}", **further)
 
 
-def _mirror(name: str, size: int | None = None, sha256: str = "") -> Remote:
-    return Remote(name, (MIRROR + name,), size=size, digest=sha256 and f"sha256:{sha256}", certain=False)
+def _mirror(name: str, about: int | None = None, sha256: str = "") -> Remote:
+    """An archive of MIRROR. Its hash, where there is one, is what somebody else found; the split tells what it is worth."""
+    return Remote(name, (MIRROR + name,), about=about, digest=sha256 and f"sha256:{sha256}", certain=False)
 
 
 _AIRCRAFT = tuple((f"fgvc-aircraft-2013b/data/{name}", name) for name in (

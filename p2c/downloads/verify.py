@@ -1,5 +1,4 @@
 """Whether a data set is as published: its counts, and its images, which are opened."""
-import logging
 import multiprocessing
 import os
 import random
@@ -13,13 +12,11 @@ from tqdm import tqdm
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import JUNK, is_image
-from p2c.downloads.contents import check_split, class_of, fault_of, find_split, load_cfg, read_marker
+from p2c.downloads.contents import check_split, class_of, fault_of, find_split, load_cfg, read_marker, sound_split
 from p2c.downloads.sources import Source
 from p2c.engine.files import UnreadableImage, read_image
 from p2c.engine.logger import on_terminal
 from p2c.framework import DATASET_REGISTRY
-
-log = logging.getLogger(__name__)
 
 SAMPLE = 200  # images that are opened unless all are
 
@@ -35,15 +32,11 @@ class Report:
 def state_of(name: str, source: Source, root: Path) -> str:
     """What there is of a data set, by names alone: complete, split missing, images missing or absent."""
     kind = class_of(name)
-    split = find_split(kind, root)
-    try:
-        sound = bool(split) and check_split(kind, split) is None
-    except ValueError:
-        sound = False
+    split = sound_split(kind, root)
     if any(fault_of(kind, split, target, root / kind.folder / target) for target in source.targets):
         there = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
         return "images missing" if there else "absent"
-    return "complete" if sound else "split missing"
+    return "complete" if split else "split missing"
 
 
 def verify(name: str, source: Source | None, root: Path, full: bool = False) -> Report:
@@ -60,7 +53,7 @@ def verify(name: str, source: Source | None, root: Path, full: bool = False) -> 
     try:
         data = kind(cfg)
     except (OSError, ValueError) as error:
-        report.faults += source and faults_of(kind, source, root) or [str(error)]
+        report.faults += (faults_of(kind, source, root) if source else []) or [str(error)]
         paths = images_below(folder / kind.images)
     else:
         parts = [part or [] for part in (data.train_x, data.val, data.test)]
