@@ -38,6 +38,8 @@ setup(
         "tqdm>=4.65",
         "gdown>=5",
         "filelock>=3.12",
+        "huggingface_hub>=0.20",
+        "packaging>=23",
         "matplotlib>=3.8",
     ],
     extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68", "wheel"]},

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from p2c import registry
+from p2c.commands import MISTAKES, Parser, one_line
 from p2c.config import extend_cfg
 from p2c.framework import (
     DATASET_REGISTRY,
@@ -34,18 +35,10 @@ from p2c.framework import (
 )
 
 FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
-MISTAKES = (ValueError, TypeError, KeyError, OSError, AssertionError, torch.OutOfMemoryError)  # in set-up
 FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # while training, that need no traceback
 
 
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str):
-        self.exit(MISTAKE, f"error: {message} (--help lists the options)\n")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -203,7 +196,7 @@ def set_up_and_run(args: argparse.Namespace) -> int:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    except MISTAKES as error:
+    except (*MISTAKES, torch.OutOfMemoryError) as error:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
         return FINISHED
@@ -236,8 +229,7 @@ def report(error: Exception, debug: bool, status: int) -> int:
     """One line on stderr; the traceback only on request."""
     if debug:
         raise error
-    message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    say(f"error: {' '.join(str(message).split()) or type(error).__name__}")
+    say(f"error: {one_line(error)}")
     return status
 
 

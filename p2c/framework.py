@@ -15,6 +15,7 @@ from p2c.engine import (
     build_lr_scheduler,
     build_optimizer,
     build_trainer,
+    build_transform,
     check_availability,
     clean_cfg,
     collect_env_info,
@@ -22,6 +23,7 @@ from p2c.engine import (
     get_cfg_default,
     load_checkpoint,
     load_pretrained_weights,
+    read_image,
     read_json,
     read_legacy_pickle,
     run_seed,
@@ -31,12 +33,19 @@ from p2c.engine import (
     write_atomically,
     write_json,
 )
-from p2c.engine.results import changed_keys, read_results, write_started
+from p2c.engine.checkpoint import BEST
+from p2c.engine.config import SHARED_NODES
+from p2c.engine.files import UnreadableImage, to_rgb
+from p2c.engine.logger import only_warnings
+from p2c.engine.results import changed_keys, flatten, read_results, to_plain, versions, write_started
+from p2c.engine.seeds import random_state_kept
 
 __all__ = [
-    "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "EVALUATOR_REGISTRY",
-    "Logger", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_lr_scheduler", "build_optimizer",
-    "build_trainer", "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy",
-    "get_cfg_default", "load_checkpoint", "load_pretrained_weights", "read_json", "read_legacy_pickle", "read_results",
-    "run_seed", "sample_shots", "set_random_seed", "setup_logger", "write_atomically", "write_json", "write_started",
+    "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
+    "EVALUATOR_REGISTRY", "Logger", "SHARED_NODES", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX",
+    "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform", "changed_keys",
+    "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "flatten", "get_cfg_default",
+    "load_checkpoint", "load_pretrained_weights", "only_warnings", "random_state_kept", "read_image", "read_json",
+    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "set_random_seed", "setup_logger", "to_plain",
+    "to_rgb", "versions", "write_atomically", "write_json", "write_started",
 ]

@@ -10,7 +10,8 @@
 #
 # DATASET is a name in configs/datasets, folder:PATH for one's own images (a folder, or a split file in it), or a YAML file
 # of one's own; a CFG may be a YAML file too.
-# What follows goes to train.py: options (--...), then KEY VALUE pairs, which win over the script's own.
+# What follows goes to train.py: options (--...), then KEY VALUE pairs, which win over the script's own. --dry-run prints
+# the commands instead of running them.
 # Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python).
 # Exit status: 0 finished now or before, 1 failed, 2 mistaken call, 75 interrupted and resumable.
 set -euo pipefail
@@ -59,9 +60,9 @@ find_dataset "$dataset"
 shift 4
 
 # The user's own: options first, then pairs, which begin with a key such as OPTIM.LR or SEED.
-options=()
+options=() dry_run=
 while (($#)) && [[ ! $1 =~ ^([A-Z]+(\.[A-Z0-9_]+)+|OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERBOSE)$ ]]; do
-    options+=("$1")
+    [[ $1 == --dry-run ]] && dry_run=1 || options+=("$1")
     shift
 done
 pairs=("$@")
@@ -114,9 +115,15 @@ run() {
         shift
     done
     shift
-    "${PYTHON:-python}" "$home/train.py" --root "$root" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
-        --dataset-config-file "$data_file" --config-file "$cfg_file" \
-        ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} -- ${data_pairs[@]+"${data_pairs[@]}"} "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"} &
+    set -- "${PYTHON:-python}" "$home/train.py" --root "$root" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
+        --dataset-config-file "$data_file" --config-file "$cfg_file" ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} -- \
+        ${data_pairs[@]+"${data_pairs[@]}"} "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"}
+    if [[ -n $dry_run ]]; then
+        printf '%q ' "$@"
+        echo
+        return
+    fi
+    "$@" &
     trap "stopped=1; kill -TERM $! 2>/dev/null || true" TERM INT
     wait $! || status=$?
     [[ -z $stopped ]] || { status=0 && wait $! || status=$?; } # the signal ended the first wait, not the training

@@ -1,9 +1,11 @@
 """The shell scripts: which command they give train.py, and the main job end to end on CLIP's real size and formats."""
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -215,3 +217,49 @@ def test_p2c_trains_and_tests_on_openais_archive_and_jpegs_through_the_scripts(t
     assert checkpoint.stat().st_size < 32_000_000
     state = torch.load(checkpoint)["state_dict"]
     assert state["ctx"].shape == (2, 512) and state["proj.2.weight"].shape == (768, 512) and len(state) == 29
+
+
+# Every script there is
+
+SCRIPTS = sorted(str(path.relative_to(ROOT / "scripts")) for path in (ROOT / "scripts").glob("*/*.sh"))
+NUMBERS = {"few_shot": "1", "zeroshot": "tiny_shapes"}
+
+
+def arguments(path, dataset):
+    return path, dataset, NUMBERS.get(Path(path).stem, "1")
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_a_dry_run_prints_what_would_run_and_runs_nothing(tmp_path, path):
+    done = script(*arguments(path, "shapes"), "--dry-run", "OPTIM.LR", "1 2", cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr
+    for line in done.stdout.splitlines():
+        words = shlex.split(line)
+        assert words[:2] == ["python", str(ROOT / "train.py")] and words[-2:] == ["OPTIM.LR", "1 2"]
+    assert len(done.stdout.splitlines()) == {"few_shot": 3, "base2new_test": 2 if path.startswith("zs") else 1}.get(
+        Path(path).stem, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_script_runs_on_shapes(tmp_path):
+    """One epoch each; the scripts of a trainer in order, since tests need trainings, and the trainers side by side."""
+    chains = {}
+    for path in SCRIPTS:
+        chains.setdefault(Path(path).parent.name, []).append(path)
+    for paths in chains.values():
+        paths.sort(key=lambda path: ("test" in path, path))
+    settings = {"PYTHON": sys.executable, "DATA": str(tmp_path / "data"), "SEEDS": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(paths):
+        for path in paths:
+            words = arguments(path, "shapes_dark" if path.endswith("xd_test.sh") else "shapes")
+            pairs = () if path.startswith("zsclip") else ("OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "1")
+            yield path, script(*words, *pairs, cwd=tmp_path, **settings)
+
+    with ThreadPoolExecutor(len(chains)) as pool:
+        ended = [end for chain in pool.map(lambda paths: list(run(paths)), chains.values()) for end in chain]
+    assert {path for path, _ in ended} == set(SCRIPTS)
+    for path, done in ended:
+        assert done.returncode == 0, (path, done.stderr)
+        shared = path.endswith("xd_train.sh")  # with these settings the few-shot run, in the same folder
+        assert ("Finished before" if shared else "* accuracy: ") in done.stdout

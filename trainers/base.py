@@ -38,6 +38,7 @@ class PromptTrainer(TrainerX):
 
     node: str  # the trainer's settings in cfg.TRAINER
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
+    per_image_classes = False  # whether the class features depend on the image: then no classifier can be exported
     _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -181,14 +182,19 @@ class PromptTrainer(TrainerX):
         super().set_model_mode(mode, names)
         self._deployed = None
 
+    @torch.no_grad()
+    def deployed(self) -> tuple[Prompts, Tensor]:
+        """The prompts and the features (C, E) of the classes, encoded once an evaluation; no noise is drawn."""
+        if self._deployed is None:
+            prompts = self.prompts()
+            self._deployed = prompts, self.encode_text(prompts)
+        return self._deployed
+
+    @torch.no_grad()
     def model_inference(self, input: Tensor) -> Tensor:
-        """Logits (B, C); the classes are encoded once an evaluation, and no noise is drawn."""
-        with torch.no_grad():
-            if self._deployed is None:
-                prompts = self.prompts()
-                self._deployed = prompts, self.encode_text(prompts)
-            prompts, text_features = self._deployed
-            return self.logits(self.encode_image(input, prompts), text_features)
+        """Logits (B, C)."""
+        prompts, text_features = self.deployed()
+        return self.logits(self.encode_image(input, prompts), text_features)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load trained prompts from a run's folder: of `epoch`, else the best on validation data, else the last.

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from huggingface_hub import try_to_load_from_cache
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
@@ -158,13 +159,31 @@ def _random(config: dict) -> nn.Module:
         return open_clip.CLIP(**config)
 
 
+def openai_file(name: str) -> Path | None:
+    """Where on this machine OpenAI's weights of a model are; None: they would be fetched.
+
+    Raises:
+        ValueError: OpenAI's own download is damaged.
+    """
+    architecture = CLIP_NAMES.get(name, name)
+    repository = get_pretrained_cfg(architecture, "openai").get("hf_hub", "").rstrip("/")
+    files = (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME) if repository else ()
+    fetched = (try_to_load_from_cache(repository, file) for file in files)
+    return _cached_openai_file(architecture) or next((Path(path) for path in fetched if isinstance(path, str)), None)
+
+
+def openai_url(name: str) -> str:
+    """Where OpenAI's weights of a model are to be had."""
+    return get_pretrained_cfg(CLIP_NAMES.get(name, name), "openai").get("url", "")
+
+
 def _cached_openai_file(architecture: str) -> Path | None:
     """OpenAI's own download of a model, if CLIP's cache has it.
 
     Raises:
         ValueError: it is damaged.
     """
-    url = get_pretrained_cfg(architecture, "openai").get("url", "")
+    url = openai_url(architecture)
     cached = CLIP_CACHE.expanduser() / url.rsplit("/", 1)[-1]
     if not cached.is_file():
         return None

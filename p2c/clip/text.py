@@ -85,8 +85,9 @@ class TextTower:
             raise ValueError("There are no class names to make prompts of")
         longest = max(rows, key=len)
         if len(longest) > self.context_length:
-            raise ValueError(f"A prompt has {len(longest)} tokens, but the text tower takes {self.context_length} at "
-                             "most: use a shorter context (N_CTX, CTX_INIT) or shorter class names")
+            raise ValueError(f"The prompt of label {rows.index(longest)} has {len(longest)} tokens, but the text tower "
+                             f"takes {self.context_length} at most: use a shorter context (N_CTX, CTX_INIT) or shorter "
+                             "class names")
         shared = shared_length(rows)
         if shared < 1 + n_ctx:
             raise ValueError(f"The {n_ctx} context tokens must come first and be shared by all classes")

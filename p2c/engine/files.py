@@ -81,14 +81,15 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF notes and large sizes; what matters raises
             with Image.open(path) as image:
-                return _to_rgb(image)
+                return to_rgb(image)
     except Exception as error:  # damaged bytes drive Pillow's readers into almost any exception
         reason = str(error) or type(error).__name__
         raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file "
                               "(`python -m p2c.data verify` finds all such)") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image in any mode as RGB with 8 bits; transparency is dropped."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which convert would clip
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:  # convert warns of what it does with these

@@ -1,9 +1,11 @@
 """Where the lines of a run go: bare messages to standard output, and from there to a log file as well."""
+import contextlib
 import logging
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 
 from p2c.engine.files import mkdir_if_missing
 
@@ -87,6 +89,19 @@ def _configure() -> None:
 
 
 _configure()
+
+
+@contextlib.contextmanager
+def only_warnings() -> Iterator[None]:
+    """Leave standard output alone, for a command whose result it is: warnings, and what is printed, go to stderr."""
+    logger = logging.getLogger("p2c")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def setup_logger(output: str | None = None) -> None:

@@ -112,6 +112,11 @@ def fingerprint(dataset, root: str) -> str:
     return digest.hexdigest()
 
 
+def describe_classes(dataset) -> dict:
+    """What it takes to classify other images as a data set's: class names by label and, if any, the prompt template."""
+    return {"classnames": list(dataset.classnames), "template": getattr(dataset, "template", None)}
+
+
 def _describe(cfg) -> dict:
     return {
         "format": FORMAT,
@@ -122,14 +127,19 @@ def _describe(cfg) -> dict:
         "num_shots": cfg.DATASET.NUM_SHOTS,
         "seed": run_seed(cfg),
         "config": to_plain(cfg),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": _version("torchvision"),
-            "open_clip_torch": _version("open_clip_torch"),
-            "numpy": np.__version__,
-            "p2c": p2c.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "open_clip_torch": _version("open_clip_torch"),
+        "numpy": np.__version__,
+        "p2c": p2c.__version__,
     }
 
 
@@ -142,4 +152,9 @@ def _version(distribution: str) -> str | None:
 
 def _describe_data(dataset, root: str) -> dict:
     sizes = {split: len(getattr(dataset, split) or ()) for split in ("train_x", "val", "test")}
-    return {**sizes, "num_classes": dataset.num_classes, "fingerprint": fingerprint(dataset, root)}
+    return {
+        **sizes,
+        "num_classes": dataset.num_classes,
+        **describe_classes(dataset),
+        "fingerprint": fingerprint(dataset, root),
+    }

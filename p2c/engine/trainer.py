@@ -30,7 +30,7 @@ from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
-from p2c.engine.results import changes, to_plain, write_finished, write_started
+from p2c.engine.results import changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed, set_random_seed
 from p2c.engine.utils import tolist_if_not
 from p2c.streams import seed_of
@@ -299,7 +299,10 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self) -> None:
         """Set the loaders and what is known of the classes."""
-        dm = DataManager(self.cfg)
+        self.use_data(DataManager(self.cfg))
+
+    def use_data(self, dm) -> None:
+        """Take loaders and classes from a DataManager, or from what has its attributes."""
         self.train_loader_x = dm.train_loader_x
         self.train_loader_u = dm.train_loader_u
         self.val_loader = dm.val_loader
@@ -410,7 +413,7 @@ class SimpleTrainer(TrainerBase):
             "config": to_plain(self.cfg),
             "best_result": self.best_result,
             "seconds": self.elapsed(),
-            "classnames": list(self.dm.dataset.classnames),
+            **describe_classes(self.dm.dataset),
             "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
         }
 

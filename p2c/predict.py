@@ -1,0 +1,186 @@
+"""Classify images with a trained run.
+
+    python -m p2c.predict output/RUN photos/ more.jpg              # five classes an image, with probabilities
+    python -m p2c.predict output/RUN photos/ --csv photos.csv
+    python -m p2c.predict output/RUN photos/ --classes zebra,okapi  # other classes than the run's
+    python -m p2c.predict output/RUN --export classifier.safetensors
+
+RUN is the folder of a training or an evaluation by train.py; its data set is not needed. Folders are searched for image
+files, and folders in them too. Predictions go to standard output, one line an image, all else to standard error.
+
+Exit status: 0 all predicted, 1 some images could not be read (they are named and passed over) or something failed, 2 a
+mistaken call.
+"""
+import argparse
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from p2c.commands import MISTAKES, Parser, one_line
+from p2c.datasets.trees import SUFFIXES, is_image
+from p2c.framework import UnreadableImage, only_warnings, write_atomically
+from p2c.predictor import Predictor
+
+DONE, FAILED, MISTAKE = 0, 1, 2
+COLUMNS = ("path", "rank", "class", "label", "probability")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m p2c.predict", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="*", help="image files, folders of them, or both")
+    parser.add_argument("--top", type=positive, default=5, help="classes named for each image (default: %(default)s)")
+    parser.add_argument("--csv", help="also write the predictions to this file")
+    parser.add_argument("--classes", help="names with commas between, or a .txt file of one a line; default: the run's")
+    parser.add_argument("--export", metavar="FILE.safetensors", help="write the text classifier to this file")
+    parser.add_argument("--load-epoch", type=int, metavar="EPOCH",
+                        help="epoch whose checkpoint to use; default: the one that the run itself was tested with")
+    parser.add_argument("--batch-size", type=positive, help="images at a time; default: that of the run's tests")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    args = parser.parse_args(argv)
+    if not args.images and not args.export:
+        parser.error("give images or folders of images, or --export")
+    return args
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, but got {number}")
+    return number
+
+
+def run(argv: Sequence[str]) -> int:
+    """What the command does; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        paths = find_images(args.images)
+        classes = None if args.classes is None else read_classes(args.classes)
+        with only_warnings():
+            predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
+            if args.export and not predictor.export(args.export):
+                say(f"warning: the image features for {args.export} need this package too, since the image tower is "
+                    "prompted")
+    except (*MISTAKES, torch.OutOfMemoryError) as error:
+        say(f"error: {one_line(error)}")
+        return MISTAKE
+    try:
+        return predict(predictor, paths, args)
+    except (*MISTAKES, RuntimeError) as error:
+        say(f"error: {one_line(error)}")
+    except KeyboardInterrupt:
+        say("Interrupted")
+    return FAILED
+
+
+def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) -> int:
+    """Print the predictions, and write them to the CSV file that the options ask for."""
+    unreadable = []
+
+    def pass_over(error: UnreadableImage) -> None:
+        unreadable.append(error)
+        say(f"skipped: {str(error).rpartition('; ')[0]}")  # the rest is a remedy for data sets
+
+    names, rows = predictor.classnames, []
+    batch_size = args.batch_size or predictor.trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+    workers = min(os.cpu_count() or 1, predictor.trainer.cfg.DATALOADER.NUM_WORKERS, len(paths) // batch_size)
+    for indices, probabilities in predictor.batches(paths, batch_size, workers, pass_over):
+        best = probabilities.topk(min(args.top, len(names)))
+        for index, values, labels in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
+            path = printable(paths[index])
+            named = ", ".join(f"{names[label]} {value:.1%}" for value, label in zip(values, labels, strict=True))
+            show(f"{path}: {named}")
+            rows += [(path, rank, names[label], label, value)
+                     for rank, (value, label) in enumerate(zip(values, labels, strict=True), 1)]
+    if args.csv:
+        write_csv(args.csv, rows)
+    if unreadable:
+        say(f"{len(unreadable)} of {len(paths)} images could not be read")
+    return FAILED if unreadable else DONE
+
+
+def show(line: str) -> None:
+    """Print a line, unless the reader of standard output is gone, as `head` is after its share."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_csv(path: str, rows: Iterable[tuple]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def read_classes(words: str) -> list[str]:
+    """The names in a .txt file, one a line, or between commas.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    if not words.endswith(".txt"):
+        return words.split(",")
+    if not Path(words).is_file():
+        raise FileNotFoundError(f"No file of class names at {words}")
+    return [line for line in Path(words).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def find_images(places: Sequence[str]) -> list[str]:
+    """The files among `places`, and the image files in its folders and their folders, each once, in order.
+
+    Names in a folder are sorted, hidden ones and other kinds of files left out; a folder that several links lead to
+    is searched once.
+
+    Raises:
+        FileNotFoundError: a place that does not exist, or no image in any.
+    """
+    found: dict[str, None] = {}
+    for place in places:
+        if os.path.isdir(place):
+            found.update(dict.fromkeys(images_below(place)))
+        elif os.path.lexists(place):
+            found[place] = None
+        else:
+            raise FileNotFoundError(f"No image or folder at {place}")
+    if places and not found:
+        raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
+                                f"{', '.join(SUFFIXES)}")
+    return list(found)
+
+
+def images_below(folder: str) -> list[str]:
+    """The image files in a folder and its folders, sorted."""
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, searched = [], set()
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in searched:
+            folders.clear()
+            continue
+        searched.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in filter(is_image, files)]
+    return sorted(found)
+
+
+def printable(path: str) -> str:
+    """A path as text, whatever bytes are in its name."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,441 @@
+"""Predictions of one's own images: equal to train.py's own, without the data set, for any trainer; and the command."""
+import csv
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import open_clip
+import pytest
+import torch
+from clip_files import BREEDS, make_pets
+from engine_fixtures import *  # noqa: F403 (its fixtures)
+from PIL import Image
+from safetensors import safe_open
+
+import p2c
+import train
+from p2c import predict
+from p2c.clip.loading import load_backbone
+from p2c.framework import UnreadableImage, read_image, read_json, write_json
+from p2c.predictor import Predictor, checked_names, recorded_cfg
+from p2c.trainers.base import PromptTrainer
+
+TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
+        "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False", "DATASET.CHECKS", "partial")
+TRAINERS = ("P2C", "MaPLe", "ZeroshotCLIP", "ZeroshotCLIP2")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs on data that is gone by now, all but the test images: folder `of(trainer, half)`, and what its test saw.
+
+    Halves: base is the training (zero-shot: a test), new the test on the other classes.
+    """
+    from p2c.engine.evaluation import Classification
+
+    place, stdout = tmp_path_factory.mktemp("runs"), sys.stdout
+    make_pets(place / "data")
+    split = read_json(place / "data/oxford_pets/split_zhou_OxfordPets.json")
+    seen = []
+    process = Classification.process
+
+    def call(trainer, half, *words):
+        seen.clear()
+        status = train.run(train.parse_args([
+            "--root", str(place / "data"), "--seed", "1", "--trainer", trainer, "--output-dir",
+            str(place / f"{trainer}_{half}"), "--dataset-config-file", "configs/datasets/oxford_pets.yaml",
+            "--config-file", f"configs/trainers/{trainer.removesuffix('2')}/tiny_shapes.yaml", *words, *TINY,
+            "DATASET.SUBSAMPLE_CLASSES", half]))
+        assert status == train.FINISHED
+        return torch.cat(seen)
+
+    logits = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "collect_env_info", str)  # takes seconds
+        patch.setattr(Classification, "process",
+                      lambda self, output, label: (seen.append(output.clone()), process(self, output, label)))
+        for trainer in TRAINERS:
+            zero_shot = trainer.startswith("Zero")
+            logits[trainer, "base"] = call(trainer, "base", *(("--eval-only",) if zero_shot else ()))
+            source = () if zero_shot else ("--model-dir", str(place / f"{trainer}_base"))
+            logits[trainer, "new"] = call(trainer, "new", "--eval-only", *source)
+    sys.stdout = stdout
+    images = place / "images"
+    shutil.move(place / "data/oxford_pets/images", images)
+    shutil.rmtree(place / "data")
+    labels = {"base": (0, 1), "new": (2, 3)}
+    return SimpleNamespace(
+        of=lambda trainer, half="base": place / f"{trainer}_{half}",
+        logits=logits,
+        images={half: [str(images / path) for path, label, _ in split["test"] if label in chosen]
+                for half, chosen in labels.items()},
+        classes={half: [BREEDS[label] for label in chosen] for half, chosen in labels.items()})
+
+
+@pytest.fixture
+def command(capsys):
+    """command(word, ...): the command's exit status, lines on standard output, and on standard error."""
+    def run(*words):
+        capsys.readouterr()
+        try:
+            status = predict.run([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
+    return run
+
+
+@pytest.fixture
+def copy_of(runs, tmp_path):
+    """copy_of(trainer, half, change): a copy of a run whose results.json was changed."""
+    def make(trainer="P2C", half="base", change=lambda record: None):
+        folder = tmp_path / f"{trainer}_{half}"
+        shutil.copytree(runs.of(trainer, half), folder)
+        record = read_json(folder / "results.json")
+        change(record)
+        write_json(record, folder / "results.json")
+        return folder
+    return make
+
+
+# The same numbers as train.py's
+
+@pytest.mark.parametrize("half", ["base", "new"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_probabilities_are_those_of_the_runs_own_test(runs, trainer, half):
+    predictor = Predictor.from_run(runs.of(trainer, half))
+    assert predictor.classnames == runs.classes[half]
+    probabilities = predictor.predict(runs.images[half])
+    assert torch.equal(probabilities, runs.logits[trainer, half].softmax(1))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_other_classes_are_what_a_test_on_those_classes_sees(runs, trainer):
+    predictor = Predictor.from_run(runs.of(trainer), classes=runs.classes["new"])
+    assert torch.equal(predictor.predict(runs.images["new"]), runs.logits[trainer, "new"].softmax(1))
+
+
+def test_the_class_texts_are_encoded_once_for_all_batches(runs, monkeypatch):
+    encode, calls = PromptTrainer.encode_text, []
+    monkeypatch.setattr(PromptTrainer, "encode_text", lambda *inputs: calls.append(1) or encode(*inputs))
+    Predictor.from_run(runs.of("P2C")).predict(runs.images["base"], batch_size=1)
+    assert len(calls) == 1
+
+
+def test_batches_workers_and_kinds_of_image_change_nothing(runs):
+    predictor = Predictor.from_run(runs.of("P2C"))
+    paths = runs.images["base"]
+    probabilities = predictor.predict(paths, batch_size=2)
+    assert torch.equal(predictor.predict(paths, batch_size=2, workers=1), probabilities)
+    assert torch.equal(predictor.predict([Image.open(path).convert("RGBA") for path in paths], 2), probabilities)
+    assert torch.equal(predictor.predict(paths[0], 2), predictor.predict([paths[0]], 2))
+    assert predictor.predict([]).shape == (0, 2)
+
+
+def test_an_unreadable_image_raises_an_error_that_names_it(runs, tmp_path):
+    (tmp_path / "half.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UnreadableImage, match="half.png cannot be read as an image"):
+        Predictor.from_run(runs.of("P2C")).predict([runs.images["base"][0], tmp_path / "half.png"])
+
+
+def test_building_a_predictor_leaves_the_random_generators_alone(runs):
+    before = torch.get_rng_state()
+    Predictor.from_run(runs.of("P2C"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_trainer_of_another_package_predicts_as_it_is_tested(tiny_trainer, tmp_path):
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    items = trainer.dm.dataset.test
+    predictor = Predictor.from_run(tmp_path / "run")
+    assert predictor.classnames == CLASSNAMES  # noqa: F405
+    with torch.no_grad():
+        images = torch.stack([predictor.transform(read_image(item.impath)) for item in items])
+        expected = trainer.model(images).softmax(1)
+    assert torch.allclose(predictor.predict([item.impath for item in items]), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"linear.weight is \(6, 48\) instead of \(2, 48\).*leave the class list out"):
+        Predictor.from_run(tmp_path / "run", classes=["cat", "dog"])
+    with pytest.raises(ValueError, match="TinyTrainer has no text classifier to export"):
+        predictor.export(tmp_path / "classifier.safetensors")
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, p2c; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert p2c.Predictor is Predictor and not hasattr(p2c, "Predictors")
+
+
+# What a run records
+
+def test_settings_are_restored_with_their_types(make_cfg, copy_of):
+    def change(record):
+        record["config"]["DATASET"]["ROOT"] = "1"
+        record["config"]["INPUT"]["TRANSFORMS"] = ["normalize", "random_flip"]
+
+    folder = copy_of(change=change)
+    cfg = recorded_cfg(read_json(folder / "results.json"), folder)
+    assert cfg.DATASET.ROOT == "1"
+    assert cfg.INPUT.TRANSFORMS == ("normalize", "random_flip")
+    assert cfg.TRAINER == make_cfg("P2C").TRAINER
+
+
+@pytest.mark.parametrize("section, key, refused", [
+    (("TRAIN",), "FUTURE", False), (("TRAINER",), "FUTURE_TRAINER", False), (("TRAINER", "MAPLE"), "FUTURE", False),
+    (("INPUT",), "FUTURE", True), (("TRAINER", "P2C"), "FUTURE", True), (("MODEL", "BACKBONE"), "FUTURE", True),
+    (("TRAINER",), "ATPROMPT", True), ((), "FUTURE", True),
+])
+def test_settings_of_another_version_matter_where_predictions_may_depend_on_them(runs, copy_of, section, key, refused):
+    def change(record):
+        record["versions"]["p2c"] = "9.9"
+        node = record["config"]
+        for name in section:
+            node = node[name]
+        node[key] = {"ENABLED": True} if key in ("FUTURE_TRAINER", "ATPROMPT") else 1
+        del record["config"]["TRAIN"]["PRINT_FREQ"]
+
+    folder = copy_of(change=change)
+    if refused:
+        with pytest.raises(ValueError, match=rf"by p2c 9.9 with settings .* not know: {'.'.join([*section, key])}"):
+            Predictor.from_run(folder)
+    else:
+        probabilities = Predictor.from_run(folder).predict(runs.images["base"])
+        assert torch.equal(probabilities, runs.logits["P2C", "base"].softmax(1))
+
+
+def test_the_plugin_of_a_run_is_loaded_before_its_settings(runs, copy_of, tmp_path, monkeypatch):
+    (tmp_path / "plugin_of_a_run.py").write_text("def extend_cfg(cfg):\n    cfg.MINE = 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = copy_of(change=lambda record: record["config"].update(PLUGIN="plugin_of_a_run", MINE=1))
+    assert Predictor.from_run(folder).trainer.cfg.MINE == 1
+
+
+def test_files_that_the_training_started_from_are_not_needed(runs, copy_of):
+    folder = copy_of(change=lambda record: record["config"].update(RESUME="gone", OUTPUT_DIR="gone too"))
+    record = read_json(folder / "results.json")
+    record["config"]["MODEL"]["INIT_WEIGHTS"] = "gone"
+    write_json(record, folder / "results.json")
+    assert len(Predictor.from_run(folder).predict(runs.images["base"])) == len(runs.images["base"])
+
+
+def test_a_training_without_recorded_classes_has_them_from_its_checkpoint(runs, copy_of):
+    folder = copy_of(change=lambda record: record["data"].pop("classnames"))
+    assert Predictor.from_run(folder).classnames == runs.classes["base"]
+
+
+def test_an_unfinished_training_predicts_only_from_an_epoch_that_is_chosen(runs, copy_of):
+    def change(record):
+        for key in ("data", "epoch", "metrics", "split", "device", "seconds"):
+            del record[key]
+        record["finished"] = False
+
+    folder = copy_of(change=change)
+    with pytest.raises(ValueError, match="is not finished: .*choose a saved epoch"):
+        Predictor.from_run(folder)
+    first = Predictor.from_run(folder, epoch=1)
+    assert first.classnames == runs.classes["base"]
+    assert not torch.equal(first.predict(runs.images["base"]), runs.logits["P2C", "base"].softmax(1))
+    last = Predictor.from_run(folder, epoch=2)
+    assert torch.equal(last.predict(runs.images["base"]), runs.logits["P2C", "base"].softmax(1))
+    with pytest.raises(ValueError, match="it has no checkpoint that does for epoch 9"):
+        Predictor.from_run(folder, epoch=9)
+
+
+def test_the_model_of_a_test_is_looked_for_from_where_it_was_tested(runs, copy_of, monkeypatch):
+    folder = copy_of(half="new", change=lambda record: record.update(model_dir="P2C_base"))
+    monkeypatch.chdir(runs.of("P2C").parent)
+    assert Predictor.from_run(folder).classnames == runs.classes["new"]
+    monkeypatch.chdir(folder)
+    with pytest.raises(FileNotFoundError, match=rf"in P2C_base, which is not there, looked for from {folder}: call"):
+        Predictor.from_run(folder)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda record: record.update(model_seconds=1.0), "is the test of an earlier training in"),
+    (lambda record: record["data"].pop("classnames"), "does not say which its classes are; delete it and repeat"),
+    (lambda record: record.update(finished=False), "is not finished: repeat its command, which continues it$"),
+    (lambda record: record["config"]["TRAINER"].update(NAME="P3C"), "Unknown trainer 'P3C'; choose from"),
+])
+def test_a_test_that_cannot_be_repeated_says_why(copy_of, change, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor.from_run(copy_of(half="new", change=change))
+
+
+@pytest.mark.parametrize("names, message", [
+    ([], "The list of classes is empty"), ("cat,dog", "must be a list"), (["cat", " "], "Class name 2 of 2 is empty"),
+    (["cat", "big_dog", "Big dog "], "Class names 2 and 3, 'big_dog' and 'Big dog', are the same to CLIP"),
+])
+def test_class_lists_that_make_no_sense_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        checked_names(names)
+
+
+def test_a_class_name_beyond_the_text_tower_is_refused_naming_the_label(runs):
+    with pytest.raises(ValueError, match=r"prompt of label 1 has \d+ tokens, but the text tower takes 77 at most"):
+        Predictor.from_run(runs.of("P2C"), classes=["cat", "dog " * 80])
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_a_device_that_is_not_there_is_refused(runs, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU that torch can use|Unknown device 'tpu'"):
+        Predictor.from_run(runs.of("P2C"), device=device)
+
+
+# The text classifier as a file
+
+@pytest.fixture
+def exported(runs, tmp_path):
+    """exported(trainer): what is in the exported file, the predictor, and whether open_clip will do."""
+    def export(trainer):
+        predictor = Predictor.from_run(runs.of(trainer))
+        plain = predictor.export(tmp_path / "classifier.safetensors")
+        with safe_open(tmp_path / "classifier.safetensors", "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata(), predictor, plain  # noqa: SIM118
+    return export
+
+
+@pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "ZeroshotCLIP2"])
+def test_plain_open_clip_and_the_exported_classifier_give_the_same_probabilities(runs, exported, trainer):
+    tensors, about, predictor, plain = exported(trainer)
+    assert plain and about["image_tower"] == "plain" and json.loads(about["classnames"]) == runs.classes["base"]
+    model = load_backbone(about["backbone"], about["weights"]).model  # an open_clip.CLIP
+    preprocess = open_clip.image_transform(
+        tuple(json.loads(about["image_size"])), is_train=False, mean=json.loads(about["pixel_mean"]),
+        std=json.loads(about["pixel_std"]), interpolation=about["interpolation"])
+    images = torch.stack([preprocess(Image.open(path)) for path in runs.images["base"]])
+    with torch.no_grad():
+        features = model.encode_image(images, normalize=True)
+    probabilities = (tensors["logit_scale"] * features @ tensors["weight"].t()).softmax(-1)
+    assert torch.allclose(probabilities, predictor.predict(runs.images["base"]), atol=1e-5)
+
+
+def test_a_classifier_for_prompted_images_is_written_and_says_so(runs, exported):
+    tensors, about, predictor, plain = exported("P2C")
+    assert not plain and about["image_tower"] == "prompted"
+    images = torch.stack([predictor.transform(read_image(path)) for path in runs.images["base"]])
+    with torch.no_grad():
+        features = predictor.trainer.encode_image(images, predictor.trainer.prompts())
+    probabilities = (tensors["logit_scale"] * features @ tensors["weight"].t()).softmax(-1)
+    assert torch.allclose(probabilities, predictor.predict(runs.images["base"]), atol=1e-5)
+
+
+def test_a_trainer_with_class_features_for_each_image_has_no_classifier_to_export(runs, tmp_path, monkeypatch):
+    predictor = Predictor.from_run(runs.of("MaPLe"))
+    monkeypatch.setattr(type(predictor.trainer), "per_image_classes", True)
+    with pytest.raises(ValueError, match="MaPLe has no text classifier to export"):
+        predictor.export(tmp_path / "classifier.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# The command
+
+def test_the_command_prints_a_line_an_image_and_nothing_else(runs, command):
+    run, images = runs.of("P2C"), runs.images["base"]
+    status, out, err = command(run, *images, "--top", 9)
+    assert status == 0 and not err and len(out) == len(images)
+    best = runs.logits["P2C", "base"].softmax(1)[0].topk(2)
+    first, second = (f"{runs.classes['base'][label]} {value:.1%}"
+                     for label, value in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    assert out[0] == f"{images[0]}: {first}, {second}"
+
+
+def test_the_table_has_every_rank_and_unrounded_probabilities(runs, command, tmp_path):
+    images = runs.images["base"]
+    assert command(runs.of("P2C"), *images, "--csv", tmp_path / "new/table.csv")[0] == 0
+    with open(tmp_path / "new/table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "rank", "class", "label", "probability"] and len(rows) == 2 * len(images)
+    for image, expected in zip(images, runs.logits["P2C", "base"].softmax(1), strict=True):
+        of_image = [row for row in rows if row["path"] == image]
+        assert [row["rank"] for row in of_image] == ["1", "2"]
+        assert [float(row["probability"]) for row in of_image] == expected.sort(descending=True).values.tolist()
+        assert all(row["class"] == runs.classes["base"][int(row["label"])] for row in of_image)
+
+
+def test_classes_come_from_the_command_line_or_a_file(runs, command, tmp_path):
+    (tmp_path / "names.txt").write_text("\ufeffboxer\r\nBengal cat\n\n", encoding="utf-8")
+    image = runs.images["new"][0]
+    _, typed, _ = command(runs.of("P2C"), image, "--classes", "boxer, Bengal cat")
+    _, read, _ = command(runs.of("P2C"), image, "--classes", tmp_path / "names.txt")
+    assert typed == read and "boxer" in typed[0] and "Bengal cat" in typed[0]
+
+
+def test_images_that_cannot_be_read_are_named_and_passed_over_with_status_1(runs, command, tmp_path):
+    good = runs.images["base"][0]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    shutil.copy(good, tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("nowhere")
+    status, out, err = command(runs.of("P2C"), tmp_path, "--csv", tmp_path / "table.csv")
+    assert status == 1 and len(out) == 1 and out[0].startswith(f"{tmp_path}/b.png: ")
+    assert [line.partition(" cannot be read")[0] for line in err[:2]] == [f"skipped: {tmp_path}/{n}.png" for n in "ac"]
+    assert err[2:] == ["2 of 3 images could not be read"]
+    assert (tmp_path / "table.csv").read_text().count("b.png") == 2
+
+
+@pytest.mark.parametrize("words, message", [
+    ((), "give images or folders of images, or --export"),
+    (("nowhere.jpg",), "No image or folder at nowhere.jpg"),
+    (("trainers",), "No image in trainers: looked for names that end in .jpg"),
+    (("IMAGE", "--top", "0"), "must be 1 or more, but got 0"),
+    (("IMAGE", "--classes", "cat,,dog"), "Class name 2 of 3 is empty"),
+    (("IMAGE", "--classes", "nowhere.txt"), "No file of class names at nowhere.txt"),
+    (("IMAGE", "--load-epoch", "7"), "No checkpoint at"),
+    (("--export", "setup.py/x"), "setup.py"),
+])
+def test_a_mistake_is_one_line_and_status_2(runs, command, words, message):
+    status, out, err = command(runs.of("P2C"), *(runs.images["base"][0] if word == "IMAGE" else word for word in words))
+    assert status == 2 and not out and len(err) == 1 and err[0].startswith("error: ") and message in err[0]
+
+
+def test_a_folder_that_is_no_run_is_one_line_and_status_2(runs, command, tmp_path):
+    status, _, err = command(tmp_path, runs.images["base"][0])
+    assert status == 2 and len(err) == 1
+    assert err[0].startswith(f"error: No run at {tmp_path}: it has no results.json; give the --output-dir of a run")
+
+
+def test_a_table_that_cannot_be_written_is_one_line_and_status_1(runs, command):
+    status, out, err = command(runs.of("P2C"), runs.images["base"][0], "--csv", "setup.py/table.csv")
+    assert status == 1 and len(out) == len(err) == 1 and err[0].startswith("error: ")
+
+
+def test_the_command_as_a_process_in_another_folder(runs, tmp_path):
+    """Warnings and the reader that goes away early included: neither spoils the table."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2c.predict", runs.of("P2C"), os.path.dirname(runs.images["base"][0]), "--csv",
+         "table.csv", "--export", "classifier.safetensors", "--batch-size", "4"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()})
+    process.stdout.readline()
+    process.stdout.close()
+    warning, = process.stderr.read().splitlines()
+    assert process.wait() == 0
+    assert warning == "warning: the image features for classifier.safetensors need this package too, since the image " \
+                      "tower is prompted"
+    assert (tmp_path / "classifier.safetensors").is_file()
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 2 * 36
+
+
+def test_the_logger_is_as_before_after_a_command(runs, command):
+    command(runs.of("P2C"), runs.images["base"][0])
+    assert logging.getLogger("p2c").level == logging.INFO
+
+
+def test_folders_are_searched_once_in_order_for_visible_images(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a.webp", ".hidden/x.png", "b/.x.png", "b/notes.txt", "b/Thumbs.db", "c/z.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b/loop").symlink_to(tmp_path)
+    (tmp_path / "d").symlink_to("c")
+    found = predict.find_images([str(tmp_path), str(tmp_path / "b/notes.txt"), str(tmp_path / "a.webp")])
+    assert [os.path.relpath(path, tmp_path) for path in found] == \
+        ["a.webp", "b/1.png", "b/2.JPG", "c/z.tif", "b/notes.txt"]
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path):
+    assert predict.printable(os.fsdecode(b"caf\xe9.jpg")) == "caf\N{REPLACEMENT CHARACTER}.jpg"
