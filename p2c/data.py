@@ -18,6 +18,7 @@ from pathlib import Path
 import gdown
 from tabulate import tabulate
 
+from p2c.commands import Parser
 from p2c.downloads.contents import OWN, class_of
 from p2c.downloads.fetch import DRIVE, Drive
 from p2c.downloads.install import install, steps_by_hand
@@ -26,14 +27,7 @@ from p2c.downloads.sources import SOURCES, Source
 from p2c.downloads.verify import state_of, verify
 from p2c.families import FAMILIES
 
-FINE, FAULTY, MISTAKE, INTERRUPTED = 0, 1, 2, 75
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str):
-        self.exit(MISTAKE, f"error: {message} (--help lists the options)\n")
+FINE, FAULTY, INTERRUPTED = 0, 1, 75
 
 
 def folder(text: str) -> Path:

@@ -92,9 +92,9 @@ def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: 
         if kind.split == CLASSNAMES:
             expected = {"train": kind.sizes.train, "val": kind.sizes.test}.get(Path(part).name, sum(kind.sizes[1:]))
             found = list_classes(folder, kind.__name__)
-            images, classes = sum(map(len, found.values())), len(found)
-            return "" if (images, classes) == (expected, kind.sizes.classes) else \
-                f"{folder} holds {images} images in {classes} class folders, expected {expected} in {kind.sizes.classes}"
+            images, classes, wanted = sum(map(len, found.values())), len(found), kind.sizes.classes
+            return "" if (images, classes) == (expected, wanted) else \
+                f"{folder} holds {images} images in {classes} class folders, expected {expected} in {wanted}"
         listed = _listed(kind, split, part) if kind.split.endswith(".json") else _listed_beside(folder)
         check_images_exist(folder, listed, kind.__name__, "the split lists them")
     except (OSError, ValueError) as error:

@@ -91,7 +91,7 @@ def _imagenet(part: str, **further) -> Archive:
 
 
 def _mirror(name: str, about: int | None = None, sha256: str = "") -> Remote:
-    """An archive of MIRROR. Its hash, where there is one, is what somebody else found; the split tells what it is worth."""
+    """An archive of MIRROR. Its hash, where there is one, is what somebody found; the split tells what it is worth."""
     return Remote(name, (MIRROR + name,), about=about, digest=sha256 and f"sha256:{sha256}", certain=False)
 
 
