@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.engine", "p2c.prompts", "p2c.tables", *FOLDERS],
+    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.downloads", "p2c.engine", "p2c.prompts", "p2c.tables", *FOLDERS],
     package_dir={"p2c": "p2c", **FOLDERS},
     package_data={
         "p2c": ["reference_results.yaml"],
@@ -37,6 +37,7 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
         "gdown>=5",
+        "filelock>=3.12",
         "huggingface_hub>=0.20",
         "packaging>=23",
         "matplotlib>=3.8",

@@ -1,0 +1,121 @@
+"""Whether a data set is as published: its counts, and its images, which are opened."""
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from p2c.datasets.base import FewShotDataset
+from p2c.datasets.splits import Sizes
+from p2c.datasets.trees import JUNK, is_image
+from p2c.downloads.contents import check_split, class_of, fault_of, find_split, load_cfg, read_marker, sound_split
+from p2c.downloads.sources import Source
+from p2c.engine.files import UnreadableImage, read_image
+from p2c.engine.logger import on_terminal
+from p2c.framework import DATASET_REGISTRY
+
+SAMPLE = 200  # images that are opened unless all are
+
+
+@dataclass
+class Report:
+    """What was seen of a data set and, line by line, what is wrong with it."""
+
+    facts: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def state_of(name: str, source: Source, root: Path) -> str:
+    """What there is of a data set, by names alone: complete, split missing, images missing or absent."""
+    kind = class_of(name)
+    split = sound_split(kind, root)
+    if any(fault_of(kind, split, target, root / kind.folder / target) for target in source.targets):
+        there = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
+        return "images missing" if there else "absent"
+    return "complete" if split else "split missing"
+
+
+def verify(name: str, source: Source | None, root: Path, full: bool = False) -> Report:
+    """Read a data set as a trainer does, and open a sample of its images, or all of them.
+
+    Args:
+        source: None for folder:PATH, one's own data, which comes from nowhere.
+    """
+    cfg = load_cfg(name, root)
+    kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    folder = Path(cfg.DATASET.ROOT) / kind.folder
+    report = Report([f"unpacked from {archive}, {record.get('hash')}"
+                     for archive, record in read_marker(folder).items()])
+    try:
+        data = kind(cfg)
+    except (OSError, ValueError) as error:
+        report.faults += (faults_of(kind, source, root) if source else []) or [str(error)]
+        paths = images_below(folder / kind.images)
+    else:
+        parts = [part or [] for part in (data.train_x, data.val, data.test)]
+        report.facts.append(str(kind.sizes or Sizes(data.num_classes, *map(len, parts))))
+        paths = list(dict.fromkeys(item.impath for part in parts for item in part))
+    if not full:
+        paths = random.Random(0).sample(paths, min(SAMPLE, len(paths)))
+    unreadable = list(filter(None, open_images(paths, name)))
+    report.faults += unreadable
+    if paths:
+        report.facts.append(f"{len(paths) - len(unreadable):,} of {len(paths):,} images opened")
+    return report
+
+
+def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[str]:
+    """All that is wrong with a data set by its names and its split; reading it ends at the first."""
+    if not (root / kind.folder).is_dir():
+        return []
+    split = find_split(kind, root)
+    faults = [] if split else [f"{root / kind.folder / kind.split} is missing"]
+    try:
+        if split:
+            check_split(kind, split)
+    except ValueError as error:
+        faults.append(str(error))
+    found = (fault_of(kind, split, target, root / kind.folder / target) for target in source.targets)
+    return faults + [fault for fault in found if fault]
+
+
+def images_below(folder: Path) -> list[str]:
+    """The images in a folder and those below it."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in JUNK and not name.startswith("."))
+        found += [os.path.join(place, name) for name in sorted(names) if is_image(name)]
+    return found
+
+
+def open_images(paths: list[str], name: str) -> Iterator[str]:
+    """Read images whole, in several processes where there are many: what is wrong with each, or ""."""
+    progress = tqdm(total=len(paths), desc=f"opening images of {name}", unit="image", leave=False,
+                    disable=not on_terminal())
+    with progress:
+        for fault in _in_processes(paths) if len(paths) > SAMPLE else map(fault_of_image, paths):
+            progress.update()
+            yield fault
+
+
+def _in_processes(paths: list[str]) -> Iterable[str]:
+    with multiprocessing.Pool(initializer=_leave_signals_to_parent) as pool:
+        yield from pool.imap(fault_of_image, paths, chunksize=64)
+
+
+def _leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def fault_of_image(path: str) -> str:
+    """Why an image cannot be read; "" if it can."""
+    try:
+        read_image(path)
+    except UnreadableImage as error:
+        return str(error)
+    return ""
