@@ -196,15 +196,11 @@ def how_to_get(name: str) -> str:
 
 def benchmark_classes() -> dict[str, type]:
     """The data sets' classes by the names of configs/datasets/NAME.yaml, in the order of the papers' tables."""
-    from p2c import registry
+    from p2c.downloads.contents import class_of
     from p2c.families import FAMILIES
-    from p2c.framework import DATASET_REGISTRY
 
-    for name in registry.DATASETS:
-        registry.require(name, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
-    classes = {kind.name: kind for kind in map(DATASET_REGISTRY.get, registry.DATASETS)}
     family = FAMILIES["standard"]
-    return {name: classes[name] for name in (*family.datasets, *family.domains)}
+    return {name: class_of(name) for name in (*family.datasets, *family.domains)}
 
 
 def is_there(kind: type, root: Path) -> bool:
@@ -213,25 +209,15 @@ def is_there(kind: type, root: Path) -> bool:
 
 def fault_of(kind: type, root: Path) -> str:
     """What a trainer would be told on reading a data set; "" if it can be read."""
+    from p2c.downloads.contents import load_cfg
     from p2c.framework import only_warnings
 
     try:
         with only_warnings():
-            kind(data_cfg(kind, root))
+            kind(load_cfg(kind.name, root))
     except (OSError, ValueError) as error:
         return one_line(error)
     return ""
-
-
-def data_cfg(kind: type, root: Path):
-    """A configuration of nothing but a data set."""
-    from p2c.config import extend_cfg
-    from p2c.framework import get_cfg_default
-
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.SEED = kind.__name__, str(root), 1
-    return cfg
 
 
 # Accuracy
@@ -277,9 +263,10 @@ def compare(kind: type, root: Path, published: dict[str, float], config: str = C
 def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Sequence = ()) -> float:
     """Percent of the test images of a half of the classes that zero-shot CLIP gets right."""
     from p2c import configs, registry
+    from p2c.downloads.contents import load_cfg
     from p2c.framework import TRAINER_REGISTRY, build_trainer, only_warnings
 
-    cfg = data_cfg(kind, root)
+    cfg = load_cfg(kind.name, root)
     cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "trainers", TRAINER, f"{config}.yaml"))
     cfg.TRAINER.NAME, cfg.DATASET.SUBSAMPLE_CLASSES = TRAINER, half
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
