@@ -316,4 +316,4 @@ def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = Non
         context=clip.token_embedding(start).float() if start else None,
         hidden_width=hidden_width,
         stream=lambda name: trainer.stream(f"init.{name}"))
-    return learner, text.prepare(rows, settings.N_CTX)
+    return learner, text.prepare(rows, [range(1, 1 + settings.N_CTX)] * len(rows))
