@@ -212,7 +212,7 @@ class Grid:
             while self._running:
                 event = self._events.get()
                 if event is None:
-                    say(f"Interrupted: waiting until the {len(self._running)} running have saved")
+                    say(f"Interrupted, ending what runs ({len(self._running)})")
                     self._terminate()
                 else:
                     self._end(*event)
@@ -225,7 +225,7 @@ class Grid:
             running.process.terminate()
 
     def _interrupt(self, signum, frame) -> None:
-        if not self.interrupted:  # a second signal would only disturb the saving
+        if not self.interrupted:  # a second one would only disturb what ends on the first
             self.interrupted = True
             self._events.put(None)
 
