@@ -24,7 +24,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,11 +74,12 @@ def choose(protocols: Iterable[str], family: Family, named: list[str]) -> dict[s
     Raises:
         ValueError: a name that is in none of the protocols.
     """
-    offered = {"base2new": family.datasets, "xd": family.datasets, "dg": (family.source, *family.domains),
-               "fewshot": family.datasets}  # fmt: skip
+    offered = {**dict.fromkeys(PROTOCOLS, family.datasets), "dg": (family.source, *family.domains)}
     own = [name for name in dict.fromkeys(named) if name.startswith("folder:")]
-    chosen = {protocol: [name for name in offered[protocol] if not named or name in named]
-              + (own if protocol in ON_OWN_DATA else []) for protocol in protocols}  # fmt: skip
+    chosen = {}
+    for protocol in protocols:
+        chosen[protocol] = [name for name in offered[protocol] if not named or name in named]
+        chosen[protocol] += own if protocol in ON_OWN_DATA else []
     for name in named:
         if not any(name in names for names in chosen.values()):
             known = list(dict.fromkeys(name for protocol in chosen for name in offered[protocol]))
@@ -105,8 +106,9 @@ def trained_cells(chosen: dict[str, list[str]], source: str, seeds: list[int], s
                     cells += [train, Cell("base2new_test", name, str(seed), f"seed {seed}", needs=train)]
                 elif protocol == "fewshot":
                     after = sources.get(seed) if name == source else None
-                    cells += [Cell("few_shot", name, str(shot), f"{shot} shot{'s' * (shot > 1)}, seed {seed}",
-                                   (("SEEDS", str(seed)),), after=after) for shot in shots]  # fmt: skip
+                    for shot in shots:
+                        what = f"{shot} shot{'s' * (shot > 1)}, seed {seed}"
+                        cells.append(Cell("few_shot", name, str(shot), what, (("SEEDS", str(seed)),), after=after))
                 elif name != source:
                     cells.append(Cell("xd_test", name, str(seed), f"seed {seed}", (("SOURCE", source),), sources[seed]))
     return cells
@@ -135,18 +137,19 @@ class Call:
     def words(self, cell: Cell, script: str) -> list[str]:
         return ["bash", script, self.trainer, cell.protocol, cell.dataset, cell.number, *self.extra]
 
-    def line(self, cell: Cell, environ: Mapping[str, str]) -> str:
+    def line(self, cell: Cell) -> str:
         """The call as one types it where this command was typed."""
-        given = [(name, environ[name]) for name in VARIABLES if environ.get(name)]
+        given = [(name, os.environ[name]) for name in VARIABLES if os.environ.get(name)]
         variables = [f"{name}={shlex.quote(value)}" for name, value in (*given, *cell.variables)]
         return " ".join([*variables, shlex.join(self.words(cell, near(ROOT / "scripts" / "run.sh")))])
 
-    def log_name(self, cell: Cell, cfg: str) -> str:
+    def log_name(self, cell: Cell) -> str:
         """The file of a cell's output; a folder of one's own has its last part and a check sum of the whole in it."""
         dataset = cell.dataset
         if dataset.startswith("folder:"):
             dataset = f"{Path(dataset[len('folder:'):]).name}-{zlib.crc32(dataset.encode()):08x}"
-        parts = (self.trainer, Path(cfg).stem, cell.protocol, dataset, cell.what.replace(", ", "-").replace(" ", ""))
+        what = cell.what.replace(", ", "-").replace(" ", "")
+        parts = (self.trainer, Path(os.environ.get("CFG", "")).stem, cell.protocol, dataset, what)
         return "-".join(filter(None, parts)) + ".log"
 
 
@@ -230,27 +233,22 @@ class Grid:
             self._events.put(None)
 
     def _start_ready(self) -> None:
-        waiting = True
-        while waiting and not self.interrupted:
-            waiting = False
-            for cell in self._pending():
-                needed = self.outcomes.get(cell.needs)
-                if needed is not None and not needed.finished:
-                    self._record(cell, Outcome(NOT_RUN, f"needs {cell.needs}"))
-                    waiting = True  # what needs this one may have been passed already
-                elif all(other is None or other in self.outcomes for other in (cell.needs, cell.after)):
-                    free = [slot for slot in range(len(self.slots)) if slot not in self._running]
-                    if not free or self.interrupted:
-                        return
-                    self._start(cell, free[0])
-
-    def _pending(self) -> list[Cell]:
         busy = {running.cell for running in self._running.values()}
-        return [cell for cell in self.cells if cell not in self.outcomes and cell not in busy]
+        for cell in self.cells:
+            if cell in self.outcomes or cell in busy:
+                continue
+            free = [slot for slot in range(len(self.slots)) if slot not in self._running]
+            if not free or self.interrupted:
+                return
+            needed = self.outcomes.get(cell.needs)
+            if needed and not needed.finished:
+                self._record(cell, Outcome(NOT_RUN, f"needs {cell.needs}"))
+            elif all(other is None or other in self.outcomes for other in (cell.needs, cell.after)):
+                self._start(cell, free[0])
 
     def _start(self, cell: Cell, slot: int) -> None:
         """The call gets a session of its own, so that Ctrl-C reaches it once: from here."""
-        log = self.folder / self.call.log_name(cell, os.environ.get("CFG", ""))
+        log = self.folder / self.call.log_name(cell)
         environ = {**os.environ, **self.slots[slot], **dict(cell.variables)}
         with open(log, "wb") as file:
             process = subprocess.Popen(self.call.words(cell, str(ROOT / "scripts" / "run.sh")), env=environ,
@@ -285,7 +283,7 @@ class Grid:
             DONE: f"done ({duration(seconds)})",
             BROKEN: f"failed ({outcome.detail}), see {outcome.log}",
             NOT_RUN: f"not run: {outcome.detail}",
-        }.get(outcome.kind, outcome.kind))  # fmt: skip
+        }.get(outcome.kind, outcome.kind))
 
     def _say(self, cell: Cell, event: str) -> None:
         say(f"[{self.cells.index(cell) + 1}/{len(self.cells)}] {self.call.trainer} {cell}: {event}")
@@ -418,7 +416,7 @@ def list_calls(cells: list[Cell], call: Call) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for "| head"
     print(f"# {counted(cell.protocol for cell in cells)}")
     for cell in cells:
-        print(call.line(cell, os.environ))
+        print(call.line(cell))
 
 
 def counted(kinds: Iterable[str]) -> str:
