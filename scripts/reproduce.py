@@ -427,7 +427,7 @@ def counted(kinds: Iterable[str]) -> str:
     return f"{runs}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}"
 
 
-def report(grid: Grid, protocols: Iterable[str], out: str) -> int:
+def report(grid: Grid, args: argparse.Namespace, out: str) -> int:
     """Say what came of everything; returns the exit status."""
     kinds = [grid.outcomes[cell].kind if cell in grid.outcomes else "not started" for cell in grid.cells]
     say(f"\n{counted(kinds)}")
@@ -441,8 +441,10 @@ def report(grid: Grid, protocols: Iterable[str], out: str) -> int:
     if STOPPED in kinds or BROKEN in kinds:
         say("The same command tries these again, and runs nothing twice")
     say("The tables:")
-    for protocol in protocols:
+    some = [] if any(name.startswith("folder:") for name in args.datasets) else args.datasets
+    for protocol in args.chosen:
         words = [os.environ.get("PYTHON") or "python", near(ROOT / "parse_test_res.py"), f"--{protocol}", out]
+        words += ["--datasets", *some] if some else []
         say(f"    {shlex.join(words)}")
     return FAILED if BROKEN in kinds else INTERRUPTED if STOPPED in kinds else FINISHED
 
@@ -463,7 +465,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:  # of ours, such as a full disk
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-    return report(grid, args.chosen, out)
+    return report(grid, args, out)
 
 
 if __name__ == "__main__":
