@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
     args = parser.parse_args(argv)
     if args.root.exists() and not args.root.is_dir():
         parser.error(f"--root must be a folder, but {args.root} is a file")
-    generated = {*FAMILIES["shapes"].datasets, *FAMILIES["shapes"].domains}
+    generated = FAMILIES["shapes"].members
     names = getattr(args, "names", ["all"])
     own = [name for name in names if name.startswith(OWN) and args.command == "verify"]
     if unknown := [name for name in names if name not in {"all", *sources, *generated, *own}]:

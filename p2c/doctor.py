@@ -199,8 +199,7 @@ def benchmark_classes() -> dict[str, type]:
     from p2c.downloads.contents import class_of
     from p2c.families import FAMILIES
 
-    family = FAMILIES["standard"]
-    return {name: class_of(name) for name in (*family.datasets, *family.domains)}
+    return {name: class_of(name) for name in FAMILIES["standard"].members}
 
 
 def is_there(kind: type, root: Path) -> bool:

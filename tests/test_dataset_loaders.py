@@ -44,7 +44,7 @@ def load(name, root, *pairs):
     return loader(name)(make_cfg(name, root, *pairs))
 
 
-@pytest.mark.parametrize("name", [*STANDARD.datasets, *STANDARD.domains])
+@pytest.mark.parametrize("name", STANDARD.members)
 def test_a_data_set_in_coops_layout_has_its_classes_in_order_and_all_its_images(tmp_path, name):
     folder = TREES[name](tmp_path)
     dataset = load(name, tmp_path)

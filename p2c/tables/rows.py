@@ -13,9 +13,9 @@ from p2c.tables.published import AVERAGE, comparable, published
 
 SHOTS = (1, 2, 4, 8, 16)  # of the few-shot benchmark
 SOURCES = {family.source for family in FAMILIES.values()}
-DOMAINS = {name for family in FAMILIES.values() for name in family.domains}
-KNOWN = DOMAINS.union(*(family.datasets for family in FAMILIES.values()))
-OWN = "own"  # data sets of no family: the user's own; those that any trainer was run on are expected of all
+MEMBERS = {name for family in FAMILIES.values() for name in family.members}
+DATASETS = {name for family in FAMILIES.values() for name in family.datasets}
+OWN = "own"  # what no family trains on: the user's own; those that any trainer was run on are expected of all
 
 Runs = dict[str, dict[str, tuple[Run, ...]]]  # data set -> seed -> run, or the runs of the base and the novel half
 
@@ -102,7 +102,7 @@ def scopes(benchmark: str, names: set[str], datasets: Sequence[str] = ()) -> lis
     if benchmark in ("xd", "dg"):
         rest = {name: family.targets if benchmark == "xd" else family.domains for name, family in FAMILIES.items()}
         return [of(name, (FAMILIES[name].source,), others) for name, others in rest.items()]
-    own = tuple(sorted(names - KNOWN))
+    own = tuple(sorted(names - DATASETS))
     return [*(of(name, (), family.datasets) for name, family in FAMILIES.items()), of(OWN, (), own)]
 
 
@@ -166,7 +166,7 @@ def base_to_novel(_: str, roots: list[str], keyword: str, notes: list[str]) -> d
 def transfer(benchmark: str, roots: list[str], keyword: str, notes: list[str]) -> dict[Group, Runs]:
     """Tests on the targets or domains; the source's result is the training's own test, or a test like the others."""
     columns = {name for scope in scopes(benchmark, set()) for name in scope.columns}
-    own = sorted({(group, dataset) for _, group, dataset, _ in matches(roots, TESTED) if dataset not in KNOWN})
+    own = sorted({(group, dataset) for _, group, dataset, _ in matches(roots, TESTED) if dataset not in MEMBERS})
     notes += [f"not in the table: {group}: the test on {dataset}, which is of no family" for group, dataset in own]
     tested = collect(roots, TESTED, keyword, notes, lambda _, dataset: dataset in columns)
     found = collect(roots, TRAINED, keyword, notes, lambda group, dataset: dataset in SOURCES and group in tested)
@@ -186,7 +186,8 @@ def few_shot(_: str, roots: list[str], keyword: str, notes: list[str]) -> dict[G
         return group not in transferred or not trained_on[group.trainer, without_epochs(group)] <= SOURCES
 
     trained = collect(roots, TRAINED, keyword, notes, wanted)
-    zero_shot = collect(roots, ZERO_SHOT, keyword, notes, lambda _, dataset: dataset not in DOMAINS)
+    others = MEMBERS - DATASETS  # whose zero-shot results are for the transfers
+    zero_shot = collect(roots, ZERO_SHOT, keyword, notes, lambda _, dataset: dataset not in others)
     return merge_epochs(singles(trained)) | singles(zero_shot)
 
 
