@@ -38,14 +38,66 @@ SETTINGS = {
             "GMM_STDS": (0.5, 1.0, 0.5),  # > 0
             "GMM_WEIGHTS": (),  # >= 0, not all 0; (): equal
         },
+        # Attribute words in the text prompt, each behind learnable tokens of its own, a component of CoOp, MaPLe and
+        # P2C (ATPrompt, arXiv 2412.09442).
+        "ATPROMPT": {
+            "USE_ATPROMPT": False,
+            "ATT_NUM": 0,  # attributes in use, 1 .. 3; 0: those published for the data set
+            "N_ATT1": 4,  # learnable tokens before the first attribute's words, >= 1
+            "N_ATT2": 4,
+            "N_ATT3": 4,
+            "ATT1_TEXT": "none",  # the first attribute's words, read where ATT_NUM is not 0
+            "ATT2_TEXT": "none",
+            "ATT3_TEXT": "none",
+        },
         "ZEROSHOTCLIP": {  # serves ZeroshotCLIP2 too
             "PREC": "fp16",  # fp16, fp32, amp or bf16
+        },
+        "COOP": {
+            "N_CTX": 16,  # context tokens, >= 1; not read if CTX_INIT has words
+            "CSC": False,  # one context a class instead of one for all; not read if CTX_INIT has words
+            "CTX_INIT": "",  # words that start the context, as many tokens as words; "": random
+            "PREC": "fp16",
+            "CLASS_TOKEN_POSITION": "end",  # of the class name in the context: end, middle or front
+        },
+        "COCOOP": {
+            "N_CTX": 16,  # context tokens, >= 1; not read if CTX_INIT has words
+            "CTX_INIT": "",
+            "PREC": "fp16",
+        },
+        "VPT": {
+            "N_CTX_VISION": 2,  # image prompts per layer, >= 1
+            "CTX_INIT": "a photo of a",  # not read: the text is always "a photo of a NAME.", as published
+            "PREC": "fp16",
+            "PROMPT_DEPTH_VISION": 1,  # layers with image prompts, 1 .. layers of the tower
+        },
+        "IVLP": {
+            "N_CTX_VISION": 2,  # image prompts per layer, >= 1 unless their depth is 0
+            "N_CTX_TEXT": 2,  # context tokens per layer, >= 1
+            "CTX_INIT": "a photo of a",  # words that start the context (used if N_CTX_TEXT <= 4); "": random
+            "PREC": "fp16",
+            "PROMPT_DEPTH_VISION": 9,  # layers with image prompts, 0 (none) .. layers of the tower
+            "PROMPT_DEPTH_TEXT": 9,  # layers with text prompts, 1 .. layers of the tower
         },
         "MAPLE": {
             "N_CTX": 2,  # context tokens per layer, >= 1
             "CTX_INIT": "a photo of a",  # words that start the context (used if N_CTX <= 4); "": random
             "PREC": "fp16",
             "PROMPT_DEPTH": 9,  # layers with prompts, 1 .. layers of the shallower tower
+        },
+        "PROMPTSRC": {
+            "N_CTX_VISION": 4,  # down to PROMPT_DEPTH_TEXT: as IVLP's
+            "N_CTX_TEXT": 4,
+            "CTX_INIT": "a photo of a",
+            "PREC": "fp16",
+            "PROMPT_DEPTH_VISION": 9,
+            "PROMPT_DEPTH_TEXT": 9,
+            # Distance to frozen CLIP's features: weights, >= 0, of the mean absolute difference.
+            "TEXT_LOSS_WEIGHT": 25,
+            "IMAGE_LOSS_WEIGHT": 10,
+            # Gaussian weights of the epochs 1 .. OPTIM.MAX_EPOCH in the average of their prompts.
+            "GPA_MEAN": 15,  # the epoch with the largest weight; any whole number
+            "GPA_STD": 1,  # in epochs, whole, > 0
         },
         "P2C": {
             "N_CTX": 2,

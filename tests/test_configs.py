@@ -68,6 +68,102 @@ def test_p2c_and_maple_share_maples_recipe(name, optim, node):
         assert {key: cfg.TRAINER[trainer.upper()][key] for key in node} == node
 
 
+def coop(backbone, epochs, **settings):
+    return 0.002, epochs, 32, 5, backbone, settings
+
+
+def cocoop(n_ctx, words):
+    return 0.002, 10, 1, 20, "ViT-B/16", dict(N_CTX=n_ctx, CTX_INIT=words, PREC="fp16")
+
+
+def deep(lr, epochs, **settings):
+    return lr, epochs, 4, 20, "ViT-B/16", dict(CTX_INIT=WORDS, PREC="fp16") | settings
+
+
+def promptsrc(epochs, depth, mean, std):
+    return deep(0.0025, epochs, N_CTX_VISION=4, N_CTX_TEXT=4, PROMPT_DEPTH_VISION=depth, PROMPT_DEPTH_TEXT=depth,
+                TEXT_LOSS_WEIGHT=25, IMAGE_LOSS_WEIGHT=10, GPA_MEAN=mean, GPA_STD=std)
+
+
+WORDS = "a photo of a"
+RANDOM = dict(N_CTX=16, CSC=False, CTX_INIT="", PREC="fp16", CLASS_TOKEN_POSITION="end")
+STARTED = dict(CTX_INIT=WORDS, PREC="fp16", CLASS_TOKEN_POSITION="end")
+# Every file of these trainers: learning rate, epochs, batch, print frequency, backbone, settings.
+RECIPES = {
+    "CoOp": {
+        "rn50": coop("RN50", 200, **RANDOM), "rn50_ep100": coop("RN50", 100, **RANDOM),
+        "rn50_ep50": coop("RN50", 50, **RANDOM), "rn101": coop("RN101", 200, **RANDOM),
+        "rn101_ep50": coop("RN101", 50, **RANDOM), "vit_b32": coop("ViT-B/32", 200, **RANDOM),
+        "vit_b32_ep50": coop("ViT-B/32", 50, **RANDOM), "vit_b16": coop("ViT-B/16", 200, **RANDOM),
+        "vit_b16_ep100": coop("ViT-B/16", 100, **RANDOM), "vit_b16_ep50": coop("ViT-B/16", 50, **RANDOM),
+        "rn50_ctxv1": coop("RN50", 200, **STARTED), "rn50_ep50_ctxv1": coop("RN50", 50, **STARTED),
+        "vit_b16_ctxv1": coop("ViT-B/16", 200, **STARTED), "vit_b16_ep100_ctxv1": coop("ViT-B/16", 100, **STARTED),
+        "vit_b16_ep50_ctxv1": coop("ViT-B/16", 50, **STARTED),
+    },
+    "CoCoOp": {
+        "vit_b16_c4_ep10_batch1": cocoop(4, ""), "vit_b16_c8_ep10_batch1": cocoop(8, ""),
+        "vit_b16_c16_ep10_batch1": cocoop(16, ""), "vit_b16_c4_ep10_batch1_ctxv1": cocoop(4, WORDS),
+    },
+    "VPT": {"vit_b16_c2_ep5_batch4_4": deep(0.0025, 5, N_CTX_VISION=8, PROMPT_DEPTH_VISION=12)},
+    "IVLP": {
+        "vit_b16_c2_ep5_batch4_2+2ctx":
+            deep(0.0035, 5, N_CTX_VISION=2, N_CTX_TEXT=2, PROMPT_DEPTH_VISION=12, PROMPT_DEPTH_TEXT=12),
+        "vit_b16_c2_ep5_batch4_4ctx_language_only":
+            deep(0.0025, 5, N_CTX_VISION=0, N_CTX_TEXT=4, PROMPT_DEPTH_VISION=0, PROMPT_DEPTH_TEXT=12),
+    },
+    "PromptSRC": {
+        "vit_b16_c2_ep20_batch4_4+4ctx": promptsrc(20, 9, 15, 1),
+        "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6, 10),
+        "vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30, 30),
+    },
+}
+
+
+@pytest.mark.parametrize("trainer, name", [(trainer, name) for trainer in RECIPES for name in RECIPES[trainer]])
+def test_files_of_the_family_hold_the_published_recipes(trainer, name):
+    path = CONFIGS / "trainers" / trainer / f"{name}.yaml"
+    cfg, node = merged(path), trainer.upper()
+    lr, epochs, batch, print_freq, backbone, settings = RECIPES[trainer][name]
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.DATALOADER.TRAIN_X.BATCH_SIZE) == (lr, epochs, batch)
+    assert (cfg.OPTIM.NAME, cfg.OPTIM.LR_SCHEDULER, cfg.TRAIN.PRINT_FREQ) == ("sgd", "cosine", print_freq)
+    assert (cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.WARMUP_TYPE, cfg.OPTIM.WARMUP_CONS_LR) == (1, "constant", 1e-5)
+    assert cfg.MODEL.BACKBONE.NAME == backbone
+    assert yaml.safe_load(path.read_text())["TRAINER"] == {node: settings}
+
+
+@pytest.mark.parametrize("trainer", RECIPES)
+def test_a_folder_of_the_family_holds_its_recipes_and_one_for_shapes(trainer):
+    files = {path.stem for path in CONFIGS.glob(f"trainers/{trainer}/*.yaml")}
+    assert files == {*RECIPES[trainer], "tiny_shapes"}
+
+
+@pytest.mark.parametrize("trainer", [*RECIPES, "P2C"])
+def test_trainers_are_compared_alike_on_shapes(trainer):
+    ours, maples = (yaml.safe_load((CONFIGS / "trainers" / name / "tiny_shapes.yaml").read_text())
+                    for name in (trainer, "MaPLe"))
+    settings = ours.pop("TRAINER")[trainer.upper()]
+    maples.pop("TRAINER")
+    assert ours == maples
+    assert settings["PREC"] == "fp32" and settings["CTX_INIT"] == WORDS
+    assert all(1 <= value <= 4 for key, value in settings.items() if key.startswith("PROMPT_DEPTH"))
+
+
+@pytest.mark.parametrize("node, published", [
+    ("COOP", dict(N_CTX=16, CSC=False, CTX_INIT="", PREC="fp16", CLASS_TOKEN_POSITION="end")),
+    ("COCOOP", dict(N_CTX=16, CTX_INIT="", PREC="fp16")),
+    ("VPT", dict(N_CTX_VISION=2, CTX_INIT=WORDS, PREC="fp16", PROMPT_DEPTH_VISION=1)),
+    ("IVLP", dict(N_CTX_VISION=2, N_CTX_TEXT=2, CTX_INIT=WORDS, PREC="fp16", PROMPT_DEPTH_VISION=9,
+                  PROMPT_DEPTH_TEXT=9)),
+    ("MAPLE", dict(N_CTX=2, CTX_INIT=WORDS, PREC="fp16", PROMPT_DEPTH=9)),
+    ("PROMPTSRC", dict(N_CTX_VISION=4, N_CTX_TEXT=4, CTX_INIT=WORDS, PREC="fp16", PROMPT_DEPTH_VISION=9,
+                       PROMPT_DEPTH_TEXT=9, TEXT_LOSS_WEIGHT=25, IMAGE_LOSS_WEIGHT=10, GPA_MEAN=15, GPA_STD=1)),
+    ("ATPROMPT", dict(USE_ATPROMPT=False, ATT_NUM=0, N_ATT1=4, N_ATT2=4, N_ATT3=4, ATT1_TEXT="none", ATT2_TEXT="none",
+                      ATT3_TEXT="none")),
+])
+def test_code_defaults_are_the_published_ones(node, published):
+    assert merged().TRAINER[node] == published
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainers/P2C/*.yaml")), ids=str)
 def test_p2c_files_switch_both_denoisers_on_with_the_documented_values(path):
     cfg = merged(path)
