@@ -38,6 +38,7 @@ FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
 FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # while training, that need no traceback
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -241,11 +242,15 @@ def say(line: str) -> None:
 
 
 def interrupt(signum, frame):
+    """A second signal, as a terminal's Ctrl-C brings through the scripts, must not disturb what ends on the first."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
     sys.exit(run(parse_args(sys.argv[1:])))
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from p2c.commands import Parser  # noqa: E402
 from p2c.families import FAMILIES, Family  # noqa: E402
 
 FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
@@ -309,13 +310,6 @@ def say(line: str) -> None:
 
 
 # Command line
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str):
-        self.exit(MISTAKE, f"error: {message} (--help lists the options)\n")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
