@@ -12,7 +12,12 @@ log = logging.getLogger(__name__)
 TRAINERS = {
     "ZeroshotCLIP": "p2c.trainers.zsclip",
     "ZeroshotCLIP2": "p2c.trainers.zsclip",
+    "CoOp": "p2c.trainers.coop",
+    "CoCoOp": "p2c.trainers.cocoop",
+    "VPT": "p2c.trainers.vpt",
+    "IVLP": "p2c.trainers.ivlp",
     "MaPLe": "p2c.trainers.maple",
+    "PromptSRC": "p2c.trainers.promptsrc",
     "P2C": "p2c.trainers.p2c",
 }
 

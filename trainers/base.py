@@ -21,8 +21,9 @@ from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
-from p2c.prompts.context import Prompts, class_rows, split_context_init
+from p2c.prompts.context import Prompts, context_rows, random_context, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
+from p2c.prompts.deep import IndependentPromptLearner
 from p2c.streams import generator
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class PromptTrainer(TrainerX):
 
     node: str  # the trainer's settings in cfg.TRAINER
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
+    prompts_text = True  # whether a text context is learned, which prompt noise needs
     per_image_classes = False  # whether the class features depend on the image: then no classifier can be exported
     _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
 
@@ -48,6 +50,9 @@ class PromptTrainer(TrainerX):
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
         check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
+        if cfg.TRAINER.PROMPT_DENOISING.ENABLED and not self.prompts_text:
+            raise ValueError(f"{type(self).__name__} learns no text context to put noise on; set "
+                             "TRAINER.PROMPT_DENOISING.ENABLED False")
 
     @property
     def settings(self) -> CfgNode:
@@ -108,6 +113,57 @@ class PromptTrainer(TrainerX):
                  "embedding")
         return self.clip.token_std
 
+    def text_context(self, key: str, n_ctx: int, words: str, position: str = "end", per_class: bool = False) \
+            -> tuple[Tensor, ClassPrompts]:
+        """The start (M, D) of a text context, or (C, M, D) of one a class, and the class prompts it belongs to.
+
+        Args:
+            key: the setting that gives M, for messages.
+            words: text whose first M tokens start the context, and whose others stay; "": N(0, 0.02^2).
+            position: of the class name, see `context_rows`.
+
+        Raises:
+            ValueError: a length that the text tower cannot take, or fewer words than M.
+        """
+        text, names = self.text_tower, self.dm.dataset.classnames
+        if not 1 <= n_ctx <= text.context_length - 3:  # [SOS], a name, [EOT]
+            raise ValueError(f"TRAINER.{self.node}.{key} must be from 1 to {text.context_length - 3}, since the text "
+                             f"tower takes {text.context_length} tokens, but got {n_ctx}")
+        start, fixed = split_context_init(words, n_ctx, self.clip.tokenize)
+        shape = (len(names), n_ctx, text.width) if per_class else (n_ctx, text.width)
+        context = self.clip.token_embedding(start).float() if start else random_context(shape, self.init_stream("ctx"))
+        rows, slots = context_rows(names, self.clip.tokenize, text.sot, text.eot, n_ctx, fixed, position)
+        return context, text.prepare(rows, slots, own=per_class)
+
+    def check_depth(self, key: str, layers: int, least: int = 1) -> int:
+        """The depth in a setting. Raises ValueError if a tower of so many layers cannot have it."""
+        depth = self.settings[key]
+        if not least <= depth <= layers:
+            raise ValueError(f"TRAINER.{self.node}.{key} must be from {least} to {layers}, the layers of "
+                             f"{self.clip.name}'s tower, but got {depth}")
+        return depth
+
+    def image_prompts(self, least: int) -> tuple[int, int, int]:
+        """Tokens, width and depth of image prompts by the settings N_CTX_VISION and PROMPT_DEPTH_VISION.
+
+        Args:
+            least: the least depth; 0 allows none.
+
+        Raises:
+            ValueError: a depth or number of tokens that makes no sense, or a tower that takes no prompts.
+        """
+        if least == self.settings.PROMPT_DEPTH_VISION == 0:
+            return 0, 0, 0
+        tower = self.image_tower.require_prompts()
+        if self.settings.N_CTX_VISION < 1:
+            raise ValueError(f"TRAINER.{self.node}.N_CTX_VISION must be at least 1, but got "
+                             f"{self.settings.N_CTX_VISION}")
+        return self.settings.N_CTX_VISION, tower.width, self.check_depth("PROMPT_DEPTH_VISION", tower.layers, least)
+
+    def init_stream(self, name: str) -> Generator:
+        """The random stream that starts a parameter group."""
+        return self.stream(f"init.{name}")
+
     # Forward
 
     def encode_text(self, prompts: Prompts) -> Tensor:
@@ -119,14 +175,22 @@ class PromptTrainer(TrainerX):
         return self.features(self.image_tower.encode, image, prompts.visual, prompts.deep_visual)
 
     def features(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
-        """What a tower makes of its inputs, in the run's precision; rows of length 1, in float32 or better."""
+        """What a tower makes of its inputs, as `run_tower`, but rows have length 1."""
+        return F.normalize(self.run_tower(encode, *inputs), dim=-1)
+
+    def run_tower(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
+        """What a tower makes of its inputs in the run's precision, in float32 or better."""
         with self.precision.context(self.device):
             features = encode(*inputs)
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """exp(logit_scale) times the cosines (B, C) of normalised features (B, E) and (C, E)."""
         return self.clip.logit_scale * image_features @ text_features.t()
+
+    def scores(self, image: Tensor, prompts: Prompts) -> Tensor:
+        """Logits (B, C) of images (B, 3, height, width)."""
+        return self.logits(self.encode_image(image, prompts), self.encode_text(prompts))
 
     def denoise(self, prompts: Prompts) -> Prompts:
         """The prompts with this step's noise on the text context; deep and visual prompts stay clean (DPD)."""
@@ -148,10 +212,7 @@ class PromptTrainer(TrainerX):
 
     def losses(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Named losses of a batch (B, 3, height, width), (B,); their sum is minimised."""
-        prompts = self.denoise(self.prompts())
-        text_features = self.encode_text(prompts)
-        image_features = self.encode_image(image, prompts)
-        return {"loss_ce": F.cross_entropy(self.logits(image_features, text_features), label)}
+        return {"loss_ce": F.cross_entropy(self.scores(image, self.denoise(self.prompts())), label)}
 
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
         """One step: losses, their sum backward, update. Returns what is logged, without waiting for the device."""
@@ -298,22 +359,25 @@ def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = Non
     Raises:
         ValueError: settings that the towers cannot take.
     """
-    settings, clip, text = trainer.settings, trainer.clip, trainer.text_tower
-    image = trainer.image_tower.require_prompts()
-    layers = min(text.layers, image.layers)
-    if not 1 <= settings.N_CTX <= text.context_length - 3:  # [SOS], a name, [EOT]
-        raise ValueError(f"TRAINER.{trainer.node}.N_CTX must be from 1 to {text.context_length - 3}, since the text "
-                         f"tower takes {text.context_length} tokens, but got {settings.N_CTX}")
-    if not 1 <= settings.PROMPT_DEPTH <= layers:
-        raise ValueError(f"TRAINER.{trainer.node}.PROMPT_DEPTH must be from 1 to {layers}, the layers of {clip.name}'s "
-                         f"shallower tower, but got {settings.PROMPT_DEPTH}")
-    # As published: words start contexts of up to 4 tokens; longer ones start at random.
-    words = settings.CTX_INIT if settings.N_CTX <= 4 else ""
-    start, fixed = split_context_init(words, settings.N_CTX, clip.tokenize)
-    rows = class_rows(trainer.dm.dataset.classnames, clip.tokenize, text.sot, text.eot, settings.N_CTX, fixed)
-    learner = MultiModalPromptLearner(
-        text.width, image.width, settings.N_CTX, settings.PROMPT_DEPTH,
-        context=clip.token_embedding(start).float() if start else None,
-        hidden_width=hidden_width,
-        stream=lambda name: trainer.stream(f"init.{name}"))
-    return learner, text.prepare(rows, [range(1, 1 + settings.N_CTX)] * len(rows))
+    settings, image = trainer.settings, trainer.image_tower.require_prompts()
+    depth = trainer.check_depth("PROMPT_DEPTH", min(trainer.text_tower.layers, image.layers))
+    context, class_prompts = trainer.text_context("N_CTX", settings.N_CTX, short(settings.CTX_INIT, settings.N_CTX))
+    return MultiModalPromptLearner(context, image.width, depth, hidden_width, trainer.init_stream), class_prompts
+
+
+def build_independent_prompts(trainer: PromptTrainer) -> tuple[IndependentPromptLearner, ClassPrompts]:
+    """IVLP's prompts for the trainer's settings and classes.
+
+    Raises:
+        ValueError: settings that the towers cannot take.
+    """
+    settings = trainer.settings
+    words = short(settings.CTX_INIT, settings.N_CTX_TEXT)
+    context, class_prompts = trainer.text_context("N_CTX_TEXT", settings.N_CTX_TEXT, words)
+    depth = trainer.check_depth("PROMPT_DEPTH_TEXT", trainer.text_tower.layers)
+    return IndependentPromptLearner(context, depth, *trainer.image_prompts(least=0), trainer.init_stream), class_prompts
+
+
+def short(words: str, n_ctx: int) -> str:
+    """The words that start a context in MaPLe and its relatives: none for contexts of more than 4 tokens."""
+    return words if n_ctx <= 4 else ""

@@ -35,6 +35,7 @@ class ZeroshotCLIP(PromptTrainer):
     """One template: the data set's own."""
 
     node = "ZEROSHOTCLIP"
+    prompts_text = False
 
     def templates(self) -> Sequence[str]:
         """Templates with one `{}` each; a class is the mean of its features over them."""
@@ -42,8 +43,7 @@ class ZeroshotCLIP(PromptTrainer):
 
     def build_prompts(self):
         clip, text = self.clip, self.text_tower
-        prepared = [text.prepare(class_rows(self.dm.dataset.classnames, clip.tokenize, text.sot, text.eot,
-                                            template=template))
+        prepared = [text.prepare(class_rows(self.dm.dataset.classnames, clip.tokenize, text.sot, text.eot, template))
                     for template in self.templates()]
         return NoPrompts(), prepared
 

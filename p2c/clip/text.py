@@ -64,6 +64,11 @@ class TextTower:
         return self._clip.token_embedding.weight.shape[1]
 
     @property
+    def feature_width(self) -> int:
+        """E."""
+        return self._clip.text_projection.shape[1]
+
+    @property
     def layers(self) -> int:
         """Number of transformer blocks."""
         return len(self._blocks)
@@ -122,7 +127,7 @@ class TextTower:
             context: learned tokens at the input, without positions: (M, D); or (C, M, D), one of each class, where the
                 prompts were prepared as such; or (P, M, D), several to encode all classes with. None: the prompts as
                 they were written.
-            deep: prompts (N, D) that replace the states of the last N learned tokens at the entrance of layers 1, 2, ...
+            deep: prompts (N, D) that replace the states of the last N learned tokens entering layers 1, 2, ...
         """
         prefix, suffix, eot = prompts.prefix, prompts.suffix, prompts.eot
         several = context is not None and context.ndim == 3 and not prompts.own

@@ -42,6 +42,9 @@ class PromptDenoising:
         return self.start * self.schedule(progress(e, self.epochs, self.warmup_epochs))
 
     def perturb(self, context: Tensor, sigma: float, generator: Generator) -> Tensor:
-        """Move a context (M, D) by sigma times one fresh draw; the gradient passes to the context unchanged."""
-        eps = self.noise.sample(context.shape, generator).to(context)
+        """Move a context (M, D), or one of each class (C, M, D), by sigma times one fresh draw for all classes.
+
+        The gradient passes to the context unchanged.
+        """
+        eps = self.noise.sample(context.shape[-2:], generator).to(context)
         return context + sigma * eps

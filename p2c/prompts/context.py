@@ -15,7 +15,7 @@ INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
 class Prompts(NamedTuple):
     """What a learner hands to the towers."""
 
-    context: Tensor | None  # (M, D) text context at the input; None: nothing is learned
+    context: Tensor | None  # (M, D) text context at the input, or (C, M, D), one a class; None: no text is learned
     deep_text: Sequence[Tensor] = ()  # (M, D) each, entering text layers 1..J-1
     visual: Tensor | None = None  # (M, D_v) image prompts at the input
     deep_visual: Sequence[Tensor] = ()  # (M, D_v) each, entering image layers 1..J-1
@@ -27,13 +27,28 @@ def readable(classname: str) -> str:
 
 
 def class_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int,
-               n_ctx: int = 0, fixed: Sequence[int] = (), template: str = "{}.") -> list[list[int]]:
-    """Token ids of one prompt a class: [SOS], n_ctx placeholders, `fixed` ids, the filled-in template, [EOT].
+               template: str) -> list[list[int]]:
+    """Token ids of one prompt a class: [SOS], the template with the class name for `{}`, [EOT]."""
+    return [[sot, *tokenize(template.replace("{}", readable(name))), eot] for name in classnames]
 
-    `template` has one `{}` for the class name.
+
+def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int, n_ctx: int,
+                 fixed: Sequence[int] = (), position: str = "end") -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of one prompt a class with an M-token context, and the positions of its learned tokens.
+
+    The prompt is [SOS], context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name comes before the
+    context, with "middle" between its halves, the second of which is the longer (CoOp). As in CoOp, the name is as many
+    tokens from the start of what follows the context as it has by itself.
     """
-    return [[sot] * (1 + n_ctx) + [*fixed] + tokenize(template.replace("{}", readable(name))) + [eot]
-            for name in classnames]
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
+    rows, slots = [], []
+    for name in classnames:
+        rest = [*fixed, *tokenize(f"{readable(name)}.")]
+        length = 0 if position == "end" else len(tokenize(readable(name)))
+        after = range(1 + before + length, 1 + n_ctx + length)
+        rows.append([sot] * (1 + before) + rest[:length] + [sot] * len(after) + rest[length:] + [eot])
+        slots.append([*range(1, 1 + before), *after])
+    return rows, slots
 
 
 def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
@@ -53,9 +68,24 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
     return ids[:n_ctx], ids[n_ctx:]
 
 
-def random_context(shape: Sequence[int], generator: Generator) -> nn.Parameter:
+class ContextLearner(nn.Module):
+    """CoOp's learner: one context for all classes, or one a class (arXiv 2109.01134, section 3.2).
+
+    Args:
+        context: (M, D) or (C, M, D), the start.
+    """
+
+    def __init__(self, context: Tensor):
+        super().__init__()
+        self.ctx = nn.Parameter(context.detach().clone())
+
+    def forward(self) -> Prompts:
+        return Prompts(context=self.ctx)
+
+
+def random_context(shape: Sequence[int], generator: Generator) -> Tensor:
     """A context drawn from N(0, 0.02^2)."""
-    return nn.Parameter(INIT_STD * torch.randn(*shape, generator=generator))
+    return INIT_STD * torch.randn(*shape, generator=generator)
 
 
 @torch.no_grad()

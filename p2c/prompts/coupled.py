@@ -16,23 +16,20 @@ class MultiModalPromptLearner(nn.Module):
     """A text context for each of the first J layers, and a mapper from each to the image tower.
 
     Args:
-        text_width: D.
+        context: (M, D) start of the input context.
         vision_width: D_v.
-        n_ctx: M.
         depth: J, the input included.
-        context: (M, D) start of the input context; None: N(0, 0.02^2).
         hidden_width: of the input prompts' denoising mapper; None: one Linear, as in MaPLe.
         stream: gives the random generator of a parameter group by its name.
     """
 
-    def __init__(self, text_width: int, vision_width: int, n_ctx: int, depth: int, context: Tensor | None,
-                 hidden_width: int | None, stream: Callable[[str], Generator]):
+    def __init__(self, context: Tensor, vision_width: int, depth: int, hidden_width: int | None,
+                 stream: Callable[[str], Generator]):
         super().__init__()
-        self.ctx = random_context((n_ctx, text_width), stream("ctx")) if context is None else \
-            nn.Parameter(context.clone())
+        text_width = context.shape[-1]
+        self.ctx = nn.Parameter(context.detach().clone())
         deep = stream("compound_prompts_text")
-        self.compound_prompts_text = nn.ParameterList(
-            random_context((n_ctx, text_width), deep) for _ in range(depth - 1))
+        self.compound_prompts_text = nn.ParameterList(random_context(context.shape, deep) for _ in range(depth - 1))
         if hidden_width is None:
             self.proj = reset_linear(nn.Linear(text_width, vision_width), stream("proj"))
         else:

@@ -1,0 +1,42 @@
+"""CoCoOp's context, which each image shifts by what a small network makes of its feature (arXiv 2203.05557, section 3.2).
+
+Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E width of the
+features.
+"""
+from torch import Generator, Tensor, nn
+
+from p2c.prompts.context import ContextLearner, reset_linear
+
+BOTTLENECK = 16  # the network's hidden layer is so many times narrower than the feature
+
+
+class MetaNet(nn.Module):
+    """Linear - ReLU - Linear from image features (B, E) to shifts (B, D)."""
+
+    def __init__(self, feature_width: int, text_width: int, generator: Generator):
+        super().__init__()
+        hidden = feature_width // BOTTLENECK
+        self.linear1 = reset_linear(nn.Linear(feature_width, hidden), generator)
+        self.relu = nn.ReLU()
+        self.linear2 = reset_linear(nn.Linear(hidden, text_width), generator)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear2(self.relu(self.linear1(features)))
+
+
+class ConditionalContextLearner(ContextLearner):
+    """A context for all classes, and the network that shifts it.
+
+    Args:
+        context: (M, D), the start.
+        feature_width: E.
+        generator: draws the network's start.
+    """
+
+    def __init__(self, context: Tensor, feature_width: int, generator: Generator):
+        super().__init__(context)
+        self.meta_net = MetaNet(feature_width, context.shape[-1], generator)
+
+    def shifted(self, context: Tensor, features: Tensor) -> Tensor:
+        """Contexts (B, M, D): every token of the context (M, D) moved alike by what an image's feature (B, E) says."""
+        return context + self.meta_net(features)[:, None]

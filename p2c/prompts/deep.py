@@ -1,0 +1,37 @@
+"""Deep prompts of the two towers, learned independently (IVLP; of the image tower alone: VPT, arXiv 2203.12119).
+
+Shapes: M text and N image tokens per layer, J and K layers with them (the input included), D text width, D_v vision
+width.
+"""
+from collections.abc import Callable
+
+from torch import Generator, Tensor, nn
+
+from p2c.prompts.context import Prompts, random_context
+
+
+class IndependentPromptLearner(nn.Module):
+    """Text contexts for the first J layers of the text tower, prompts for the first K of the image tower.
+
+    Args:
+        context: (M, D) start of the text context; None: the text is not prompted.
+        text_depth: J; 1 where the text is not prompted.
+        image_tokens: N; image_width: D_v; image_depth: K, 0 for no image prompts.
+        stream: gives the random generator of a parameter group by its name.
+    """
+
+    def __init__(self, context: Tensor | None, text_depth: int, image_tokens: int, image_width: int, image_depth: int,
+                 stream: Callable[[str], Generator]):
+        super().__init__()
+        self.ctx = None if context is None else nn.Parameter(context.detach().clone())
+        deep_text, images = stream("deep_text"), stream("images")
+        self.deep_text = nn.ParameterList(random_context(context.shape, deep_text) for _ in range(text_depth - 1))
+        self.images = nn.ParameterList(random_context((image_tokens, image_width), images) for _ in range(image_depth))
+
+    def forward(self) -> Prompts:
+        return Prompts(self.ctx, list(self.deep_text), *_first_and_rest(self.images))
+
+
+def _first_and_rest(prompts: nn.ParameterList) -> tuple[Tensor | None, list[Tensor]]:
+    first, *rest = prompts or [None]
+    return first, rest

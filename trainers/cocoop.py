@@ -1,0 +1,38 @@
+"""CoCoOp: a text context that each image shifts (Conditional Prompt Learning, arXiv 2203.05557)."""
+import torch
+from torch import Tensor
+
+from p2c.framework import TRAINER_REGISTRY
+from p2c.prompts.conditional import ConditionalContextLearner
+from p2c.prompts.context import Prompts, readable
+from p2c.trainers.base import PromptTrainer
+
+SEQUENCES = 4096  # class texts that are encoded at a time: every image has its own
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(PromptTrainer):
+    """CoOp's context, plus what a small network makes of the image's feature."""
+
+    node = "COCOOP"
+    per_image_classes = True
+
+    def build_prompts(self):
+        # As in CoOp, words decide how many tokens there are.
+        words = readable(self.settings.CTX_INIT)
+        n_ctx = len(words.split(" ")) if words else self.settings.N_CTX
+        context, class_prompts = self.text_context("N_CTX", n_ctx, words)
+        return ConditionalContextLearner(context, self.text_tower.feature_width, self.init_stream("meta_net")), \
+            class_prompts
+
+    def scores(self, image: Tensor, prompts: Prompts) -> Tensor:
+        """Logits (B, C): the classes are encoded once for each image."""
+        image_features = self.encode_image(image, prompts)                              # (B, E)
+        contexts = self.prompts.shifted(prompts.context, image_features)                # (B, M, D)
+        images = max(1, SEQUENCES // self.num_classes)
+        text_features = torch.cat([self.encode_text(prompts._replace(context=part)) for part in contexts.split(images)])
+        return self.clip.logit_scale * (text_features @ image_features[:, :, None]).squeeze(-1)
+
+    @torch.no_grad()
+    def model_inference(self, input: Tensor) -> Tensor:
+        return self.scores(input, self.prompts())

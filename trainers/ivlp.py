@@ -1,0 +1,17 @@
+"""IVLP: deep prompts of both towers, learned independently (the baseline of arXiv 2210.03117, section 4.1).
+
+With N_CTX_VISION and PROMPT_DEPTH_VISION 0 it is deep language prompting.
+"""
+from p2c.framework import TRAINER_REGISTRY
+from p2c.trainers.base import PromptTrainer, build_independent_prompts
+
+
+@TRAINER_REGISTRY.register()
+class IVLP(PromptTrainer):
+    """Text and image prompts in the first layers of their towers."""
+
+    node = "IVLP"
+    learner_name = "VLPromptLearner"
+
+    def build_prompts(self):
+        return build_independent_prompts(self)
