@@ -1,4 +1,4 @@
-"""CoCoOp's context, which each image shifts by what a small network makes of its feature (arXiv 2203.05557, section 3.2).
+"""CoCoOp's context: each image shifts it by what a small network makes of its feature (arXiv 2203.05557, section 3.2).
 
 Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E width of the
 features.
