@@ -10,13 +10,22 @@ from p2c.prompts.context import readable
 from p2c.streams import generator
 from p2c.trainers import base
 
-TRAINED = ("MaPLe", "P2C")
+COUPLED_TRAINERS = ("MaPLe", "P2C")
+TRAINED = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "P2C")
+NOISY = tuple(name for name in TRAINED if name != "VPT")  # VPT learns no text context
 OFF = ("TRAINER.PROMPT_DENOISING.ENABLED", False, "TRAINER.P2C.MAPPER.ENABLED", False)
 COUPLED = {"ctx", "proj.weight", "proj.bias", *(f"compound_prompts_text.{i}" for i in range(2)),
            *(f"compound_prompt_projections.{i}.{kind}" for i in range(2) for kind in ("weight", "bias"))}
-KEYS = {"MaPLe": COUPLED,
-        "P2C": COUPLED - {"proj.weight", "proj.bias"} |
-            {f"proj.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}}
+KEYS = {
+    "CoOp": {"ctx"},
+    "CoCoOp": {"ctx", *(f"meta_net.linear{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))},
+    "VPT": {f"images.{i}" for i in range(4)},
+    "IVLP": {"ctx", *(f"deep_text.{i}" for i in range(3)), *(f"images.{i}" for i in range(4))},
+    "MaPLe": COUPLED,
+    "PromptSRC": {"ctx", *(f"deep_text.{i}" for i in range(2)), *(f"images.{i}" for i in range(3))},
+    "P2C": COUPLED - {"proj.weight", "proj.bias"} |
+        {f"proj.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")},
+}
 
 
 def trained(make_trainer, *arguments, **options):
@@ -93,7 +102,7 @@ def oracle_arguments(trainer, image):
         projections=[(f.weight, f.bias) for f in prompts.compound_prompt_projections])
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", COUPLED_TRAINERS)
 def test_losses_and_gradients_are_the_oracles(make_trainer, monkeypatch, name):
     monkeypatch.setattr(base.Precision, "from_name", lambda name, device: base.Precision(torch.float64))
     trainer = make_trainer(name)
@@ -118,6 +127,35 @@ def test_losses_and_gradients_are_the_oracles(make_trainer, monkeypatch, name):
 
 
 # Noise
+
+def denoising(enabled, *pairs):
+    return ("TRAINER.PROMPT_DENOISING.ENABLED", enabled, "TRAINER.P2C.MAPPER.ENABLED", False, *pairs)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_denoising_is_a_component_of_every_learner_of_a_text_context(make_trainer, name):
+    """On differs from off; on at level zero equals off, bit for bit."""
+    off = trained(make_trainer, name, *denoising(False), out="off").prompts.state_dict()
+    on = trained(make_trainer, name, *denoising(True), out="on").prompts.state_dict()
+    zero = trained(make_trainer, name, *denoising(True, "TRAINER.PROMPT_DENOISING.NOISE_STD", 0.0), out="zero")
+    assert not torch.equal(on["ctx"], off["ctx"])
+    assert_same_state(zero.prompts.state_dict(), off)
+
+
+@pytest.mark.parametrize("name", ["VPT", "ZeroshotCLIP"])
+def test_where_no_text_context_is_learned_denoising_is_refused(make_trainer, name):
+    with pytest.raises(ValueError, match=f"{name} learns no text context to put noise on"):
+        make_trainer(name, *denoising(True))
+
+
+def test_contexts_of_each_class_get_one_draw(make_trainer):
+    trainer = make_trainer("CoOp", *denoising(True), "TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True,
+                           "TRAINER.COOP.N_CTX", 3)
+    first_step(trainer)
+    moved = trainer.denoise(trainer.prompts()).context - trainer.prompts.ctx
+    assert moved.shape == (4, 3, trainer.text_tower.width)
+    torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=1e-3, atol=1e-6)
+
 
 def test_noise_is_drawn_once_a_step_and_moves_the_input_context_only(make_trainer, monkeypatch):
     trainer = make_trainer("P2C")
@@ -202,7 +240,7 @@ def test_only_the_prompts_train_and_clip_stays_as_loaded(make_trainer, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_checkpoint_holds_exactly_the_prompts(make_trainer, tmp_path, name):
     trainer = trained(make_trainer, name)
-    path = tmp_path / "run" / "MultiModalPromptLearner" / "model.pth.tar-2"
+    path = tmp_path / "run" / trainer.learner_name / "model.pth.tar-2"
     checkpoint = torch.load(path)
     assert set(checkpoint["state_dict"]) == KEYS[name]
     assert_same_state(dict(checkpoint["state_dict"]), dict(trainer.prompts.state_dict()))
@@ -265,7 +303,7 @@ def test_initial_weights_are_taken_from_a_checkpoint(make_trainer, tmp_path):
 
 # Testing
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ["CoOp", "IVLP", *COUPLED_TRAINERS])
 def test_classes_are_encoded_once_an_evaluation_and_again_after_training(make_trainer, monkeypatch, name):
     trainer = make_trainer(name, "DATALOADER.TEST.BATCH_SIZE", 5)
     calls = []
