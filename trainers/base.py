@@ -21,6 +21,7 @@ from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
+from p2c.prompts.attributes import choose_attributes, start_tokens
 from p2c.prompts.context import Prompts, context_rows, random_context, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.prompts.deep import IndependentPromptLearner
@@ -39,17 +40,20 @@ class PromptTrainer(TrainerX):
 
     node: str  # the trainer's settings in cfg.TRAINER
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
+    takes_attributes = False  # whether TRAINER.ATPROMPT is for this trainer
     prompts_text = True  # whether a text context is learned, which prompt noise needs
     per_image_classes = False  # whether the class features depend on the image: then no classifier can be exported
     _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raises ValueError for missing or senseless settings, naming the key."""
-        for node in (self.node, "PROMPT_DENOISING"):
+        for node in (self.node, "PROMPT_DENOISING", "ATPROMPT"):
             if node not in cfg.TRAINER:
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
         check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
+        if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and not self.takes_attributes:
+            raise ValueError(f"{type(self).__name__} takes no attributes; set TRAINER.ATPROMPT.USE_ATPROMPT False")
         if cfg.TRAINER.PROMPT_DENOISING.ENABLED and not self.prompts_text:
             raise ValueError(f"{type(self).__name__} learns no text context to put noise on; set "
                              "TRAINER.PROMPT_DENOISING.ENABLED False")
@@ -81,6 +85,7 @@ class PromptTrainer(TrainerX):
         check_input(cfg, self.clip)
         self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id, self.clip.tokenizer.eot_token_id)
         self.image_tower = ImageTower(self.clip.model)
+        self.attributes = choose_attributes(cfg.TRAINER.ATPROMPT, cfg.DATASET.NAME)
         self.prompts, self.class_prompts = self.build_prompts()
         self.prompts.to(self.device)
         if trainable.parameters(self.prompts):
@@ -126,14 +131,22 @@ class PromptTrainer(TrainerX):
             ValueError: a length that the text tower cannot take, or fewer words than M.
         """
         text, names = self.text_tower, self.dm.dataset.classnames
+        if self.attributes and words:
+            log.info("With attributes the context starts at random, as published, whatever CTX_INIT says")
+            words = ""
         if not 1 <= n_ctx <= text.context_length - 3:  # [SOS], a name, [EOT]
             raise ValueError(f"TRAINER.{self.node}.{key} must be from 1 to {text.context_length - 3}, since the text "
                              f"tower takes {text.context_length} tokens, but got {n_ctx}")
         start, fixed = split_context_init(words, n_ctx, self.clip.tokenize)
         shape = (len(names), n_ctx, text.width) if per_class else (n_ctx, text.width)
         context = self.clip.token_embedding(start).float() if start else random_context(shape, self.init_stream("ctx"))
-        rows, slots = context_rows(names, self.clip.tokenize, text.sot, text.eot, n_ctx, fixed, position)
+        rows, slots = context_rows(names, self.clip.tokenize, text.sot, text.eot, n_ctx, fixed, position, self.attributes)
         return context, text.prepare(rows, slots, own=per_class)
+
+    def attribute_tokens(self) -> tuple[list[Tensor], int]:
+        """The starts (N_i, D) of the attributes' learned tokens, and how many of them the prompts have."""
+        settings = self.cfg.TRAINER.ATPROMPT
+        return start_tokens(settings, self.text_tower.width, self.init_stream("attributes")), len(self.attributes)
 
     def check_depth(self, key: str, layers: int, least: int = 1) -> int:
         """The depth in a setting. Raises ValueError if a tower of so many layers cannot have it."""
@@ -168,7 +181,8 @@ class PromptTrainer(TrainerX):
 
     def encode_text(self, prompts: Prompts) -> Tensor:
         """Normalised features (C, E) of all classes, in float32 or better."""
-        return self.features(self.text_tower.encode, self.class_prompts, prompts.context, prompts.deep_text)
+        context = torch.cat([*prompts.attributes, prompts.context]) if prompts.attributes else prompts.context
+        return self.features(self.text_tower.encode, self.class_prompts, context, prompts.deep_text)
 
     def encode_image(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Normalised features (B, E), in float32 or better."""
@@ -196,8 +210,12 @@ class PromptTrainer(TrainerX):
         """The prompts with this step's noise on the text context; deep and visual prompts stay clean (DPD)."""
         if self.denoising is None:
             return prompts
+        def perturb(context: Tensor, stream: str) -> Tensor:
+            return self.denoising.perturb(context, self.noise_level(), self.stream(stream, self.step))
+
         return prompts._replace(
-            context=self.denoising.perturb(prompts.context, self.noise_level(), self.stream("dpd", self.step)))
+            context=perturb(prompts.context, "dpd"),
+            attributes=[perturb(tokens, f"dpd.attribute{i}") for i, tokens in enumerate(prompts.attributes, 1)])
 
     # Training
 
@@ -362,7 +380,8 @@ def build_coupled_prompts(trainer: PromptTrainer, hidden_width: int | None = Non
     settings, image = trainer.settings, trainer.image_tower.require_prompts()
     depth = trainer.check_depth("PROMPT_DEPTH", min(trainer.text_tower.layers, image.layers))
     context, class_prompts = trainer.text_context("N_CTX", settings.N_CTX, short(settings.CTX_INIT, settings.N_CTX))
-    return MultiModalPromptLearner(context, image.width, depth, hidden_width, trainer.init_stream), class_prompts
+    return MultiModalPromptLearner(context, image.width, depth, hidden_width, trainer.init_stream,
+                                   *trainer.attribute_tokens()), class_prompts
 
 
 def build_independent_prompts(trainer: PromptTrainer) -> tuple[IndependentPromptLearner, ClassPrompts]:

@@ -11,10 +11,15 @@ class CoOp(PromptTrainer):
     """One context for all classes, or one a class (CSC), with the class name behind, inside or before it."""
 
     node = "COOP"
+    takes_attributes = True
 
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
-        check_choice("CLASS_TOKEN_POSITION", cfg.TRAINER.COOP.CLASS_TOKEN_POSITION, POSITIONS, self.node)
+        settings = cfg.TRAINER.COOP
+        check_choice("CLASS_TOKEN_POSITION", settings.CLASS_TOKEN_POSITION, POSITIONS, self.node)
+        if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and (settings.CSC or settings.CLASS_TOKEN_POSITION != "end"):
+            raise ValueError("Attributes need one context for all classes before their names; set TRAINER.COOP.CSC False "
+                             "and CLASS_TOKEN_POSITION end, or TRAINER.ATPROMPT.USE_ATPROMPT False")
 
     def build_prompts(self):
         settings = self.settings
@@ -23,4 +28,4 @@ class CoOp(PromptTrainer):
         n_ctx = len(words.split(" ")) if words else settings.N_CTX
         context, class_prompts = self.text_context("N_CTX", n_ctx, words, settings.CLASS_TOKEN_POSITION,
                                                    per_class=settings.CSC and not words)
-        return ContextLearner(context), class_prompts
+        return ContextLearner(context, *self.attribute_tokens()), class_prompts

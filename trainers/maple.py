@@ -8,6 +8,7 @@ class MaPLe(PromptTrainer):
     """Text contexts in the first layers of the text tower, and linear mappers from these to the image tower's."""
 
     node = "MAPLE"
+    takes_attributes = True
     learner_name = "MultiModalPromptLearner"
 
     def build_prompts(self):

@@ -21,6 +21,7 @@ class P2C(PromptTrainer):
     """MaPLe's prompts with dual denoising."""
 
     node = "P2C"
+    takes_attributes = True
     learner_name = "MultiModalPromptLearner"
 
     def check_cfg(self, cfg: CfgNode) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from p2c.prompts.attributes import Attribute
+
 INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
 
 
@@ -19,6 +21,7 @@ class Prompts(NamedTuple):
     deep_text: Sequence[Tensor] = ()  # (M, D) each, entering text layers 1..J-1
     visual: Tensor | None = None  # (M, D_v) image prompts at the input
     deep_visual: Sequence[Tensor] = ()  # (M, D_v) each, entering image layers 1..J-1
+    attributes: Sequence[Tensor] = ()  # (N_i, D) learned tokens of the attributes, which stand before the context
 
 
 def readable(classname: str) -> str:
@@ -33,21 +36,27 @@ def class_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], 
 
 
 def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int, n_ctx: int,
-                 fixed: Sequence[int] = (), position: str = "end") -> tuple[list[list[int]], list[list[int]]]:
+                 fixed: Sequence[int] = (), position: str = "end", attributes: Sequence[Attribute] = ()) \
+        -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of one prompt a class with an M-token context, and the positions of its learned tokens.
 
-    The prompt is [SOS], context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name comes before the
+    The prompt is [SOS], attributes, context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name comes before the
     context, with "middle" between its halves, the second of which is the longer (CoOp). As in CoOp, the name is as many
     tokens from the start of what follows the context as it has by itself.
     """
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
+    front, places = [sot], []
+    for tokens, words in attributes:
+        places += range(len(front), len(front) + tokens)
+        front += [sot] * tokens + tokenize(words)
+    start = len(front)
     rows, slots = [], []
     for name in classnames:
         rest = [*fixed, *tokenize(f"{readable(name)}.")]
         length = 0 if position == "end" else len(tokenize(readable(name)))
-        after = range(1 + before + length, 1 + n_ctx + length)
-        rows.append([sot] * (1 + before) + rest[:length] + [sot] * len(after) + rest[length:] + [eot])
-        slots.append([*range(1, 1 + before), *after])
+        after = range(start + before + length, start + n_ctx + length)
+        rows.append(front + [sot] * before + rest[:length] + [sot] * len(after) + rest[length:] + [eot])
+        slots.append([*places, *range(start, start + before), *after])
     return rows, slots
 
 
@@ -73,14 +82,19 @@ class ContextLearner(nn.Module):
 
     Args:
         context: (M, D) or (C, M, D), the start.
+        attributes: starts (N_i, D) of the attributes' tokens, in use or not.
+        used: how many of these the prompts have.
     """
 
-    def __init__(self, context: Tensor):
+    def __init__(self, context: Tensor, attributes: Sequence[Tensor] = (), used: int = 0):
         super().__init__()
         self.ctx = nn.Parameter(context.detach().clone())
+        self._used = [f"ctx_att{i}" for i in range(1, 1 + used)]
+        for i, tokens in enumerate(attributes, 1):
+            self.register_parameter(f"ctx_att{i}", nn.Parameter(tokens))
 
     def forward(self) -> Prompts:
-        return Prompts(context=self.ctx)
+        return Prompts(context=self.ctx, attributes=[getattr(self, name) for name in self._used])
 
 
 def random_context(shape: Sequence[int], generator: Generator) -> Tensor:

@@ -4,15 +4,15 @@ Parameters are named as in MaPLe's published checkpoints. Shapes: M context toke
 D_v vision width.
 """
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Generator, Tensor, nn
 
 from p2c.denoising.mapper import DenoisingMapper
-from p2c.prompts.context import Prompts, random_context, reset_linear
+from p2c.prompts.context import ContextLearner, Prompts, random_context, reset_linear
 
 
-class MultiModalPromptLearner(nn.Module):
+class MultiModalPromptLearner(ContextLearner):
     """A text context for each of the first J layers, and a mapper from each to the image tower.
 
     Args:
@@ -21,13 +21,13 @@ class MultiModalPromptLearner(nn.Module):
         depth: J, the input included.
         hidden_width: of the input prompts' denoising mapper; None: one Linear, as in MaPLe.
         stream: gives the random generator of a parameter group by its name.
+        attributes, used: see ContextLearner.
     """
 
     def __init__(self, context: Tensor, vision_width: int, depth: int, hidden_width: int | None,
-                 stream: Callable[[str], Generator]):
-        super().__init__()
+                 stream: Callable[[str], Generator], attributes: Sequence[Tensor] = (), used: int = 0):
+        super().__init__(context, attributes, used)
         text_width = context.shape[-1]
-        self.ctx = nn.Parameter(context.detach().clone())
         deep = stream("compound_prompts_text")
         self.compound_prompts_text = nn.ParameterList(random_context(context.shape, deep) for _ in range(depth - 1))
         if hidden_width is None:
@@ -44,8 +44,7 @@ class MultiModalPromptLearner(nn.Module):
 
     def forward(self) -> Prompts:
         """All prompts, the visual ones from the clean text contexts."""
-        return Prompts(
-            context=self.ctx,
+        return super().forward()._replace(
             deep_text=list(self.compound_prompts_text),
             visual=self.proj(self.ctx),
             deep_visual=[project(context) for project, context in

@@ -1,0 +1,84 @@
+"""Attributes in the prompt: words such as "color", each behind learnable tokens (ATPrompt, arXiv 2412.09442).
+
+The prompt is [SOS], tokens of attribute 1, its words, tokens of attribute 2, ..., context, name, full stop, [EOT]. All that
+comes before the name is shared by the classes. In deeper layers only the context is replaced; the attributes flow on.
+"""
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+MOST = 3  # attributes
+INIT_STD = 0.01  # of their tokens
+
+# The published words (ATPrompt, table of the data sets' attributes), by registry name.
+_IMAGENET = ("color", "shape")
+PUBLISHED = {
+    **dict.fromkeys(("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), _IMAGENET),
+    "Caltech101": ("shape", "size"),
+    "OxfordPets": ("playfulness", "energy"),
+    "StanfordCars": ("luxury",),
+    "OxfordFlowers": ("color", "habitat", "growth"),
+    "Food101": ("flavor", "preparation"),
+    "FGVCAircraft": ("design", "range"),
+    "SUN397": ("function",),
+    "DescribableTextures": ("pattern", "color", "design"),
+    "EuroSAT": ("habitat",),
+    "UCF101": ("precision",),
+}
+
+
+class Attribute(NamedTuple):
+    """An attribute of a prompt: how many learnable tokens stand before its words."""
+
+    tokens: int
+    words: str
+
+
+def choose_attributes(settings: Mapping, dataset: str) -> list[Attribute]:
+    """The attributes that TRAINER.ATPROMPT asks for; none if it is off.
+
+    Raises:
+        ValueError: numbers out of range, words that are not given, or a data set without published ones.
+    """
+    if not settings["USE_ATPROMPT"]:
+        return []
+    number = settings["ATT_NUM"]
+    if not 0 <= number <= MOST:
+        raise ValueError(f"TRAINER.ATPROMPT.ATT_NUM must be from 1 to {MOST}, or 0 for the data set's published "
+                         f"attributes, but got {number}")
+    if number:
+        words = [settings[f"ATT{i}_TEXT"] for i in range(1, number + 1)]
+    elif dataset in PUBLISHED:
+        words = PUBLISHED[dataset]
+    else:
+        raise ValueError(f"No attributes are published for {dataset}; set TRAINER.ATPROMPT.ATT_NUM, ATT1_TEXT, ... "
+                         f"(published are those of {', '.join(PUBLISHED)})")
+    for i, word in enumerate(words, 1):
+        if not word.strip() or word == "none":
+            raise ValueError(f"TRAINER.ATPROMPT.ATT{i}_TEXT must give the words of attribute {i}, but is {word!r}")
+    return [Attribute(tokens, word) for tokens, word in zip(token_numbers(settings), words, strict=False)]
+
+
+def token_numbers(settings: Mapping) -> list[int]:
+    """How many learnable tokens each of the three attributes has, in use or not.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    numbers = [settings[f"N_ATT{i}"] for i in range(1, MOST + 1)]
+    if min(numbers) < 1:
+        raise ValueError(f"TRAINER.ATPROMPT.N_ATT1 to N_ATT{MOST} must be at least 1, but are {numbers}")
+    return numbers
+
+
+def start_tokens(settings: Mapping, width: int, generator: Generator) -> list[Tensor]:
+    """Starts (N_i, D) of the tokens of all three attributes, N(0, 0.01^2); none if attributes are off.
+
+    As published, those not in use exist too: a model that was trained with two attributes can be tested on a data set
+    that has three.
+    """
+    if not settings["USE_ATPROMPT"]:
+        return []
+    return [INIT_STD * torch.randn(number, width, generator=generator) for number in token_numbers(settings)]
