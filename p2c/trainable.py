@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-# Embeddings of the class names, which CoOp-type prompt learners keep as buffers: they belong to the classes of one run.
-CLASS_BUFFERS = ("token_prefix", "token_suffix")
+# Embeddings of class names and attributes, which CoOp-type prompt learners keep as buffers: they belong to one run.
+CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_middle1", "token_middle2", "token_middle3")
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -1,1 +1,1 @@
-"""What is peculiar to CoOp, CoCoOp, VPT, IVLP and PromptSRC: published quirks, and losses and gradients as the oracle's."""
+"""What is peculiar to CoOp, CoCoOp, VPT, IVLP and PromptSRC: published quirks; losses and gradients are the oracle's."""

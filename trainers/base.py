@@ -140,7 +140,8 @@ class PromptTrainer(TrainerX):
         start, fixed = split_context_init(words, n_ctx, self.clip.tokenize)
         shape = (len(names), n_ctx, text.width) if per_class else (n_ctx, text.width)
         context = self.clip.token_embedding(start).float() if start else random_context(shape, self.init_stream("ctx"))
-        rows, slots = context_rows(names, self.clip.tokenize, text.sot, text.eot, n_ctx, fixed, position, self.attributes)
+        rows, slots = context_rows(names, self.clip.tokenize, text.sot, text.eot, n_ctx, fixed, position,
+                                   self.attributes)
         return context, text.prepare(rows, slots, own=per_class)
 
     def attribute_tokens(self) -> tuple[list[Tensor], int]:

@@ -18,8 +18,8 @@ class CoOp(PromptTrainer):
         settings = cfg.TRAINER.COOP
         check_choice("CLASS_TOKEN_POSITION", settings.CLASS_TOKEN_POSITION, POSITIONS, self.node)
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and (settings.CSC or settings.CLASS_TOKEN_POSITION != "end"):
-            raise ValueError("Attributes need one context for all classes before their names; set TRAINER.COOP.CSC False "
-                             "and CLASS_TOKEN_POSITION end, or TRAINER.ATPROMPT.USE_ATPROMPT False")
+            raise ValueError("Attributes need one context for all classes before their names; set TRAINER.COOP.CSC "
+                             "False and CLASS_TOKEN_POSITION end, or TRAINER.ATPROMPT.USE_ATPROMPT False")
 
     def build_prompts(self):
         settings = self.settings

@@ -1,7 +1,8 @@
 """Attributes in the prompt: words such as "color", each behind learnable tokens (ATPrompt, arXiv 2412.09442).
 
-The prompt is [SOS], tokens of attribute 1, its words, tokens of attribute 2, ..., context, name, full stop, [EOT]. All that
-comes before the name is shared by the classes. In deeper layers only the context is replaced; the attributes flow on.
+The prompt is [SOS], tokens of attribute 1, its words, tokens of attribute 2, ..., context, name, full stop, [EOT]. All
+that comes before the name is shared by the classes. In deeper layers only the context is replaced; the attributes flow
+on. Words of several tokens are kept whole (the published code cuts "playfulness", of Oxford Pets, to "play").
 """
 from collections.abc import Mapping
 from typing import NamedTuple
