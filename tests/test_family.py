@@ -1,1 +1,1 @@
-"""What is peculiar to CoOp, CoCoOp, VPT, IVLP and PromptSRC: published quirks; losses and gradients are the oracle's."""
+"""CoOp, CoCoOp, VPT, IVLP and PromptSRC: their published quirks; losses and gradients are the oracle's."""

@@ -40,7 +40,7 @@ def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]]
         -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of one prompt a class with an M-token context, and the positions of its learned tokens.
 
-    The prompt is [SOS], attributes, context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name comes
+    The prompt is [SOS], attributes, context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name is
     before the context, with "middle" between its halves, the second of which is the longer (CoOp). As in CoOp, the name
     is as many tokens from the start of what follows the context as it has by itself.
     """
