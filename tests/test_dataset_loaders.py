@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -158,11 +159,12 @@ def test_stray_files_and_folders_are_no_images_and_no_classes(tmp_path):
     assert len(load("imagenet", tmp_path).train_x) == len(WNIDS) * COUNTS["train"]
 
 
-def test_text_files_with_a_byte_order_mark_crlf_and_blank_lines_read_the_same(tmp_path):
+def test_text_files_with_a_byte_order_mark_crlf_blank_lines_and_two_spaces_read_the_same(tmp_path):
     for name in ("fgvc_aircraft", "imagenet"):
         folder = TREES[name](tmp_path)
         for path in folder.glob("*.txt"):
-            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+            spaced = re.sub(rb"(?m)^(n?\d{7,}) ", rb"\1  ", path.read_bytes())
+            path.write_bytes(b"\xef\xbb\xbf" + spaced.replace(b"\n", b"\r\n") + b"\r\n\r\n")
         assert load(name, tmp_path).classnames == CLASSES[name]
 
 

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,16 @@ load(Path({str(tmp_path)!r}), "DATASET.NUM_SHOTS", 2)
     assert not cached(folder).exists() and list(cached(folder).parent.iterdir())
     load(tmp_path, "DATASET.NUM_SHOTS", 2)
     assert json.loads(cached(folder).read_text())["counts"] == {"train": 4, "val": 4}
+
+
+def test_runs_that_draw_at_the_same_time_do_not_disturb_each_other(tmp_path):
+    folder = make(tmp_path, [2, 0, 1])
+    with ThreadPoolExecutor(8) as pool:
+        draws = list(pool.map(lambda _: [item.impath for item in load(tmp_path, "DATASET.NUM_SHOTS", 2).train_x],
+                              range(24)))
+    assert all(draw == draws[0] for draw in draws)
+    assert [path.name for path in cached(folder).parent.iterdir()] == [cached(folder).name]
+    assert json.loads(cached(folder).read_text())["counts"] == {"train": 6, "val": 6}
 
 
 def test_a_folder_that_cannot_be_written_to_leaves_its_draws_in_the_users_cache(tmp_path, monkeypatch):

@@ -219,7 +219,9 @@ def test_a_signal_ends_the_running_ones_and_the_same_command_continues(here, num
     command = [sys.executable, str(ROOT / "scripts/reproduce.py"), "P2C", "base2new", "--family", "shapes",
                "--seeds", "1", "--jobs", "2"]
     sleeping = here / "sleeping"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, **settings(here, HANG="1")) as grid:
+    # Where the tests run in the background, the shell has them ignore SIGINT, and a child inherits that.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+                          **settings(here, HANG="1")) as grid:
         deadline = time.monotonic() + 60
         while len(sleeping.read_text().split() if sleeping.exists() else ()) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
