@@ -7,9 +7,14 @@
 #   run.sh TRAINER xd_test        DATASET SEED    test the run on $SOURCE (imagenet; shapes for its family) elsewhere
 #   run.sh TRAINER few_shot       DATASET SHOTS   train and test on all classes, seeds $SEEDS (1 2 3)
 #   run.sh ZeroshotCLIP zeroshot  DATASET CFG     test without training
+#   run.sh CoOp main DATASET CFG CTP NCTX SHOTS CSC
+#                                                 as few_shot, with NCTX context tokens, the class name at their CTP (end,
+#                                                 middle, front), a context for each class (CSC: True) or one (False)
+#   run.sh CoOp eval              DATASET CFG     test main's run on $SOURCE, end 16 16 False, elsewhere; seeds $SEEDS
 #
-# DATASET is a name in configs/datasets, folder:PATH for one's own images (a folder, or a split file in it), or a YAML file
-# of one's own; a CFG may be a YAML file too.
+# TRAINER is a folder in configs/trainers, or IVLP:language_only, which has no image prompts. DATASET is a name in
+# configs/datasets, folder:PATH for one's own images (a folder, or a split file in it), or a YAML file of one's own; a CFG
+# may be a YAML file too.
 # What follows goes to train.py: options (--...), then KEY VALUE pairs, which win over the script's own. --dry-run prints
 # the commands instead of running them.
 # Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python).
@@ -17,7 +22,6 @@
 set -euo pipefail
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-shots=16
 out=${OUTPUT:-output}
 
 # A data set as it was given -> `label`, its name in folders, and how train.py gets it: `data_file`, `root`, `data_pairs`.
@@ -44,20 +48,45 @@ fail() {
     exit 2
 }
 
-trainer=${1:-} protocol=${2:-} dataset=${3:-} number=${4:-}
+upper() {
+    tr a-z A-Z <<<"$*"
+}
+
+method=${1:-} protocol=${2:-}
+trainer=${method%%:*}
+reserved="--seed SEED --trainer TRAINER.NAME --dataset-config-file DATASET.NAME --config-file"
 case $protocol in
-    few_shot) what=SHOTS ;;
-    zeroshot) what=CFG ;;
-    base2new_train | base2new_test | xd_train | xd_test) what=SEED ;;
-    *) fail "Unknown protocol '$protocol'; choose from base2new_train, base2new_test, xd_train, xd_test, few_shot, zeroshot" ;;
+    base2new_train | base2new_test | xd_train | xd_test) takes="dataset seed" example="oxford_pets 1" ;;
+    few_shot) takes="dataset shots" example="oxford_pets 16" ;;
+    zeroshot) takes="dataset cfg" example="oxford_pets vit_b16" ;;
+    main) takes="dataset cfg ctp nctx shots csc" example="oxford_pets vit_b16 end 16 16 False" ;;
+    eval) takes="dataset cfg" example="imagenetv2 vit_b16_ep50" ;;
+    *) fail "Unknown protocol '$protocol'; choose from base2new_train, base2new_test, xd_train, xd_test, few_shot," \
+        "zeroshot, main, eval" ;;
 esac
-[[ -n $dataset && -n $number ]] || fail "$protocol of $trainer needs DATASET $what, for example oxford_pets 1"
+if [[ $protocol == main || $protocol == eval ]]; then
+    [[ $trainer == CoOp ]] || fail "$protocol is a protocol of CoOp alone, but got the trainer '$trainer'"
+    reserved+=" TRAINER.COOP.N_CTX TRAINER.COOP.CSC TRAINER.COOP.CLASS_TOKEN_POSITION"
+fi
+shift 2
+
+seed=1 shots=16 cfg='' ctp=end nctx=16 csc=False # where the protocol does not take them
+for name in $takes; do
+    [[ -n ${1:-} ]] || fail "$protocol of $trainer needs $(upper "$takes"), for example $example"
+    case $name:$1 in
+        ctp:end | ctp:middle | ctp:front | csc:True | csc:False | dataset:* | cfg:*) ;;
+        ctp:*) fail "CTP must be end, middle or front, but got '$1'" ;;
+        csc:*) fail "CSC must be True or False, but got '$1'" ;;
+        *) [[ $1 =~ ^[0-9]+$ ]] || fail "$(upper "$name") must be a whole number, but got '$1'" ;;
+    esac
+    printf -v "$name" %s "$1"
+    shift
+done
+cfg=${cfg:-${CFG:-}}
 cfg_folder=$home/configs/trainers/${trainer%2} # the two ZeroshotCLIPs share theirs
-[[ -n $trainer && (-d $cfg_folder || ${CFG:-} == *.yaml) ]] || # a plugin's trainer brings its own configuration
+[[ -n $trainer && (-d $cfg_folder || $cfg == *.yaml) ]] || # a plugin's trainer brings its own configuration
     fail "Unknown trainer '$trainer'; choose from $(cd "$home/configs/trainers" && echo *)"
 find_dataset "$dataset"
-[[ $what == CFG || $number =~ ^[0-9]+$ ]] || fail "$what must be a whole number, but got '$number'"
-shift 4
 
 # The user's own: options first, then pairs, which begin with a key such as OPTIM.LR or SEED.
 options=() dry_run=
@@ -69,42 +98,68 @@ pairs=("$@")
 
 # What the folder's name says is what runs.
 for word in ${options[@]+"${options[@]}"} ${pairs[@]+"${pairs[@]}"}; do
-    case $word in
-        --seed | SEED | --trainer | TRAINER.NAME | --dataset-config-file | DATASET.NAME | --config-file)
-            fail "$word belongs to the script's own arguments (trainer, DATASET, SEED, \$CFG)" ;;
-    esac
+    [[ " $reserved " != *" $word "* ]] ||
+        fail "$word belongs to the script's own arguments (trainer, $(upper "${takes// /, }"), \$CFG)"
 done
 for ((i = 0; i + 1 < ${#pairs[@]}; i += 2)); do
-    if [[ ${pairs[i]} == DATASET.NUM_SHOTS ]]; then
-        shots=${pairs[i + 1]}
-        [[ $protocol != few_shot ]] || number=$shots
-    fi
+    [[ ${pairs[i]} != DATASET.NUM_SHOTS ]] || shots=${pairs[i + 1]}
 done
 
+# The CFG where none is named: the published ones.
 main_cfg=vit_b16_c2_ep5_batch4_2ctx
-if [[ $dataset == shapes* ]]; then
-    default_cfg=tiny_shapes
-else
-    case $trainer:$protocol in
-        ZeroshotCLIP*:*) default_cfg=vit_b16 ;;
-        *:xd_*) default_cfg=${main_cfg}_cross_datasets ;;
-        *:few_shot) default_cfg=${main_cfg}_few_shot ;;
-        *) default_cfg=$main_cfg ;;
-    esac
-fi
-[[ $what == CFG ]] && cfg=$number || cfg=${CFG:-$default_cfg}
+case $method/$protocol/$label/$shots in
+    ZeroshotCLIP*/*) default_cfg=vit_b16 ;;
+    CoOp/base2new_*/imagenet/* | CoOp/xd_*) default_cfg=vit_b16_ep50_ctxv1 ;;
+    CoOp/base2new_*) default_cfg=vit_b16_ctxv1 ;;
+    CoOp/few_shot/imagenet/* | CoOp/few_shot/*/1) default_cfg=vit_b16_ep50 ;;
+    CoOp/few_shot/*/[2-4]) default_cfg=vit_b16_ep100 ;;
+    CoOp/few_shot/*) default_cfg=vit_b16 ;;
+    CoCoOp/*) default_cfg=vit_b16_c4_ep10_batch1_ctxv1 ;;
+    VPT/*) default_cfg=vit_b16_c2_ep5_batch4_4 ;;
+    IVLP/*) default_cfg=vit_b16_c2_ep5_batch4_2+2ctx ;;
+    IVLP:language_only/*) default_cfg=vit_b16_c2_ep5_batch4_4ctx_language_only ;;
+    PromptSRC/xd_*) default_cfg=vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets ;;
+    PromptSRC/few_shot/*) default_cfg=vit_b16_c2_ep50_batch4_4+4ctx_few_shot ;;
+    PromptSRC/*) default_cfg=vit_b16_c2_ep20_batch4_4+4ctx ;;
+    */xd_*) default_cfg=${main_cfg}_cross_datasets ;;
+    */few_shot/*) default_cfg=${main_cfg}_few_shot ;;
+    *) default_cfg=$main_cfg ;;
+esac
+[[ $dataset != shapes* ]] || default_cfg=tiny_shapes
+cfg=${cfg:-$default_cfg}
 [[ $cfg == *.yaml ]] && cfg_file=$cfg || cfg_file=$cfg_folder/$cfg.yaml
 [[ -f $cfg_file ]] ||
     fail "$trainer has no configuration '$cfg'; choose from $(cd "$cfg_folder" && echo *.yaml | sed 's/\.yaml//g')"
 cfg=$(basename "$cfg" .yaml)
 
-# What the authors' preview sets by data set.
-preview=()
-if [[ $cfg == *_preview ]]; then
-    case $dataset in caltech101 | oxford_pets | oxford_flowers | eurosat) preview+=(OPTIM.MAX_EPOCH 10) ;; esac
-    case $dataset in fgvc_aircraft | ucf101) preview+=(TRAINER.P2C.N_CTX 2) ;; esac
-    case $protocol in xd_*) preview+=(OPTIM.MAX_EPOCH 2) ;; esac
-fi
+# What the call, or the data set, adds to the CFG.
+settings=() variant=
+case $method/$cfg in
+    CoOp/*)
+        if [[ $protocol == main || $protocol == eval ]]; then
+            settings=(TRAINER.COOP.N_CTX "$nctx" TRAINER.COOP.CSC "$csc" TRAINER.COOP.CLASS_TOKEN_POSITION "$ctp")
+            variant=/nctx${nctx}_csc${csc}_ctp$ctp
+        fi
+        ;;
+    IVLP:language_only/tiny_shapes) # the file has image prompts
+        settings=(TRAINER.IVLP.N_CTX_VISION 0 TRAINER.IVLP.PROMPT_DEPTH_VISION 0)
+        cfg=tiny_shapes_language_only
+        ;;
+    PromptSRC/*_ep50_*_few_shot) # the file's values are those of the six other data sets
+        case $label in
+            stanford_cars | oxford_flowers | fgvc_aircraft | dtd | eurosat)
+                settings=(TRAINER.PROMPTSRC.GPA_MEAN 45 TRAINER.PROMPTSRC.GPA_STD 5)
+                ;;
+        esac
+        ;;
+    P2C/*_preview)
+        case $protocol/$label in
+            xd_*) settings=(OPTIM.MAX_EPOCH 2) ;;
+            */caltech101 | */oxford_pets | */oxford_flowers | */eurosat) settings=(OPTIM.MAX_EPOCH 10) ;;
+            */fgvc_aircraft | */ucf101) settings=(TRAINER.P2C.N_CTX 2) ;;
+        esac
+        ;;
+esac
 
 # run SEED FOLDER [option ...] -- [KEY VALUE ...]: one call of train.py, which is told when this script is to stop
 run() {
@@ -117,7 +172,7 @@ run() {
     shift
     set -- "${PYTHON:-python}" "$home/train.py" --root "$root" --trainer "$trainer" --seed "$seed" --output-dir "$folder" \
         --dataset-config-file "$data_file" --config-file "$cfg_file" ${own[@]+"${own[@]}"} ${options[@]+"${options[@]}"} -- \
-        ${data_pairs[@]+"${data_pairs[@]}"} "$@" ${preview[@]+"${preview[@]}"} ${pairs[@]+"${pairs[@]}"}
+        ${data_pairs[@]+"${data_pairs[@]}"} "$@" ${settings[@]+"${settings[@]}"} ${pairs[@]+"${pairs[@]}"}
     if [[ -n $dry_run ]]; then
         printf '%q ' "$@"
         echo
@@ -132,40 +187,42 @@ run() {
 }
 
 base2new=$out/base2new
-run_name=$label/shots_$shots/$trainer/$cfg/seed$number
+run_name=$label/shots_$shots/$trainer/$cfg/seed$seed
+group=$trainer/${cfg}_${shots}shots$variant
+[[ $takes == *seed ]] && seeds=$seed || seeds=${SEEDS:-1 2 3}
 case $protocol in
     base2new_train)
-        run "$number" "$base2new/train_base/$run_name" -- \
+        run "$seed" "$base2new/train_base/$run_name" -- \
             TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES base
         ;;
     base2new_test)
         if [[ $trainer == ZeroshotCLIP* ]]; then
             for half in base new; do
-                run "$number" "$base2new/test_$half/$run_name" --eval-only -- \
+                run "$seed" "$base2new/test_$half/$run_name" --eval-only -- \
                     DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES $half
             done
         else
-            run "$number" "$base2new/test_new/$run_name" --eval-only --model-dir "$base2new/train_base/$run_name" -- \
+            run "$seed" "$base2new/test_new/$run_name" --eval-only --model-dir "$base2new/train_base/$run_name" -- \
                 DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new
         fi
         ;;
     xd_train)
-        run "$number" "$out/$label/$trainer/${cfg}_${shots}shots/seed$number" -- \
-            TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS "$shots"
+        run "$seed" "$out/$label/$group/seed$seed" -- TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS "$shots"
         ;;
-    xd_test)
+    few_shot | main)
+        for seed in $seeds; do
+            run "$seed" "$out/$label/$group/seed$seed" -- TRAIN.CHECKPOINT_FREQ 10 DATASET.NUM_SHOTS "$shots"
+        done
+        ;;
+    xd_test | eval)
         [[ $dataset == shapes* ]] && source=${SOURCE:-shapes} || source=${SOURCE:-imagenet}
         trained=$(find_dataset "$source" && echo "$label")
-        run "$number" "$out/evaluation/$trainer/${cfg}_${shots}shots/$label/seed$number" \
-            --eval-only --model-dir "$out/$trained/$trainer/${cfg}_${shots}shots/seed$number" --
-        ;;
-    few_shot)
-        for seed in ${SEEDS:-1 2 3}; do
-            run "$seed" "$out/$label/$trainer/${cfg}_${number}shots/seed$seed" -- \
-                TRAIN.CHECKPOINT_FREQ 10 DATASET.NUM_SHOTS "$number"
+        for seed in $seeds; do
+            run "$seed" "$out/evaluation/$group/$label/seed$seed" \
+                --eval-only --model-dir "$out/$trained/$group/seed$seed" --
         done
         ;;
     zeroshot)
-        run 1 "$out/$trainer/$cfg/$label" --eval-only --
+        run "$seed" "$out/$trainer/$cfg/$label" --eval-only --
         ;;
 esac

@@ -121,6 +121,28 @@ def test_few_shot_runs_each_seed_and_number_of_shots(here):
     assert [number for _, _, number in default] == ["1", "2", "4", "8", "16"]
 
 
+@pytest.mark.parametrize("trainer, cfgs", [
+    ("CoOp", {"xd_test": "vit_b16_ep50_ctxv1", "base2new": "vit_b16_ctxv1", "1": "vit_b16_ep50", "2": "vit_b16_ep100",
+              "16": "vit_b16"}),
+    ("CoCoOp", dict.fromkeys(["xd_test", "base2new", "1", "2", "16"], "vit_b16_c4_ep10_batch1_ctxv1")),
+])
+def test_a_grid_leaves_the_configurations_to_run_sh(here, trainer, cfgs):
+    """CoOp's depend on protocol and shots."""
+    done = reproduce(here, trainer, "all", "--datasets", "dtd", "--seeds", 1, "--shots", 1, 2, 16)
+    assert done.returncode == 0, done.stdout
+    ran = {}
+    for _, _, words in calls(here):
+        out = Path(words[words.index("--output-dir") + 1]).relative_to("output")
+        if out.parts[0] != "imagenet":  # the source's
+            ran[str(out)] = Path(words[words.index("--config-file") + 1]).stem
+    assert ran == {
+        f"evaluation/{trainer}/{cfgs['xd_test']}_16shots/dtd/seed1": cfgs["xd_test"],
+        f"base2new/train_base/dtd/shots_16/{trainer}/{cfgs['base2new']}/seed1": cfgs["base2new"],
+        f"base2new/test_new/dtd/shots_16/{trainer}/{cfgs['base2new']}/seed1": cfgs["base2new"],
+        **{f"dtd/{trainer}/{cfgs[shots]}_{shots}shots/seed1": cfgs[shots] for shots in ("1", "2", "16")},
+    }
+
+
 def test_zero_shot_uses_its_own_configuration_and_one_seed(here):
     assert set(listed(here, "ZeroshotCLIP", "xd", "--datasets", "dtd", "--seeds", 3, 4)) == {
         ("zeroshot", "imagenet", "vit_b16"), ("zeroshot", "dtd", "vit_b16")}
@@ -256,7 +278,7 @@ def test_runs_at_the_same_time_share_the_cores(here):
 
 
 @pytest.mark.parametrize("words, message", [
-    (("P3C", "all"), "Unknown trainer 'P3C'; choose from MaPLe, P2C, ZeroshotCLIP, ZeroshotCLIP2"),
+    (("P3C", "all"), "Unknown trainer 'P3C'; choose from CoCoOp, CoOp, IVLP, MaPLe, P2C, PromptSRC, VPT"),
     (("P2C", "base2novel"), "Unknown protocol 'base2novel'; choose from base2new, xd, dg, fewshot, all"),
     (("P2C", "xd", "--family", "circles"), "Unknown family 'circles'; choose from standard, shapes"),
     (("P2C", "dg", "--datasets", "dtd"), "Unknown data set 'dtd' for dg; choose from imagenet, imagenetv2"),

@@ -13,11 +13,28 @@ import torch
 from clip_files import make_pets, save_openai_archive
 
 from p2c.clip.loading import load_backbone
+from p2c.families import FAMILIES
 from p2c.framework import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "vit_b16_c2_ep5_batch4_2ctx"
-METHODS = {"p2c": "P2C", "maple": "MaPLe"}
+MAPLES = {"base2new": MAIN, "xd": f"{MAIN}_cross_datasets", "few_shot": f"{MAIN}_few_shot"}
+SRC = "vit_b16_c2_ep20_batch4_4+4ctx"
+LANGUAGE = "vit_b16_c2_ep5_batch4_4ctx_language_only"
+BENCHMARKS = ("base2new", "xd", "few_shot")
+# Folder of scripts -> trainer, and its configuration for each benchmark (few-shot: 16 shots).
+METHODS = {
+    "p2c": ("P2C", MAPLES),
+    "maple": ("MaPLe", MAPLES),
+    "coop": ("CoOp", {"base2new": "vit_b16_ctxv1", "xd": "vit_b16_ep50_ctxv1", "few_shot": "vit_b16"}),
+    "cocoop": ("CoCoOp", dict.fromkeys(BENCHMARKS, "vit_b16_c4_ep10_batch1_ctxv1")),
+    "ivlp": ("IVLP", dict.fromkeys(BENCHMARKS, "vit_b16_c2_ep5_batch4_2+2ctx")),
+    "language-prompting": ("IVLP", dict.fromkeys(BENCHMARKS, LANGUAGE)),
+    "vpt": ("VPT", dict.fromkeys(BENCHMARKS, "vit_b16_c2_ep5_batch4_4")),
+    "promptsrc": ("PromptSRC", {"base2new": SRC, "xd": f"{SRC}_cross_datasets",
+                                "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"}),
+}
+STANDARD = FAMILIES["standard"].datasets
 
 
 def script(path, *words, cwd, **variables):
@@ -36,39 +53,139 @@ def option(words, name):
     return words[words.index(name) + 1]
 
 
-@pytest.mark.parametrize("folder, trainer", METHODS.items())
-@pytest.mark.parametrize("protocol, cfg, out, model, pairs", [
-    ("base2new_train", MAIN, "output/base2new/train_base/dtd/shots_16/T/CFG/seed2", None,
+def configuration(words):
+    """The file's name, which the folder of the run has too."""
+    name = Path(option(words, "--config-file")).stem
+    assert re.search(rf"/{re.escape(name)}(_\d+shots)?/", option(words, "--output-dir"))
+    return name
+
+
+def settings_of(words):
+    """The KEY VALUE pairs."""
+    pairs = words[words.index("--") + 1:]
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+@pytest.mark.parametrize("folder", METHODS)
+@pytest.mark.parametrize("protocol, out, model, pairs", [
+    ("base2new_train", "output/base2new/train_base/oxford_pets/shots_16/T/CFG/seed2", None,
      "TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base"),
-    ("base2new_test", MAIN, "output/base2new/test_new/dtd/shots_16/T/CFG/seed2",
-     "output/base2new/train_base/dtd/shots_16/T/CFG/seed2", "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES new"),
-    ("xd_train", f"{MAIN}_cross_datasets", "output/dtd/T/CFG_16shots/seed2", None,
-     "TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS 16"),
-    ("xd_test", f"{MAIN}_cross_datasets", "output/evaluation/T/CFG_16shots/dtd/seed2",
-     "output/imagenet/T/CFG_16shots/seed2", ""),
+    ("base2new_test", "output/base2new/test_new/oxford_pets/shots_16/T/CFG/seed2",
+     "output/base2new/train_base/oxford_pets/shots_16/T/CFG/seed2",
+     "DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES new"),
+    ("xd_train", "output/oxford_pets/T/CFG_16shots/seed2", None, "TRAIN.CHECKPOINT_FREQ 1 DATASET.NUM_SHOTS 16"),
+    ("xd_test", "output/evaluation/T/CFG_16shots/oxford_pets/seed2", "output/imagenet/T/CFG_16shots/seed2", ""),
 ])
-def test_protocols_use_the_fields_folders_and_settings(tmp_path, folder, trainer, protocol, cfg, out, model, pairs):
+def test_protocols_use_the_fields_folders_and_settings(tmp_path, folder, protocol, out, model, pairs):
     words, = command(f"{folder}/{protocol}.sh", "oxford_pets", "2", cwd=tmp_path)
+    trainer, cfgs = METHODS[folder]
+    cfg = cfgs[protocol.partition("_")[0]]
 
     def fill(text):
-        return text.replace("/T/", f"/{trainer}/").replace("CFG", cfg).replace("dtd", "oxford_pets")
+        return text.replace("/T/", f"/{trainer}/").replace("CFG", cfg)
 
     assert option(words, "--output-dir") == fill(out)
     assert option(words, "--trainer") == trainer
     assert option(words, "--seed") == "2" and option(words, "--root") == "data"
-    assert option(words, "--config-file").endswith(f"configs/trainers/{trainer}/{cfg}.yaml")
+    assert option(words, "--config-file") == f"{ROOT}/configs/trainers/{trainer}/{cfg}.yaml"
     assert option(words, "--dataset-config-file").endswith("configs/datasets/oxford_pets.yaml")
     assert ("--eval-only" in words) == (model is not None)
     assert model is None or option(words, "--model-dir") == fill(model)
+    assert "--load-epoch" not in words
     assert words[words.index("--") + 1:] == pairs.split()
 
 
-def test_few_shot_loops_the_seeds(tmp_path):
-    runs = command("p2c/few_shot.sh", "oxford_pets", "4", cwd=tmp_path)
+@pytest.mark.parametrize("folder", METHODS)
+def test_few_shot_loops_the_seeds(tmp_path, folder):
+    runs = command(f"{folder}/few_shot.sh", "oxford_pets", "16", cwd=tmp_path)
+    trainer, cfgs = METHODS[folder]
     assert [option(words, "--output-dir") for words in runs] == [
-        f"output/oxford_pets/P2C/{MAIN}_few_shot_4shots/seed{seed}" for seed in (1, 2, 3)]
-    assert all(words[-2:] == ["DATASET.NUM_SHOTS", "4"] for words in runs)
-    assert len(command("p2c/few_shot.sh", "oxford_pets", "4", cwd=tmp_path, SEEDS="5")) == 1
+        f"output/oxford_pets/{trainer}/{cfgs['few_shot']}_16shots/seed{seed}" for seed in (1, 2, 3)]
+    assert [option(words, "--seed") for words in runs] == ["1", "2", "3"]
+    assert all(words[words.index("--") + 1:] == ["TRAIN.CHECKPOINT_FREQ", "10", "DATASET.NUM_SHOTS", "16"]
+               for words in runs)
+    assert len(command(f"{folder}/few_shot.sh", "oxford_pets", "16", cwd=tmp_path, SEEDS="5")) == 1
+
+
+@pytest.mark.parametrize("folder", METHODS)
+def test_own_images_take_the_trainers_configuration_and_a_chosen_one_wins(tmp_path, folder):
+    (tmp_path / "imagenet").mkdir()
+    trainer, cfgs = METHODS[folder]
+    for protocol in ("base2new_train", "few_shot"):
+        call = (f"{folder}/{protocol}.sh", "folder:imagenet", "16")
+        words, = command(*call, cwd=tmp_path, SEEDS="1")
+        assert configuration(words) == cfgs[protocol.removesuffix("_train")]
+        assert not {key for key in settings_of(words) if key.startswith("TRAINER.")}
+        (tmp_path / "mine.yaml").touch()
+        assert configuration(command(*call, cwd=tmp_path, SEEDS="1", CFG="mine.yaml")[0]) == "mine"
+
+
+@pytest.mark.parametrize("dataset, cfgs", [
+    ("dtd", {"1": "vit_b16_ep50", "2": "vit_b16_ep100", "4": "vit_b16_ep100", "8": "vit_b16", "16": "vit_b16"}),
+    ("imagenet", dict.fromkeys(["1", "2", "4", "8", "16"], "vit_b16_ep50")),
+    ("shapes", dict.fromkeys(["1", "16"], "tiny_shapes")),
+])
+def test_coop_trains_the_longer_the_more_shots_but_not_on_imagenet(tmp_path, dataset, cfgs):
+    for shots, cfg in cfgs.items():
+        words, = command("coop/few_shot.sh", dataset, shots, cwd=tmp_path, SEEDS="1")
+        assert configuration(words) == cfg and settings_of(words)["DATASET.NUM_SHOTS"] == shots
+    words, = command("coop/few_shot.sh", dataset, "16", "DATASET.NUM_SHOTS", "1", cwd=tmp_path, SEEDS="1")
+    assert configuration(words) == cfgs["1"]  # what runs counts
+
+
+def test_coop_trains_a_quarter_as_long_on_imagenet_from_base_to_novel(tmp_path):
+    for protocol in ("base2new_train", "base2new_test"):
+        words, = command(f"coop/{protocol}.sh", "imagenet", "1", cwd=tmp_path)
+        assert configuration(words) == "vit_b16_ep50_ctxv1"
+
+
+def test_promptsrc_averages_late_epochs_where_published_so(tmp_path):
+    late = {"TRAINER.PROMPTSRC.GPA_MEAN": "45", "TRAINER.PROMPTSRC.GPA_STD": "5"}
+    as_in_file = {"imagenet", "caltech101", "oxford_pets", "food101", "ucf101", "sun397"}
+    for dataset in STANDARD:
+        words, = command("promptsrc/few_shot.sh", dataset, "4", cwd=tmp_path, SEEDS="1")
+        extra = {key: value for key, value in settings_of(words).items() if key.startswith("TRAINER.")}
+        assert extra == ({} if dataset in as_in_file else late)
+    words, = command("promptsrc/few_shot.sh", "dtd", "4", "TRAINER.PROMPTSRC.GPA_STD", "9", cwd=tmp_path, SEEDS="1")
+    assert words[-2:] == ["TRAINER.PROMPTSRC.GPA_STD", "9"]
+    words, = command("promptsrc/base2new_train.sh", "dtd", "1", cwd=tmp_path)
+    assert "TRAINER.PROMPTSRC.GPA_STD" not in words
+
+
+def test_cocoops_transfer_trains_on_imagenet_by_a_seed_alone(tmp_path):
+    both = command("cocoop/xd_train.sh", "imagenet", "2", "OPTIM.LR", "1", cwd=tmp_path)
+    assert command("cocoop/xd_train.sh", "2", "OPTIM.LR", "1", cwd=tmp_path) == both
+    assert option(both[0], "--output-dir").startswith("output/imagenet/CoCoOp/") and option(both[0], "--seed") == "2"
+
+
+def test_coops_main_puts_its_arguments_into_folder_and_settings(tmp_path):
+    runs = command("coop/main.sh", "dtd", "rn50_ep100", "middle", "4", "2", "True", cwd=tmp_path)
+    assert [option(words, "--output-dir") for words in runs] == [
+        f"output/dtd/CoOp/rn50_ep100_2shots/nctx4_cscTrue_ctpmiddle/seed{seed}" for seed in (1, 2, 3)]
+    assert [option(words, "--seed") for words in runs] == ["1", "2", "3"]
+    for words in runs:
+        assert option(words, "--config-file").endswith("trainers/CoOp/rn50_ep100.yaml")
+        assert settings_of(words) == {
+            "TRAINER.COOP.N_CTX": "4", "TRAINER.COOP.CSC": "True", "TRAINER.COOP.CLASS_TOKEN_POSITION": "middle",
+            "DATASET.NUM_SHOTS": "2", "TRAIN.CHECKPOINT_FREQ": "10"}
+    words, = command("coop/main.sh", "dtd", "rn50", "end", "16", "8", "False", "DATASET.NUM_SHOTS", "4", cwd=tmp_path,
+                     SEEDS="5", CFG="vit_b32")
+    assert option(words, "--output-dir") == "output/dtd/CoOp/rn50_4shots/nctx16_cscFalse_ctpend/seed5"
+
+
+def test_coops_eval_tests_mains_run_on_imagenet(tmp_path):
+    trained = command("coop/main.sh", "imagenet", "rn50_ep50", "end", "16", "16", "False", cwd=tmp_path)
+    runs = command("coop/eval.sh", "imagenet_a", "rn50_ep50", cwd=tmp_path)
+    assert [option(words, "--model-dir") for words in runs] == [option(words, "--output-dir") for words in trained]
+    variant = "rn50_ep50_16shots/nctx16_cscFalse_ctpend"
+    assert [option(words, "--output-dir") for words in runs] == [
+        f"output/evaluation/CoOp/{variant}/imagenet_a/seed{seed}" for seed in (1, 2, 3)]
+    for words in runs:
+        assert "--eval-only" in words and "--load-epoch" not in words
+        assert settings_of(words).items() <= settings_of(trained[0]).items()
+        assert settings_of(words).keys() == {f"TRAINER.COOP.{key}" for key in ("N_CTX", "CSC", "CLASS_TOKEN_POSITION")}
+    words, = command("coop/eval.sh", "shapes_dark", "tiny_shapes", cwd=tmp_path, SEEDS="2")
+    assert option(words, "--model-dir") == "output/shapes/CoOp/tiny_shapes_16shots/nctx16_cscFalse_ctpend/seed2"
 
 
 def test_zero_shot_tests_both_halves_or_everything(tmp_path):
@@ -87,11 +204,22 @@ def test_the_template_ensemble_shares_zero_shots_configurations(tmp_path):
     assert option(base, "--config-file").endswith("trainers/ZeroshotCLIP/vit_b16.yaml")
 
 
-def test_the_shapes_family_uses_the_tiny_configuration_and_shapes_as_source(tmp_path):
-    words, = command("p2c/base2new_train.sh", "shapes", "1", cwd=tmp_path)
-    assert option(words, "--config-file").endswith("P2C/tiny_shapes.yaml")
-    words, = command("maple/xd_test.sh", "shapes_dark", "1", cwd=tmp_path)
-    assert option(words, "--model-dir") == "output/shapes/MaPLe/tiny_shapes_16shots/seed1"
+@pytest.mark.parametrize("folder", METHODS)
+def test_the_shapes_family_uses_the_tiny_configuration_and_shapes_as_source(tmp_path, folder):
+    trainer, _ = METHODS[folder]
+    cfg = "tiny_shapes_language_only" if folder == "language-prompting" else "tiny_shapes"
+    for protocol in ("base2new_train", "few_shot", "xd_test"):
+        words, = command(f"{folder}/{protocol}.sh", "shapes_dark", "1", cwd=tmp_path, SEEDS="1")
+        assert option(words, "--config-file").endswith(f"{trainer}/tiny_shapes.yaml")
+    assert option(words, "--model-dir") == f"output/shapes/{trainer}/{cfg}_16shots/seed1"
+
+
+def test_language_prompting_has_no_image_prompts_on_shapes_either(tmp_path):
+    for protocol in ("base2new_train", "base2new_test"):
+        words, = command(f"language-prompting/{protocol}.sh", "shapes", "1", cwd=tmp_path)
+        none = {"TRAINER.IVLP.N_CTX_VISION": "0", "TRAINER.IVLP.PROMPT_DEPTH_VISION": "0"}
+        assert none.items() <= settings_of(words).items()
+        assert "/IVLP/tiny_shapes_language_only/" in option(words, "--output-dir")
 
 
 def test_the_users_options_and_pairs_win(tmp_path):
@@ -149,12 +277,28 @@ def test_what_the_folder_says_cannot_be_overruled(tmp_path, words):
     assert done.returncode == 2 and f"{words[0]} belongs to the script's own arguments" in done.stderr
 
 
+def test_what_coops_folders_say_cannot_be_overruled_but_elsewhere_it_can(tmp_path):
+    pair = ("TRAINER.COOP.N_CTX", "4")
+    for name, numbers in (("main", ("vit_b16", "end", "16", "1", "False")), ("eval", ("vit_b16_ep50",))):
+        done = script(f"coop/{name}.sh", "imagenet", *numbers, *pair, cwd=tmp_path)
+        assert done.returncode == 2 and f"{pair[0]} belongs to the script's own arguments" in done.stderr
+    assert command("coop/few_shot.sh", "imagenet", "1", *pair, cwd=tmp_path, SEEDS="1")[0][-2:] == [*pair]
+
+
 def test_variables_choose_data_output_and_configuration(tmp_path):
     words, = command("p2c/base2new_train.sh", "oxford_pets", "1", cwd=tmp_path, DATA="/d", OUTPUT="/o",
                      CFG=f"{MAIN}_preview")
     assert option(words, "--root") == "/d"
     assert option(words, "--output-dir").startswith("/o/base2new/train_base/oxford_pets/")
     assert words[-2:] == ["OPTIM.MAX_EPOCH", "10"]  # what the preview sets for this data set
+
+
+def test_the_preview_tests_transfer_with_the_tokens_of_its_training(tmp_path):
+    words, = command("p2c/base2new_train.sh", "ucf101", "1", cwd=tmp_path, CFG=f"{MAIN}_preview")
+    assert words[-2:] == ["TRAINER.P2C.N_CTX", "2"]
+    for protocol, dataset in (("xd_train", "imagenet"), ("xd_test", "ucf101")):
+        words, = command(f"p2c/{protocol}.sh", dataset, "1", cwd=tmp_path, CFG=f"{MAIN}_preview")
+        assert words[-2:] == ["OPTIM.MAX_EPOCH", "2"] and "TRAINER.P2C.N_CTX" not in words
 
 
 @pytest.mark.parametrize("words, message", [
@@ -168,13 +312,31 @@ def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("words, message", [
+    (("vit_b16", "end", "16", "1"), "main of CoOp needs DATASET CFG CTP NCTX SHOTS CSC, for example oxford_pets vit_b16"),
+    (("vit_b16", "back", "16", "1", "False"), "CTP must be end, middle or front, but got 'back'"),
+    (("vit_b16", "16", "end", "1", "False"), "CTP must be end, middle or front, but got '16'"),
+    (("vit_b16", "end", "many", "1", "False"), "NCTX must be a whole number, but got 'many'"),
+    (("vit_b16", "end", "16", "all", "False"), "SHOTS must be a whole number, but got 'all'"),
+    (("vit_b16", "end", "16", "1", "yes"), "CSC must be True or False, but got 'yes'"),
+    (("vit_b17", "end", "16", "1", "True"), "CoOp has no configuration 'vit_b17'; choose from rn101 rn101_ep50 rn50"),
+])
+def test_a_mistaken_call_of_coops_main_is_one_line_and_status_2(tmp_path, words, message):
+    done = script("coop/main.sh", "oxford_pets", *words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+
+
 def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path):
     done = script("p2c/base2new_train.sh", "oxford_pets", "1", cwd=tmp_path, CFG="vit_b17")
     assert done.returncode == 2 and "P2C has no configuration 'vit_b17'; choose from tiny_shapes" in done.stderr
     done = script("run.sh", "P3C", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
-    assert done.returncode == 2 and "Unknown trainer 'P3C'; choose from MaPLe P2C ZeroshotCLIP" in done.stderr
+    assert done.returncode == 2 and "Unknown trainer 'P3C'; choose from CoCoOp CoOp IVLP MaPLe" in done.stderr
     done = script("run.sh", "P2C", "base2novel", "oxford_pets", "1", cwd=tmp_path)
     assert done.returncode == 2 and "Unknown protocol 'base2novel'; choose from base2new_train" in done.stderr
+    done = script("run.sh", "IVLP:image_only", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
+    assert done.returncode == 2 and "IVLP has no configuration" in done.stderr
+    done = script("run.sh", "MaPLe", "eval", "imagenet_a", MAIN, cwd=tmp_path)
+    assert done.returncode == 2 and "eval is a protocol of CoOp alone, but got the trainer 'MaPLe'" in done.stderr
 
 
 def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(tmp_path):
@@ -222,11 +384,19 @@ def test_p2c_trains_and_tests_on_openais_archive_and_jpegs_through_the_scripts(t
 # Every script there is
 
 SCRIPTS = sorted(str(path.relative_to(ROOT / "scripts")) for path in (ROOT / "scripts").glob("*/*.sh"))
-NUMBERS = {"few_shot": "1", "zeroshot": "tiny_shapes"}
+NUMBERS = {"few_shot": ("1",), "zeroshot": ("tiny_shapes",), "eval": ("tiny_shapes",),
+           "main": ("tiny_shapes", "end", "16", "1", "False")}
 
 
 def arguments(path, dataset):
-    return path, dataset, NUMBERS.get(Path(path).stem, "1")
+    return path, dataset, *NUMBERS.get(Path(path).stem, ("1",))
+
+
+def test_every_trainer_has_a_script_of_each_protocol():
+    protocols = ("base2new_train", "base2new_test", "xd_train", "xd_test", "few_shot")
+    more = {"coop/main.sh", "coop/eval.sh", "zsclip/base2new_test.sh", "zsclip/zeroshot.sh"}
+    assert set(SCRIPTS) == {f"{folder}/{protocol}.sh" for folder in METHODS for protocol in protocols} | more
+    assert all(os.access(ROOT / "scripts" / path, os.X_OK) for path in SCRIPTS)
 
 
 @pytest.mark.parametrize("path", SCRIPTS)
@@ -236,29 +406,34 @@ def test_a_dry_run_prints_what_would_run_and_runs_nothing(tmp_path, path):
     for line in done.stdout.splitlines():
         words = shlex.split(line)
         assert words[:2] == ["python", str(ROOT / "train.py")] and words[-2:] == ["OPTIM.LR", "1 2"]
-    assert len(done.stdout.splitlines()) == {"few_shot": 3, "base2new_test": 2 if path.startswith("zs") else 1}.get(
-        Path(path).stem, 1)
+    counts = {"few_shot": 3, "main": 3, "eval": 3, "base2new_test": 2 if path.startswith("zs") else 1}
+    assert len(done.stdout.splitlines()) == counts.get(Path(path).stem, 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_every_script_runs_on_shapes(tmp_path):
-    """One epoch each; the scripts of a trainer in order, since tests need trainings, and the trainers side by side."""
+def test_scripts_run_on_shapes(tmp_path):
+    """One epoch each; the scripts of a trainer in order, since tests need trainings, and the trainers side by side.
+
+    All of three trainers' scripts. Of the others', which call the same lines of run.sh, a training, and CoOp's own two.
+    """
+    ours = [path for path in SCRIPTS if Path(path).parent.name in ("p2c", "maple", "zsclip")
+            or Path(path).stem in ("base2new_train", "main", "eval")]
     chains = {}
-    for path in SCRIPTS:
+    for path in ours:
         chains.setdefault(Path(path).parent.name, []).append(path)
     for paths in chains.values():
-        paths.sort(key=lambda path: ("test" in path, path))
+        paths.sort(key=lambda path: ("test" in path or "eval" in path, path))
     settings = {"PYTHON": sys.executable, "DATA": str(tmp_path / "data"), "SEEDS": "1", "OMP_NUM_THREADS": "1"}
 
     def run(paths):
         for path in paths:
-            words = arguments(path, "shapes_dark" if path.endswith("xd_test.sh") else "shapes")
+            words = arguments(path, "shapes_dark" if path.endswith(("xd_test.sh", "eval.sh")) else "shapes")
             pairs = () if path.startswith("zsclip") else ("OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "1")
             yield path, script(*words, *pairs, cwd=tmp_path, **settings)
 
-    with ThreadPoolExecutor(len(chains)) as pool:
+    with ThreadPoolExecutor(3) as pool:
         ended = [end for chain in pool.map(lambda paths: list(run(paths)), chains.values()) for end in chain]
-    assert {path for path, _ in ended} == set(SCRIPTS)
+    assert {path for path, _ in ended} == set(ours)
     for path, done in ended:
         assert done.returncode == 0, (path, done.stderr)
         shared = path.endswith("xd_train.sh")  # with these settings the few-shot run, in the same folder
