@@ -401,7 +401,7 @@ def test_every_trainer_has_a_script_of_each_protocol():
 
 @pytest.mark.parametrize("path", SCRIPTS)
 def test_a_dry_run_prints_what_would_run_and_runs_nothing(tmp_path, path):
-    done = script(*arguments(path, "shapes"), "--dry-run", "OPTIM.LR", "1 2", cwd=tmp_path)
+    done = script(*arguments(path, "shapes"), "--dry-run", "OPTIM.LR", "1 2", cwd=tmp_path, PYTHON="python")
     assert done.returncode == 0 and not done.stderr
     for line in done.stdout.splitlines():
         words = shlex.split(line)
