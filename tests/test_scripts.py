@@ -313,7 +313,7 @@ def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
 
 
 @pytest.mark.parametrize("words, message", [
-    (("vit_b16", "end", "16", "1"), "main of CoOp needs DATASET CFG CTP NCTX SHOTS CSC, for example oxford_pets vit_b16"),
+    (("vit_b16", "end", "16", "1"), "main of CoOp needs DATASET CFG CTP NCTX SHOTS CSC, for example oxford_pets vit"),
     (("vit_b16", "back", "16", "1", "False"), "CTP must be end, middle or front, but got 'back'"),
     (("vit_b16", "16", "end", "1", "False"), "CTP must be end, middle or front, but got '16'"),
     (("vit_b16", "end", "many", "1", "False"), "NCTX must be a whole number, but got 'many'"),
