@@ -98,10 +98,10 @@ def test_an_unknown_position_is_refused(make_trainer):
 
 def test_cocoop_is_the_oracles_loop_over_images(exact):
     trainer, image, label = exact("CoCoOp")
-    rows, slots = rows_of(trainer, 4)
+    rows, _ = rows_of(trainer, 4)
     meta = trainer.prompts.meta_net
     scores = oracle.cocoop_logits(
-        images=image, token_rows=rows, slots=slots, context=trainer.prompts.ctx,
+        images=image, token_rows=rows, context=trainer.prompts.ctx,
         meta_layers=[(layer.weight, layer.bias) for layer in (meta.linear1, meta.linear2)], **oracle_clip(trainer))
     assert_equal(trainer, trainer.losses(image, label)["loss_ce"], oracle.cross_entropy(scores, label))
 
@@ -182,13 +182,13 @@ def test_senseless_settings_are_refused_by_name(make_trainer, name, pairs, messa
 
 def test_promptsrcs_losses_are_the_oracles(exact):
     trainer, image, label = exact("PromptSRC")
-    rows, slots = rows_of(trainer, 4)
+    rows, _ = rows_of(trainer, 4)
     tokenize, names = trainer.clip.tokenize, trainer.dm.dataset.classnames
     templates = [[[SOT, *tokenize(template.replace("{}", readable(name))), EOT] for name in names]
                  for template in TEMPLATES]
     visual, *visual_deep = trainer.prompts.images
     expected = oracle.promptsrc_losses(
-        images=image, labels=label, token_rows=rows, template_rows=templates, slots=slots, context=trainer.prompts.ctx,
+        images=image, labels=label, token_rows=rows, template_rows=templates, context=trainer.prompts.ctx,
         deep=list(trainer.prompts.deep_text), visual=visual, visual_deep=visual_deep, **oracle_clip(trainer))
     got = trainer.losses(image, label)
     assert got["loss_text"].item() == pytest.approx(25 * expected["text"].item(), rel=1e-9)

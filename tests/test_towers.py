@@ -31,11 +31,29 @@ def random_clip(rng: random.Random, quick_gelu: bool, context_length: int = 20):
     return model, text_heads, vision_heads
 
 
-def random_rows(rng: random.Random, n_ctx: int, fixed: int, classes: int, longest: int) -> list[list[int]]:
-    """Prompts with n_ctx placeholders and `fixed` common words, and names of random length."""
-    words = [rng.randrange(50) for _ in range(fixed)]
-    return [[SOT] * (1 + n_ctx) + words + [rng.randrange(50) for _ in range(rng.randint(0, longest))] + [EOT]
-            for _ in range(classes)]
+def random_ids(rng: random.Random, least: int, most: int) -> list[int]:
+    """Ids of a text of random length."""
+    return [rng.randrange(50) for _ in range(rng.randint(least, most))]
+
+
+def random_prompts(rng: random.Random, learned: int, place: str = "end"):
+    """Token ids and slots of random classes, whose names stand at the end, in the middle or in front of the context."""
+    words, prompts = random_ids(rng, 0, 3), []
+    for name in (random_ids(rng, 0, 6) for _ in range(rng.randint(1, 6))):
+        prompts.append(oracle.written(*{
+            "end": ([SOT], learned, words + name + [EOT]),
+            "middle": ([SOT], learned // 2, name, learned - learned // 2, words + [EOT]),
+            "front": ([SOT], name, learned, words + [EOT])}[place]))
+    return zip(*prompts, strict=True)
+
+
+def attribute_prompts(rng: random.Random, learned: int):
+    """Prompts as ATPrompt's: one to three attributes, each learned tokens and a word of one or more; the context; the
+    name. Returns the number of the attributes' learned tokens, the token ids and the slots."""
+    attributes = [(rng.randint(1, 2), random_ids(rng, 1, 2)) for _ in range(rng.randint(1, 3))]
+    parts = [part for attribute in attributes for part in attribute]
+    prompts = [oracle.written([SOT], *parts, learned, random_ids(rng, 0, 3) + [EOT]) for _ in range(rng.randint(1, 6))]
+    return sum(count for count, _ in attributes), *zip(*prompts, strict=True)
 
 
 def leaves(*shapes):
@@ -53,19 +71,76 @@ def assert_equal(value, expected, inputs):
         assert (a - b).abs().max() <= 1e-10 * b.abs().max()
 
 
+class TextPair:
+    """The text tower of a random CLIP and the oracle's."""
+
+    def __init__(self, seed: int):
+        self.rng, self.quick_gelu = random.Random(seed), bool(seed % 2)
+        self.model, self.heads, _ = random_clip(self.rng, self.quick_gelu)
+        self.tower = TextTower(self.model, SOT, EOT)
+
+    def oracle(self, rows, slots, context, deep=()):
+        return oracle.encode_text(self.model.state_dict(), rows, self.heads, self.quick_gelu, context, deep, slots)
+
+    def random_deep(self, n_ctx: int) -> list[torch.Tensor]:
+        """Prompts of some of the deeper layers, none to all."""
+        return leaves(*[(n_ctx, self.tower.width)] * self.rng.randint(0, self.tower.layers - 1))
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_prompted_text_and_gradients_equal_the_oracle(seed):
-    rng = random.Random(seed)
-    quick_gelu = bool(seed % 2)
-    model, heads, _ = random_clip(rng, quick_gelu)
-    tower = TextTower(model, SOT, EOT)
-    n_ctx = rng.randint(1, 5)
-    rows = random_rows(rng, n_ctx, fixed=rng.randint(0, 3), classes=rng.randint(1, 6), longest=6)
-    depth = rng.randint(1, tower.layers)
-    context, *deep = leaves(*[(n_ctx, tower.width)] * depth)
-    features = tower.encode(tower.prepare(rows, n_ctx), context, deep)
-    assert_equal(features, oracle.encode_text(model.state_dict(), rows, heads, quick_gelu, context, deep),
-                 [context, *deep])
+    pair = TextPair(seed)
+    n_ctx = pair.rng.randint(1, 5)
+    rows, slots = random_prompts(pair.rng, n_ctx)
+    (context,), deep = leaves((n_ctx, pair.tower.width)), pair.random_deep(n_ctx)
+    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots), context, deep),
+                 pair.oracle(rows, slots, context, deep), [context, *deep])
+
+
+@pytest.mark.parametrize("place", ["middle", "front"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_context_around_or_behind_the_names_is_encoded_as_the_oracle_does(seed, place):
+    pair = TextPair(seed)
+    n_ctx = pair.rng.randint(1, 5)
+    rows, slots = random_prompts(pair.rng, n_ctx, place)
+    context, = leaves((n_ctx, pair.tower.width))
+    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots), context),
+                 pair.oracle(rows, slots, context), [context])
+
+
+@pytest.mark.parametrize("place", ["end", "middle", "front"])
+@pytest.mark.parametrize("seed", range(8))
+def test_contexts_of_each_class_are_encoded_as_the_oracle_does(seed, place):
+    pair = TextPair(seed)
+    n_ctx = pair.rng.randint(1, 5)
+    rows, slots = random_prompts(pair.rng, n_ctx, place)
+    context, = leaves((len(rows), n_ctx, pair.tower.width))
+    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots, own=True), context),
+                 pair.oracle(rows, slots, context), [context])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_several_contexts_at_once_equal_the_oracles_one_by_one(seed):
+    pair = TextPair(seed)
+    n_ctx = pair.rng.randint(1, 5)
+    rows, slots = random_prompts(pair.rng, n_ctx)
+    (contexts,), deep = leaves((1 + seed % 4, n_ctx, pair.tower.width)), pair.random_deep(n_ctx)
+    features = pair.tower.encode(pair.tower.prepare(rows, slots), contexts, deep)
+    assert features.shape[:2] == (len(contexts), len(rows))
+    assert_equal(features, torch.stack([pair.oracle(rows, slots, context, deep) for context in contexts]),
+                 [contexts, *deep])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_learned_tokens_before_attribute_words_are_encoded_as_the_oracle_does(seed):
+    """Deep prompts replace the context alone; the attributes' tokens and words flow on."""
+    pair = TextPair(seed)
+    n_ctx = pair.rng.randint(1, 3)
+    before, rows, slots = attribute_prompts(pair.rng, n_ctx)
+    (context,), deep = leaves((before + n_ctx, pair.tower.width)), pair.random_deep(n_ctx)
+    prompts = pair.tower.prepare(rows, slots)
+    assert len(prompts.prefix) > slots[0][-1]
+    assert_equal(pair.tower.encode(prompts, context, deep), pair.oracle(rows, slots, context, deep), [context, *deep])
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -87,21 +162,35 @@ def test_without_prompts_the_towers_are_open_clips(seed):
     rng = random.Random(seed)
     model, _, _ = random_clip(rng, quick_gelu=False)
     tower = TextTower(model, SOT, EOT)
-    rows = random_rows(rng, 0, fixed=2, classes=5, longest=8)
+    rows, _ = random_prompts(rng, 0)
     padded = torch.tensor([row + [0] * (tower.context_length - len(row)) for row in rows])
     torch.testing.assert_close(tower.encode(tower.prepare(rows)), model.encode_text(padded), rtol=1e-10, atol=1e-12)
     images = torch.randn(3, 3, *model.visual.image_size, dtype=torch.float64)
     torch.testing.assert_close(ImageTower(model).encode(images), model.encode_image(images), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("names", [[[7]], [[7], [7]], [[], [7, 8]]], ids=["one class", "equal names", "an empty name"])
-def test_odd_class_lists_are_encoded_as_the_oracle_does(names):
-    model, heads, _ = random_clip(random.Random(3), quick_gelu=False)
-    tower = TextTower(model, SOT, EOT)
-    rows = [[SOT, SOT, 5, *name, EOT] for name in names]
-    context, = leaves((1, tower.width))
-    assert_equal(tower.encode(tower.prepare(rows, 1), context),
-                 oracle.encode_text(model.state_dict(), rows, heads, False, context), [context])
+@pytest.mark.parametrize("own", [False, True], ids=["one context", "one a class"])
+@pytest.mark.parametrize("behind", [False, True], ids=["before the names", "behind the names"])
+@pytest.mark.parametrize("names", [[[7]], [[7], [7]], [[], [7, 8]], [[7, 7], [7]]],
+                         ids=["one class", "equal names", "an empty name", "a name that begins another"])
+def test_odd_class_lists_are_encoded_as_the_oracle_does(names, behind, own):
+    pair = TextPair(3)
+    prompts = [oracle.written([SOT], *((name, 1) if behind else (1, [5, *name])), [EOT]) for name in names]
+    rows, slots = zip(*prompts, strict=True)
+    context, = leaves((len(names), 1, pair.tower.width) if own else (1, pair.tower.width))
+    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots, own), context),
+                 pair.oracle(rows, slots, context), [context])
+
+
+@pytest.mark.parametrize("rows, slots", [
+    ([[SOT, 1, 5, EOT], [SOT, 2, 5, EOT]], [[1], [1]]),
+    ([[SOT, 1, 1, 5, EOT], [SOT, 1, 1, 6, EOT]], [[1], [2]]),
+], ids=["other ids, same places", "same ids, other places"])
+def test_what_is_shared_does_not_rest_on_the_ids_at_learned_places(rows, slots):
+    pair = TextPair(3)
+    context, = leaves((1, pair.tower.width))
+    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots), context),
+                 pair.oracle(rows, slots, context), [context])
 
 
 def test_shared_prefix_is_found_from_the_tokens_and_leaves_every_class_a_token():
@@ -114,10 +203,20 @@ def test_shared_prefix_is_found_from_the_tokens_and_leaves_every_class_a_token()
 def test_only_the_tokens_up_to_eot_are_encoded_and_the_prefix_once():
     model, _, _ = random_clip(random.Random(0), quick_gelu=False)
     tower = TextTower(model, SOT, EOT)
-    prompts = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], n_ctx=1)
+    prompts = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], [[1], [1]])
     assert prompts.prefix.shape[0] == 3
     assert prompts.suffix.shape[:2] == (2, 3)
     assert prompts.eot.tolist() == [1, 2]
+
+
+def test_where_classes_differ_in_their_learned_tokens_only_the_start_is_shared():
+    model, _, _ = random_clip(random.Random(0), quick_gelu=False)
+    tower = TextTower(model, SOT, EOT)
+    of_each = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], [[1], [1]], own=True)
+    behind = tower.prepare([[SOT, 6, SOT, EOT], [SOT, 7, 8, SOT, EOT]], [[2], [3]])
+    for prompts in (of_each, behind):
+        assert prompts.own and prompts.prefix.shape[0] == 1
+        assert prompts.suffix.shape[1] == prompts.eot.max() + 1
 
 
 def test_too_long_a_prompt_is_refused_with_both_lengths():

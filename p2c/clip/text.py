@@ -125,9 +125,10 @@ class TextTower:
 
         Args:
             context: learned tokens at the input, without positions: (M, D); or (C, M, D), one of each class, where the
-                prompts were prepared as such; or (P, M, D), several to encode all classes with. None: the prompts as
-                they were written.
-            deep: prompts (N, D) that replace the states of the last N learned tokens entering layers 1, 2, ...
+                prompts were prepared as such; or (P, M, D), several to encode all classes with, where these share the
+                places of the learned tokens. None: the prompts as they were written.
+            deep: prompts (N, D) that replace the states of the last N learned tokens at the entrance of layers 1, 2,
+                ...; only where all classes share the context.
         """
         prefix, suffix, eot = prompts.prefix, prompts.suffix, prompts.eot
         several = context is not None and context.ndim == 3 and not prompts.own
