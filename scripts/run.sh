@@ -125,7 +125,9 @@ case $method/$protocol/$label/$shots in
     */few_shot/*) default_cfg=${main_cfg}_few_shot ;;
     *) default_cfg=$main_cfg ;;
 esac
-[[ $dataset != shapes* ]] || default_cfg=tiny_shapes
+if [[ $dataset == shapes* ]]; then
+    [[ $method == *:* ]] && default_cfg=tiny_shapes_${method#*:} || default_cfg=tiny_shapes
+fi
 cfg=${cfg:-$default_cfg}
 [[ $cfg == *.yaml ]] && cfg_file=$cfg || cfg_file=$cfg_folder/$cfg.yaml
 [[ -f $cfg_file ]] ||
@@ -140,10 +142,6 @@ case $method/$cfg in
             settings=(TRAINER.COOP.N_CTX "$nctx" TRAINER.COOP.CSC "$csc" TRAINER.COOP.CLASS_TOKEN_POSITION "$ctp")
             variant=/nctx${nctx}_csc${csc}_ctp$ctp
         fi
-        ;;
-    IVLP:language_only/tiny_shapes) # the file has image prompts
-        settings=(TRAINER.IVLP.N_CTX_VISION 0 TRAINER.IVLP.PROMPT_DEPTH_VISION 0)
-        cfg=tiny_shapes_language_only
         ;;
     PromptSRC/*_ep50_*_few_shot) # the file's values are those of the six other data sets
         case $label in

@@ -34,7 +34,7 @@ def test_trainer_file_merges_and_belongs_to_its_folder(path):
     assert path.read_text().startswith("# ") and "bash scripts/" in path.read_text()
 
 
-@pytest.mark.parametrize("path", [p for p in TRAINER_FILES if p.stem != "tiny_shapes"], ids=str)
+@pytest.mark.parametrize("path", [p for p in TRAINER_FILES if "tiny_shapes" not in p.stem], ids=str)
 def test_full_clip_files_share_clips_input(path):
     cfg = merged(path)
     assert {key: cfg.INPUT[key] for key in CLIP_INPUT} == CLIP_INPUT
@@ -134,7 +134,7 @@ def test_files_of_the_family_hold_the_published_recipes(trainer, name):
 @pytest.mark.parametrize("trainer", RECIPES)
 def test_a_folder_of_the_family_holds_its_recipes_and_one_for_shapes(trainer):
     files = {path.stem for path in CONFIGS.glob(f"trainers/{trainer}/*.yaml")}
-    assert files == {*RECIPES[trainer], "tiny_shapes"}
+    assert files - {"tiny_shapes_language_only"} == {*RECIPES[trainer], "tiny_shapes"}
 
 
 @pytest.mark.parametrize("trainer", [*RECIPES, "P2C"])
@@ -190,3 +190,10 @@ def test_extending_twice_or_over_a_users_own_value_changes_nothing():
 def test_denoisers_are_off_unless_asked_for():
     cfg = merged()
     assert not cfg.TRAINER.PROMPT_DENOISING.ENABLED and not cfg.TRAINER.P2C.MAPPER.ENABLED
+
+
+def test_language_prompting_on_shapes_is_ivlp_without_image_prompts():
+    language, both = (yaml.safe_load((CONFIGS / "trainers/IVLP" / f"{name}.yaml").read_text())
+                      for name in ("tiny_shapes_language_only", "tiny_shapes"))
+    assert language["TRAINER"]["IVLP"] == both["TRAINER"]["IVLP"] | {"N_CTX_VISION": 0, "PROMPT_DEPTH_VISION": 0}
+    assert {**language, "TRAINER": None} == {**both, "TRAINER": None}

@@ -210,16 +210,8 @@ def test_the_shapes_family_uses_the_tiny_configuration_and_shapes_as_source(tmp_
     cfg = "tiny_shapes_language_only" if folder == "language-prompting" else "tiny_shapes"
     for protocol in ("base2new_train", "few_shot", "xd_test"):
         words, = command(f"{folder}/{protocol}.sh", "shapes_dark", "1", cwd=tmp_path, SEEDS="1")
-        assert option(words, "--config-file").endswith(f"{trainer}/tiny_shapes.yaml")
+        assert option(words, "--config-file").endswith(f"{trainer}/{cfg}.yaml")
     assert option(words, "--model-dir") == f"output/shapes/{trainer}/{cfg}_16shots/seed1"
-
-
-def test_language_prompting_has_no_image_prompts_on_shapes_either(tmp_path):
-    for protocol in ("base2new_train", "base2new_test"):
-        words, = command(f"language-prompting/{protocol}.sh", "shapes", "1", cwd=tmp_path)
-        none = {"TRAINER.IVLP.N_CTX_VISION": "0", "TRAINER.IVLP.PROMPT_DEPTH_VISION": "0"}
-        assert none.items() <= settings_of(words).items()
-        assert "/IVLP/tiny_shapes_language_only/" in option(words, "--output-dir")
 
 
 def test_the_users_options_and_pairs_win(tmp_path):
