@@ -72,8 +72,8 @@ def test_class_specific_contexts_come_class_by_class(make_trainer):
     assert found[2][1] == [[("grey", 0.0)], [("fur", 0.0)]]
 
 
-def test_the_ranking_is_that_of_a_plain_loop_over_the_rows_that_have_weights(make_cfg, make_trainer):
-    trainer = make_trainer("CoOp", "MODEL.BACKBONE.WEIGHTS", "random")
+def test_the_ranking_is_that_of_a_plain_loop_over_the_rows_that_have_weights(make_trainer):
+    trainer = make_trainer("CoOp")
     clip = trainer.clip
     clip.stored_ids = frozenset(range(0, 49408, 400)) | {49407}
     trainer.prompts.ctx.data = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
@@ -92,9 +92,9 @@ def test_words_are_whole_pieces_have_a_hyphen_and_nothing_breaks_the_line(make_t
     assert read[tokenizer.sot_token_id] == "<start_of_text>"
     assert read[tokenizer.encoder["\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"]] == r"\u0020-"  # the space
     assert all(shown.isprintable() and " " not in shown and shown for shown in read.values())
-    for token, shown in read.items():
-        if shown.isascii() and shown.isalpha():  # what reads as a word is that word's token
-            assert tokenizer.encode(shown) == [token]
+    words = {token: shown for token, shown in read.items() if shown.isalpha() and shown.isascii() and shown.islower()}
+    for token in list(words)[::100]:
+        assert tokenizer.encode(words[token]) == [token]
 
 
 def test_more_words_than_there_are_is_all_of_them(make_trainer):
@@ -109,9 +109,10 @@ def test_more_words_than_there_are_is_all_of_them(make_trainer):
 @pytest.fixture(scope="module")
 def run_of(pets, tmp_path_factory):
     """run_of(trainer): the folder of a run of train.py."""
-    place, stdout = tmp_path_factory.mktemp("runs"), sys.stdout
+    place = tmp_path_factory.mktemp("runs")
 
     def make(trainer, *words):
+        stdout = sys.stdout
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "collect_env_info", str)  # takes seconds
             status = train.run(train.parse_args([
@@ -180,10 +181,9 @@ def test_mistaken_calls_and_files_that_cannot_be_written(run_of, command, tmp_pa
     assert (status, out) == (2, "") and "it has no results.json" in error
     status, out, (error,) = command(tmp_path, "--top", "0")
     assert (status, out) == (2, "") and "must be 1 or more, but got 0" in error
-    (tmp_path / "file").touch()
     folder = run_of("CoOp")
-    status, out, (error,) = command(folder, "--csv", tmp_path / "file/words.csv")
-    assert status == 1 and out.startswith("context, layer 0, token 1\n") and "words.csv" in error
+    status, out, (error,) = command(folder, "--csv", tmp_path)
+    assert status == 1 and out.startswith("context, layer 0, token 1\n") and str(tmp_path) in error
     record = read_json(folder / "results.json")
     write_json(record | {"finished": False}, folder / "results.json")
     status, out, (error,) = command(folder)
