@@ -8,9 +8,8 @@ import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 
-import train
 from p2c import interpret
-from p2c.framework import load_checkpoint, read_json, write_json
+from p2c.framework import load_checkpoint
 from p2c.interpret import Vocabulary, learned_text
 from p2c.predictor import Predictor
 
@@ -104,50 +103,13 @@ def test_more_words_than_there_are_is_all_of_them(make_trainer):
     assert {word for word, _ in found[0]} == {"a", "photo", "of"}
 
 
+@pytest.mark.parametrize("name", ["VPT", "ZeroshotCLIP"])
+def test_a_trainer_without_learned_text_is_refused(make_trainer, name):
+    with pytest.raises(ValueError, match=f"{name} learns no text, so there are no words to find; give a run of a "):
+        learned_text(Predictor(make_trainer(name)))
+
+
 # The command
-
-@pytest.fixture(scope="module")
-def run_of(pets, tmp_path_factory):
-    """run_of(trainer): the folder of a run of train.py."""
-    place = tmp_path_factory.mktemp("runs")
-
-    def make(trainer, *words):
-        stdout = sys.stdout
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "collect_env_info", str)  # takes seconds
-            status = train.run(train.parse_args([
-                "--root", str(pets), "--seed", "1", "--trainer", trainer, "--output-dir", str(place / trainer),
-                "--dataset-config-file", "configs/datasets/oxford_pets.yaml",
-                "--config-file", f"configs/trainers/{trainer}/tiny_shapes.yaml", *words,
-                "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
-                "TRAIN.CHECKPOINT_FREQ", "1", "USE_CUDA", "False", "DATASET.CHECKS", "partial"]))
-        sys.stdout = stdout
-        assert status == train.FINISHED
-        return place / trainer
-    return make
-
-
-def test_the_command_reads_the_epoch_that_is_asked_for_and_writes_a_table(run_of, make_trainer, tmp_path):
-    folder = run_of("MaPLe")
-    path = folder / "MultiModalPromptLearner/model.pth.tar-1"
-    checkpoint = load_checkpoint(path)
-    trainer = make_trainer("MaPLe")
-    checkpoint["state_dict"]["ctx"] = embedded(trainer, "red fox")
-    checkpoint["state_dict"]["compound_prompts_text.1"] = embedded(trainer, "playfulness")
-    torch.save(checkpoint, path)
-    done = subprocess.run([sys.executable, "-m", "p2c.interpret", folder, "--top", "2", "--load-epoch", "1",
-                           "--csv", tmp_path / "words.csv"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[:2] == ["context, layer 0, token 1", "  0.0000  red"]
-    assert lines.index(interpret.DEEPER) == 6 == lines.index("context, layer 1, token 1") - 1
-    assert lines[-6:-4] == ["context, layer 2, token 1", "  0.0000  play-"] and lines[-2] == "  0.0000  fulness"
-    with open(tmp_path / "words.csv", newline="", encoding="utf-8") as file:
-        columns, *rows = csv.reader(file)
-    assert columns == ["part", "layer", "class", "token", "rank", "word", "distance"]
-    assert len(rows) == 3 * 2 * 2 and rows[0] == ["context", "0", "", "1", "1", "red", "0.0"]
-    assert [f"  {float(row[-1]):.4f}  {row[-2]}" for row in rows] == [line for line in lines if line.startswith("  ")]
-
 
 @pytest.fixture
 def command(capsys):
@@ -163,28 +125,42 @@ def command(capsys):
     return run
 
 
-@pytest.mark.parametrize("trainer, words", [("VPT", ()), ("ZeroshotCLIP", ("--eval-only",))])
-def test_a_run_without_learned_text_is_a_mistake_in_one_line(run_of, command, trainer, words):
-    assert command(run_of(trainer, *words)) == (2, "", [
-        f"error: {trainer} learns no text, so there are no words to find; give a run of a trainer that learns a text "
-        "context, such as CoOp, MaPLe or P2C"])
+def test_the_command_reads_the_epoch_that_is_asked_for_and_writes_a_table(make_trainer, tmp_path):
+    trainer = make_trainer("MaPLe", "TRAIN.CHECKPOINT_FREQ", 1)
+    trainer.train()
+    path = tmp_path / "run/MultiModalPromptLearner/model.pth.tar-1"
+    checkpoint = load_checkpoint(path)
+    checkpoint["state_dict"]["ctx"] = embedded(trainer, "red fox")
+    checkpoint["state_dict"]["compound_prompts_text.1"] = embedded(trainer, "playfulness")
+    torch.save(checkpoint, path)
+    done = subprocess.run([sys.executable, "-m", "p2c.interpret", tmp_path / "run", "--top", "2", "--load-epoch", "1",
+                           "--csv", tmp_path / "words.csv"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["context, layer 0, token 1", "  0.0000  red"]
+    assert lines.index(interpret.DEEPER) == 6 == lines.index("context, layer 1, token 1") - 1
+    assert lines[-6:-4] == ["context, layer 2, token 1", "  0.0000  play-"] and lines[-2] == "  0.0000  fulness"
+    with open(tmp_path / "words.csv", newline="", encoding="utf-8") as file:
+        columns, *rows = csv.reader(file)
+    assert columns == ["part", "layer", "class", "token", "rank", "word", "distance"]
+    assert len(rows) == 3 * 2 * 2 and rows[0] == ["context", "0", "", "1", "1", "red", "0.0"]
+    assert [f"  {float(row[-1]):.4f}  {row[-2]}" for row in rows] == [line for line in lines if line.startswith("  ")]
 
 
-def test_a_trainer_of_another_package_has_no_text_that_is_known(tiny_trainer, tmp_path, command):
-    tiny_trainer("OPTIM.MAX_EPOCH", 1).train()
+def test_runs_that_cannot_be_read_are_a_mistake_in_one_line(make_trainer, tiny_trainer, command, tmp_path):
+    status, out, (error,) = command(tmp_path / "nowhere")
+    assert (status, out) == (2, "") and "it has no results.json" in error
+    make_trainer("VPT", "OPTIM.MAX_EPOCH", 1, out="vpt").train()
+    status, out, (error,) = command(tmp_path / "vpt")
+    assert (status, out) == (2, "") and error.startswith("error: VPT learns no text")
+    tiny_trainer("OPTIM.MAX_EPOCH", 1).train()  # another package's
     status, out, (error,) = command(tmp_path / "run")
     assert (status, out) == (2, "") and error.startswith("error: TinyTrainer learns no text")
 
 
-def test_mistaken_calls_and_files_that_cannot_be_written(run_of, command, tmp_path):
-    status, out, (error,) = command(tmp_path / "nowhere")
-    assert (status, out) == (2, "") and "it has no results.json" in error
+def test_calls_that_make_no_sense_and_a_table_that_cannot_be_written(make_trainer, command, tmp_path):
     status, out, (error,) = command(tmp_path, "--top", "0")
     assert (status, out) == (2, "") and "must be 1 or more, but got 0" in error
-    folder = run_of("CoOp")
-    status, out, (error,) = command(folder, "--csv", tmp_path)
+    make_trainer("CoOp", "OPTIM.MAX_EPOCH", 1).train()
+    status, out, (error,) = command(tmp_path / "run", "--csv", tmp_path)
     assert status == 1 and out.startswith("context, layer 0, token 1\n") and str(tmp_path) in error
-    record = read_json(folder / "results.json")
-    write_json(record | {"finished": False}, folder / "results.json")
-    status, out, (error,) = command(folder)
-    assert (status, out) == (2, "") and "is not finished" in error
