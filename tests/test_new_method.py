@@ -1,7 +1,9 @@
 """CONTRIBUTING.md's example of a new method: its four pieces of text, put where they belong, train."""
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import oracle
@@ -45,7 +47,8 @@ def trained(checkout):
     command = "bash scripts/run.sh KgCoOp base2new_train shapes"
     assert command in BLOCKS[YAML]
     done = subprocess.run([*command.split(), "1", "OPTIM.LR", "0.05", "TRAIN.PRINT_FREQ", "1", "DATASET.NUM_SHOTS", "2",
-                           "USE_CUDA", "False"], cwd=checkout, capture_output=True, text=True)
+                           "USE_CUDA", "False"], cwd=checkout, capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": sys.executable, "DATA": "data", "OUTPUT": "output"})
     assert done.returncode == 0, done.stderr
     return checkout / "output/base2new/train_base/shapes/shots_2/KgCoOp/tiny_shapes/seed1", done.stdout
 
@@ -62,8 +65,7 @@ def test_the_example_is_one_file_one_block_one_line_and_one_yaml():
     assert list(BLOCKS) == ["trainers/kgcoop.py", *TABLES, YAML]
     assert BLOCKS["p2c/registry.py"].count("\n") == 1
     ours, coops = (yaml.safe_load(text) for text in (
-        BLOCKS[YAML],
-        (ROOT / "configs/trainers/CoOp/tiny_shapes.yaml").read_text()))
+        BLOCKS[YAML], (ROOT / "configs/trainers/CoOp/tiny_shapes.yaml").read_text()))
     assert ours.pop("TRAINER").keys() == {"KGCOOP"} and coops.pop("TRAINER")
     assert ours == coops
 
