@@ -35,7 +35,7 @@ from p2c.engine import (
 )
 from p2c.engine.checkpoint import BEST
 from p2c.engine.config import SHARED_NODES
-from p2c.engine.files import UnreadableImage, to_rgb
+from p2c.engine.files import UnreadableImage, to_rgb, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.engine.results import changed_keys, flatten, read_results, to_plain, versions, write_started
 from p2c.engine.seeds import random_state_kept
@@ -47,5 +47,5 @@ __all__ = [
     "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "flatten", "get_cfg_default",
     "load_checkpoint", "load_pretrained_weights", "only_warnings", "random_state_kept", "read_image", "read_json",
     "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "set_random_seed", "setup_logger", "to_plain",
-    "to_rgb", "versions", "write_atomically", "write_json", "write_started",
+    "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
 ]

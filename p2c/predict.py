@@ -12,18 +12,16 @@ Exit status: 0 all predicted, 1 some images could not be read (they are named an
 mistaken call.
 """
 import argparse
-import csv
-import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from p2c.commands import MISTAKES, Parser, one_line
+from p2c.commands import MISTAKES, Parser, one_line, positive, printable, say, show
 from p2c.datasets.trees import SUFFIXES, is_image
-from p2c.framework import UnreadableImage, only_warnings, write_atomically
+from p2c.framework import UnreadableImage, only_warnings, write_csv
 from p2c.predictor import Predictor
 
 DONE, FAILED, MISTAKE = 0, 1, 2
@@ -47,13 +45,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if not args.images and not args.export:
         parser.error("give images or folders of images, or --export")
     return args
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, but got {number}")
-    return number
 
 
 def run(argv: Sequence[str]) -> int:
@@ -99,26 +90,10 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
             rows += [(path, rank, names[label], label, value)
                      for rank, (value, label) in enumerate(zip(values, labels, strict=True), 1)]
     if args.csv:
-        write_csv(args.csv, rows)
+        write_csv(args.csv, COLUMNS, rows)
     if unreadable:
         say(f"{len(unreadable)} of {len(paths)} images could not be read")
     return FAILED if unreadable else DONE
-
-
-def show(line: str) -> None:
-    """Print a line, unless the reader of standard output is gone, as `head` is after its share."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def write_csv(path: str, rows: Iterable[tuple]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def read_classes(words: str) -> list[str]:
@@ -171,15 +146,6 @@ def images_below(folder: str) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.join(parent, name) for name in filter(is_image, files)]
     return sorted(found)
-
-
-def printable(path: str) -> str:
-    """A path as text, whatever bytes are in its name."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def say(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

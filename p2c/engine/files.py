@@ -1,11 +1,14 @@
 """Reading and writing files: whole or not at all."""
 import contextlib
+import csv
+import io
 import json
 import logging
 import os
 import urllib.request
 import uuid
 import warnings
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -59,6 +62,15 @@ def read_json(fpath: str | os.PathLike):
 def write_json(obj, fpath: str | os.PathLike) -> None:
     """Write an object as JSON: indented by 4, ASCII only; atomic."""
     write_atomically(fpath, json.dumps(obj, indent=4, separators=(",", ": ")))
+
+
+def write_csv(fpath: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a table as CSV, its columns' names first; atomic."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(fpath, text.getvalue())
 
 
 class UnreadableImage(ValueError):
