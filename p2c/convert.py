@@ -4,8 +4,8 @@
     python -m p2c.convert output/RUN converted --load-epoch 3
 
 RUN is the folder of a training or an evaluation by train.py; its data set is not needed. The result is
-converted/MultiModalPromptLearner/model.pth.tar-EPOCH. P2C's mapper of the input prompts, where it is an MLP, becomes one
-Linear that makes the same visual prompts of the trained context. Prompts with attributes have no place in that layout.
+converted/MultiModalPromptLearner/model.pth.tar-EPOCH. P2C's mapper of the input prompts, where it is an MLP, becomes
+one Linear that makes the same visual prompts of the trained context. Attributes have no place in that layout.
 
 Exit status: 0 written, 1 it could not be written, 2 a mistaken call.
 """

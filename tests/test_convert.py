@@ -25,10 +25,11 @@ RUNS = {"P2C": ("P2C",), "MaPLe": ("MaPLe",), "CoOp": ("CoOp",), "zero-shot": ("
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """call(trainer, folder, word, ...): a run of train.py; of(name): the folder of one of RUNS."""
-    place, stdout = tmp_path_factory.mktemp("runs"), sys.stdout
+    place = tmp_path_factory.mktemp("runs")
     make_pets(place / "data")
 
     def call(trainer, folder, *words):
+        stdout = sys.stdout
         status = train.run(train.parse_args([
             "--root", str(place / "data"), "--seed", "1", "--trainer", trainer, "--output-dir", str(folder),
             "--dataset-config-file", "configs/datasets/oxford_pets.yaml", "--config-file",
@@ -95,10 +96,10 @@ def test_the_file_is_as_maple_writes_it(runs, command, tmp_path):
         {"epoch": 1, "optimizer": None, "scheduler": None, "val_result": None}
     shapes = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     assert shapes == {f"prompt_learner.{name}": shape for name, shape in {
-        "ctx": (2, 128), "proj.weight": (192, 128), "proj.bias": (192,),
+        "ctx": (2, 128), "proj.weight": (128, 128), "proj.bias": (128,),
         **{f"compound_prompts_text.{i}": (2, 128) for i in (0, 1)},
-        **{f"compound_prompt_projections.{i}.weight": (192, 128) for i in (0, 1)},
-        **{f"compound_prompt_projections.{i}.bias": (192,) for i in (0, 1)}}.items()}
+        **{f"compound_prompt_projections.{i}.weight": (128, 128) for i in (0, 1)},
+        **{f"compound_prompt_projections.{i}.bias": (128,) for i in (0, 1)}}.items()}
 
 
 def test_epochs_lie_side_by_side_and_none_is_overwritten(runs, command, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from p2c import trainable
 from p2c.prompts.published import learned_entries
 
-D, V, E = 128, 192, 128  # of tiny-shapes: text width, vision width, width of the features
+D, V, E = 128, 128, 128  # of tiny-shapes: text width, vision width, width of the features
 FILE = "model.pth.tar-5"
 
 
@@ -56,8 +56,8 @@ def promptsrc():
     return entries, others | clip_tensors("prompt_learner.ZS_image_encoder.", "")
 
 
-def maple(tokens=2, depth=3, width=D, attributes=None, mlp=False, hidden=D):
-    entries = {"ctx": (tokens, width), "proj.weight": (V, width), "proj.bias": (V,)}
+def maple(tokens=2, depth=3, width=D, image_width=V, attributes=None, mlp=False, hidden=D):
+    entries = {"ctx": (tokens, width), "proj.weight": (image_width, width), "proj.bias": (image_width,)}
     for i in range(depth - 1):
         entries |= {f"compound_prompts_text.{i}": (tokens, width),
                     f"compound_prompt_projections.{i}.weight": (V, width),
@@ -146,6 +146,7 @@ CSC = ("TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True, "TRAINER.COOP.N_CT
 @pytest.mark.parametrize("method, contents, pairs, message", [
     ("MaPLe", maple(depth=9), (), r"it has text prompts in 9 layers, the settings say 3 \(PROMPT_DEPTH\)$"),
     ("MaPLe", maple(width=512), (), "its text width is 512, tiny-shapes's is 128: another backbone$"),
+    ("MaPLe", maple(image_width=768), (), "settings: its vision width is 768, tiny-shapes's is 128: another backbone$"),
     ("MaPLe", maple(tokens=4), (), r"its context has 4 tokens, here 2 \(N_CTX\)$"),
     ("MaPLe", maple(mlp=True, hidden=64), (), r"its mapper of the input prompts is an MLP with 64 hidden units "
                                               r"\(proj.0, proj.2\), here one Linear \(proj.weight\)$"),

@@ -44,7 +44,9 @@ def differences(saved: Mapping[str, Tensor], learner: Mapping[str, Tensor], sett
         backbone: name of the learner's.
     """
     kinds = _kind(saved), _kind(learner)
-    if all(kinds) and kinds[0] != kinds[1]:
+    if not all(kinds):
+        return []
+    if kinds[0] != kinds[1]:
         return [f"it holds prompts as {kinds[0]} learns them, here are prompts as {kinds[1]} learns them"]
     file, here = _sizes(saved), _sizes(learner)
 
