@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from p2c import trainable
-from p2c.prompts.published import learned_entries
+from p2c.config import SETTINGS
+from p2c.prompts.published import differences, learned_entries
 
 D, V, E = 128, 128, 128  # of tiny-shapes: text width, vision width, width of the features
 FILE = "model.pth.tar-5"
@@ -27,8 +28,9 @@ def coop(tokens=4, classes=None):
     return [("ctx", "ctx", (tokens, D) if classes is None else (classes, tokens, D))], buffers(classes=classes or 9)
 
 
-def cocoop():
-    net = {"linear1.weight": (E // 16, E), "linear1.bias": (E // 16,), "linear2.weight": (D, E // 16),
+def cocoop(features=E):
+    hidden = features // 16
+    net = {"linear1.weight": (hidden, features), "linear1.bias": (hidden,), "linear2.weight": (D, hidden),
            "linear2.bias": (D,)}
     return [("ctx", "ctx", (4, D)), *((f"meta_net.{k}", f"meta_net.{k}", shape) for k, shape in net.items())], buffers()
 
@@ -68,7 +70,8 @@ def maple(tokens=2, depth=3, width=D, image_width=V, attributes=None, mlp=False,
     if mlp:
         del entries["proj.weight"], entries["proj.bias"]
         renamed = [("proj.0.weight", "fc1.weight", (hidden, width)), ("proj.0.bias", "fc1.bias", (hidden,)),
-                   ("proj.2.weight", "fc2.weight", (V, hidden)), ("proj.2.bias", "fc2.bias", (V,))]
+                   ("proj.2.weight", "fc2.weight", (image_width, hidden)),
+                   ("proj.2.bias", "fc2.bias", (image_width,))]
     return [*((name, f"prompt_learner.{name}", shape) for name, shape in entries.items()),
             *((ours, f"prompt_learner.proj.{theirs}", shape) for ours, theirs, shape in renamed)], \
         clip_tensors() | buffers("prompt_learner.", 9, *(("token_middle1", "token_middle2") if attributes else ()))
@@ -96,10 +99,10 @@ ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.ATT_NUM",
               "color", "TRAINER.ATPROMPT.ATT2_TEXT", "shape",
               *(word for i in (1, 2, 3) for word in (f"TRAINER.ATPROMPT.N_ATT{i}", 2)))
 RANDOM_START = ("TRAINER.COOP.CTX_INIT", "")
+CSC = (*RANDOM_START, "TRAINER.COOP.CSC", True, "TRAINER.COOP.N_CTX", 3)
 PUBLISHED = {
     "CoOp": ("CoOp", "prompt_learner", coop(), ()),
-    "CoOp with CSC": ("CoOp", "prompt_learner", coop(3, classes=4),
-                      (*RANDOM_START, "TRAINER.COOP.CSC", True, "TRAINER.COOP.N_CTX", 3)),
+    "CoOp with CSC": ("CoOp", "prompt_learner", coop(3, classes=4), CSC),
     "CoCoOp": ("CoCoOp", "prompt_learner", cocoop(), ()),
     "VPT": ("VPT", "prompt_learner", vpt(), ()),
     "IVLP": ("IVLP", "VLPromptLearner", ivlp(), ()),
@@ -122,7 +125,7 @@ def assert_same_prompts(trainer, wanted):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_file_is_evaluated_and_started_from(make_trainer, tmp_path, name):
+def test_a_published_file_is_evaluated(make_trainer, tmp_path, name):
     """Half precision becomes single; CLIP's tensors and those of nine other classes stay where they are."""
     method, folder, contents, pairs = PUBLISHED[name]
     wanted = write(tmp_path / "published" / folder, contents)
@@ -131,8 +134,13 @@ def test_a_published_file_is_evaluated_and_started_from(make_trainer, tmp_path, 
     trainer.load_model(str(tmp_path / "published"), epoch=5)
     assert_same_prompts(trainer, wanted)
     assert trainer.deployed_epoch == 5 and all(clip[k].equal(v) for k, v in trainer.clip.model.state_dict().items())
-    start = make_trainer(method, *pairs, "MODEL.INIT_WEIGHTS", str(tmp_path / "published" / folder / FILE), out="start")
-    assert_same_prompts(start, wanted)
+
+
+@pytest.mark.parametrize("name", ["CoOp", "IVLP", "P2C's preview"])
+def test_a_training_starts_from_a_published_file(make_trainer, tmp_path, name):
+    method, _, contents, pairs = PUBLISHED[name]
+    wanted = write(tmp_path, contents)
+    assert_same_prompts(make_trainer(method, *pairs, "MODEL.INIT_WEIGHTS", str(tmp_path / FILE)), wanted)
 
 
 def test_a_file_without_prefix_has_the_previews_names_too():
@@ -140,56 +148,71 @@ def test_a_file_without_prefix_has_the_previews_names_too():
     assert set(learned_entries(state)) == {"proj.0.weight", "proj.2.bias", "ctx_att1"}
 
 
-CSC = ("TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True, "TRAINER.COOP.N_CTX", 4)
+def entries(contents):
+    return {ours: torch.zeros(shape) for ours, _, shape in contents[0]}
 
 
-@pytest.mark.parametrize("method, contents, pairs, message", [
-    ("MaPLe", maple(depth=9), (), r"it has text prompts in 9 layers, the settings say 3 \(PROMPT_DEPTH\)$"),
-    ("MaPLe", maple(width=512), (), "its text width is 512, tiny-shapes's is 128: another backbone$"),
-    ("MaPLe", maple(image_width=768), (), "settings: its vision width is 768, tiny-shapes's is 128: another backbone$"),
-    ("MaPLe", maple(tokens=4), (), r"its context has 4 tokens, here 2 \(N_CTX\)$"),
-    ("MaPLe", maple(mlp=True, hidden=64), (), r"its mapper of the input prompts is an MLP with 64 hidden units "
-                                              r"\(proj.0, proj.2\), here one Linear \(proj.weight\)$"),
-    ("P2C", maple(mlp=True, hidden=64), (), r"an MLP with 64 hidden units .*, here an MLP with 128 .* \(MAPPER\)$"),
-    ("P2C", maple(), (), r"is one Linear \(proj.weight\), here an MLP with 128 hidden units .* \(MAPPER\)$"),
-    ("MaPLe", maple(depth=2, tokens=4), (), r"in 2 layers, the settings say 3 \(PROMPT_DEPTH\); its context has 4"),
-    ("MaPLe", maple(attributes=2), (), r"it has attributes, here no attributes \(TRAINER.ATPROMPT.USE_ATPROMPT\)$"),
-    ("MaPLe", maple(), ATTRIBUTES, "it has no attributes, here attributes"),
-    ("MaPLe", maple(attributes=4), ATTRIBUTES, r"its attribute 1 has 4 tokens, here 2 \(TRAINER.ATPROMPT.N_ATT1\)"),
-    ("IVLP", ivlp(image_depth=2), (), r"it has image prompts in 2 layers, the settings say 4 \(PROMPT_DEPTH_VISION\)$"),
-    ("IVLP", ivlp(depth=3, image_depth=4), (), r"text prompts in 3 layers, the settings say 4 \(PROMPT_DEPTH_TEXT\)$"),
-    ("IVLP", ivlp(image_depth=0), (), r"it has image prompts in 0 layers, the settings say 4"),
-    ("IVLP", ivlp(tokens=3), (), r"3 tokens, here 2 \(N_CTX_TEXT\); it has 3 image prompts in a layer, here 2 \(N_CTX"),
-    ("VPT", vpt(tokens=4), (), r"it has 4 image prompts in a layer, here 8 \(N_CTX_VISION\)$"),
-    ("CoOp", coop(16), (), r"its context has 16 tokens, here 4 \(N_CTX\)$"),
-    ("CoOp", coop(4, classes=4), (), r"it has a context for each class, here one context for all classes \(CSC\)$"),
-    ("CoOp", coop(4), CSC, r"it has one context for all classes, here a context for each class \(CSC\)$"),
-    ("CoOp", coop(4, classes=37), CSC, "its contexts belong to the 37 classes of its training, here are 4; with a "
-                                       "context for each class, class count and order must be the same"),
-    ("CoOp", cocoop(), (), "it holds prompts as CoCoOp learns them, here are prompts as CoOp learns them$"),
-    ("CoOp", vpt(), (), "as VPT learns them, here are prompts as CoOp"),
-    ("MaPLe", ivlp(), (), "as IVLP or PromptSRC learns them, here are prompts as MaPLe or P2C"),
-    ("MaPLe", ([("x", "x", (3,))], {}), (), "missing: ctx, .*unexpected: x$"),
-    ("MaPLe", (maple()[0] + [("x", "prompt_learner.x", (3,))], {}), (), "unexpected: x$"),
-    ("MaPLe", ([("ctx" if n == "ctx" else n, p, (2, 2, 2, D) if n == "ctx" else s) for n, p, s in maple()[0]], {}),
-     (), r"ctx is \(2, 2, 2, 128\) instead of \(2, 128\)$"),
+@pytest.mark.parametrize("node, file, here, faults", [
+    ("MAPLE", maple(depth=9), maple(), ["it has text prompts in 9 layers, the settings say 3 (PROMPT_DEPTH)"]),
+    ("MAPLE", maple(width=512), maple(), ["its text width is 512, tiny-shapes's is 128: another backbone"]),
+    ("MAPLE", maple(image_width=768), maple(), ["its vision width is 768, tiny-shapes's is 128: another backbone"]),
+    ("P2C", maple(image_width=768, mlp=True), maple(mlp=True),
+     ["its vision width is 768, tiny-shapes's is 128: another backbone"]),
+    ("MAPLE", maple(tokens=4), maple(), ["its context has 4 tokens, here 2 (N_CTX)"]),
+    ("MAPLE", maple(depth=2, tokens=4), maple(), ["it has text prompts in 2 layers, the settings say 3 (PROMPT_DEPTH)",
+                                                  "its context has 4 tokens, here 2 (N_CTX)"]),
+    ("MAPLE", maple(mlp=True), maple(), ["its mapper of the input prompts is an MLP with 128 hidden units (proj.0, "
+                                         "proj.2), here one Linear (proj.weight)"]),
+    ("P2C", maple(mlp=True, hidden=64), maple(mlp=True),
+     ["its mapper of the input prompts is an MLP with 64 hidden units (proj.0, proj.2), here an MLP with 128 hidden "
+      "units (proj.0, proj.2) (MAPPER)"]),
+    ("MAPLE", maple(attributes=2), maple(),
+     ["it has attributes, here no attributes (TRAINER.ATPROMPT.USE_ATPROMPT)"]),
+    ("MAPLE", maple(attributes=4), maple(attributes=2),
+     [f"its attribute {i} has 4 tokens, here 2 (TRAINER.ATPROMPT.N_ATT{i})" for i in (1, 2, 3)]),
+    ("IVLP", ivlp(image_depth=2), ivlp(),
+     ["it has image prompts in 2 layers, the settings say 4 (PROMPT_DEPTH_VISION)"]),
+    ("IVLP", ivlp(image_depth=0), ivlp(),
+     ["it has image prompts in 0 layers, the settings say 4 (PROMPT_DEPTH_VISION)"]),
+    ("IVLP", ivlp(depth=3, image_depth=4), ivlp(),
+     ["it has text prompts in 3 layers, the settings say 4 (PROMPT_DEPTH_TEXT)"]),
+    ("IVLP", ivlp(tokens=3), ivlp(), ["its context has 3 tokens, here 2 (N_CTX_TEXT)",
+                                      "it has 3 image prompts in a layer, here 2 (N_CTX_VISION)"]),
+    ("VPT", vpt(tokens=4), vpt(), ["it has 4 image prompts in a layer, here 8 (N_CTX_VISION)"]),
+    ("COCOOP", cocoop(1024), cocoop(), ["its feature width is 1024, tiny-shapes's is 128: another backbone"]),
+    ("COOP", coop(classes=4), coop(), ["it has a context for each class, here one context for all classes (CSC)"]),
+    ("COOP", coop(), coop(classes=4), ["it has one context for all classes, here a context for each class (CSC)"]),
+    ("COOP", coop(classes=37), coop(classes=4),
+     ["its contexts belong to the 37 classes of its training, here are 4; with a context for each class, class count "
+      "and order must be the same (CSC)"]),
+    ("COOP", cocoop(), coop(), ["it holds prompts as CoCoOp learns them, here are prompts as CoOp learns them"]),
+    ("COOP", vpt(), coop(), ["it holds prompts as VPT learns them, here are prompts as CoOp learns them"]),
+    ("MAPLE", ivlp(), maple(), ["it holds prompts as IVLP or PromptSRC learns them, here are prompts as MaPLe or P2C "
+                                "learns them"]),
+    ("MAPLE", ([("x", "x", (3,))], {}), maple(), []),
 ])
-def test_what_does_not_fit_is_said_in_words_and_nothing_changes(make_trainer, tmp_path, method, contents, pairs,
-                                                                message):
+def test_another_backbone_depth_or_method_is_said_in_words(node, file, here, faults):
+    assert differences(entries(file), entries(here), SETTINGS["TRAINER"][node], "tiny-shapes") == faults
+    assert differences(entries(here), entries(here), SETTINGS["TRAINER"][node], "tiny-shapes") == []
+
+
+@pytest.mark.parametrize("contents, message", [
+    (maple(depth=9), r"it has text prompts in 9 layers, the settings say 3 \(PROMPT_DEPTH\)$"),
+    (maple(width=512), "its text width is 512, tiny-shapes's is 128: another backbone$"),
+    (ivlp(), "it holds prompts as IVLP or PromptSRC learns them"),
+    (([("x", "prompt_learner.x", (3,))], {}), "missing: ctx, .*unexpected: x$"),
+    ((maple()[0] + [("x", "prompt_learner.x", (3,))], {}), "unexpected: x$"),
+    (([entry for entry in maple()[0] if entry[0] != "proj.bias"], {}), "missing: proj.bias$"),
+    (([("ctx", "ctx", (2, 2, 2, D)), *maple()[0][1:]], {}), r"ctx is \(2, 2, 2, 128\) instead of \(2, 128\)$"),
+])
+def test_what_does_not_fit_changes_nothing(make_trainer, tmp_path, contents, message):
     write(tmp_path, contents)
-    trainer = make_trainer(method, *pairs)
+    trainer = make_trainer("MaPLe")
     before = {name: value.clone() for name, value in trainable.state_dict(trainer.prompts).items()}
-    with pytest.raises(ValueError, match=f"{FILE} does not fit {method} with these settings: ") as error:
+    with pytest.raises(ValueError, match=f"{FILE} does not fit MaPLe with these settings: ") as error:
         trainer.load_prompts(tmp_path / FILE)
     error.match(message)
     assert_same_prompts(trainer, before)
-
-
-def test_another_backbone_of_other_feature_width_is_named(make_trainer, tmp_path):
-    entries, others = cocoop()
-    write(tmp_path, ([(n, p, (64, 1024) if n == "meta_net.linear1.weight" else s) for n, p, s in entries], others))
-    with pytest.raises(ValueError, match="its feature width is 1024, tiny-shapes's is 128: another backbone"):
-        make_trainer("CoCoOp").load_prompts(tmp_path / FILE)
 
 
 @pytest.mark.parametrize("tower, ours", [("image", "visual."), ("text", "")])
@@ -219,7 +242,7 @@ def test_a_run_on_another_backbone_of_equal_widths_is_named(make_trainer, tmp_pa
 def test_contexts_of_each_class_demand_the_classes_of_their_training(make_trainer, tmp_path, capsys):
     trainer = make_trainer("CoOp", *CSC)
     names = list(trainer.dm.dataset.classnames)
-    contents = coop(4, classes=4)
+    contents = coop(3, classes=4)
     wanted = write(tmp_path, contents, classnames=names)
     trainer.load_prompts(tmp_path / FILE)
     assert_same_prompts(trainer, wanted)
