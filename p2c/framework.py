@@ -28,6 +28,7 @@ from p2c.engine import (
     read_legacy_pickle,
     run_seed,
     sample_shots,
+    save_checkpoint,
     set_random_seed,
     setup_logger,
     write_atomically,
@@ -46,6 +47,6 @@ __all__ = [
     "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform", "changed_keys",
     "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "flatten", "get_cfg_default",
     "load_checkpoint", "load_pretrained_weights", "only_warnings", "random_state_kept", "read_image", "read_json",
-    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "set_random_seed", "setup_logger", "to_plain",
-    "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
+    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed",
+    "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
 ]

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from yacs.config import CfgNode
 
 from p2c import trainable
-from p2c.clip.loading import Backbone, load_backbone
+from p2c.clip.loading import CLIP_NAMES, Backbone, load_backbone
 from p2c.clip.precision import PRECISIONS, Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
@@ -25,6 +25,7 @@ from p2c.prompts.attributes import choose_attributes, start_tokens
 from p2c.prompts.context import Prompts, context_rows, random_context, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.prompts.deep import IndependentPromptLearner
+from p2c.prompts.published import class_differences, differences, learned_entries, per_class
 from p2c.streams import generator
 
 log = logging.getLogger(__name__)
@@ -300,12 +301,35 @@ class PromptTrainer(TrainerX):
             ValueError: it holds other prompts.
         """
         checkpoint = load_checkpoint(path)
+        saved, trained = learned_entries(checkpoint["state_dict"]), checkpoint.get("classnames")
         try:
-            trainable.load_state_dict(self.prompts, learned_entries(checkpoint["state_dict"]))
+            faults = differences(saved, trainable.state_dict(self.prompts), self.settings, self.clip.name)
+            faults = faults or class_differences(saved, trained, self.dm.dataset.classnames)
+            faults = faults or self.other_backbone(checkpoint)
+            if faults:
+                raise ValueError("; ".join(faults))
+            trainable.load_state_dict(self.prompts, saved)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {type(self).__name__} with these settings: {error}") from error
+        if per_class(saved) and trained is None:
+            log.warning(f"{path} does not say which classes its contexts belong to; they are taken for these, in order")
         self._deployed = None
         return checkpoint["epoch"]
+
+    def other_backbone(self, checkpoint: Mapping) -> list[str]:
+        """In words, that prompts were trained with another CLIP of the same widths, where their file shows it."""
+        here = there = self.clip.name
+        if config := checkpoint.get("config"):
+            there = config["MODEL"]["BACKBONE"]["NAME"]
+        if CLIP_NAMES.get(here, here) != CLIP_NAMES.get(there, there):
+            return [f"it was trained with the backbone {there}, the settings say {here} (MODEL.BACKBONE.NAME)"]
+        state, clip = checkpoint["state_dict"], self.clip.model.state_dict()
+        for tower, part in (("image", "visual."), ("text", "")):
+            saved = state.get(f"{tower}_encoder.positional_embedding")
+            own = clip.get(f"{part}positional_embedding")
+            if saved is not None and own is not None and not same(saved.double(), own.double().cpu()):
+                return [f"the {tower} tower in it is not {here}'s: another backbone or other weights (MODEL.BACKBONE)"]
+        return []
 
 
 def find_checkpoint(folder: Path, epoch: int | None) -> Path:
@@ -330,14 +354,9 @@ def find_checkpoint(folder: Path, epoch: int | None) -> Path:
     return path
 
 
-def learned_entries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is learned in a state dict of ours or of the published code, by our names.
-
-    MaPLe's published files hold all of CLIP beside `prompt_learner.*`.
-    """
-    prefix = "prompt_learner."
-    learned = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return learned or dict(state)
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal to what half precision leaves of them."""
+    return a.shape == b.shape and bool((a - b).norm() <= 0.01 * b.norm())
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...], node: str) -> None:

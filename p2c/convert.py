@@ -1,0 +1,139 @@
+"""Write a run of MaPLe or P2C as a checkpoint in MaPLe's layout, which MaPLe's own code reads.
+
+    python -m p2c.convert output/RUN converted
+    python -m p2c.convert output/RUN converted --load-epoch 3
+
+RUN is the folder of a training or an evaluation by train.py; its data set is not needed. The result is
+converted/MultiModalPromptLearner/model.pth.tar-EPOCH. P2C's mapper of the input prompts, where it is an MLP, becomes
+one Linear that makes the same visual prompts of the trained context. Attributes have no place in that layout.
+
+Exit status: 0 written, 1 it could not be written, 2 a mistaken call.
+"""
+import argparse
+import copy
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from p2c import trainable
+from p2c.commands import MISTAKES, Parser, one_line
+from p2c.framework import SimpleTrainer, only_warnings, read_results, save_checkpoint
+from p2c.predictor import Predictor
+from p2c.prompts.coupled import MultiModalPromptLearner
+
+DONE, FAILED, MISTAKE = 0, 1, 2
+FOLDER = "MultiModalPromptLearner"  # as MaPLe registers its learner
+PREFIX = "prompt_learner."  # where its model holds it
+TOLERANCE = 1e-5  # largest error of a folded mapper, relative to the largest visual prompt element
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m p2c.convert", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser.add_argument("--load-epoch", type=int, metavar="EPOCH",
+                        help="epoch whose checkpoint to use; default: the one that the run itself was tested with")
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """What the command does; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        check_target(args.out)
+        with only_warnings():
+            trainer = Predictor.from_run(args.run, epoch=args.load_epoch, device="cpu").trainer
+        state, notes = maple_state(trainer)
+        path = Path(args.out, FOLDER, f"model.pth.tar-{trainer.deployed_epoch}")
+        if path.exists():
+            raise ValueError(f"{path} is there already; choose another folder, or delete it")
+    except (*MISTAKES, torch.OutOfMemoryError) as error:
+        return end(MISTAKE, f"error: {one_line(error)}")
+    checkpoint = {"state_dict": state, "epoch": trainer.deployed_epoch, "optimizer": None, "scheduler": None,
+                  "val_result": None}
+    try:
+        with only_warnings():
+            save_checkpoint(checkpoint, os.fspath(path.parent))
+    except OSError as error:
+        return end(FAILED, f"error: {one_line(error)}")
+    print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(trainer)}"]))
+    return DONE
+
+
+def end(status: int, line: str) -> int:
+    print(line, file=sys.stderr)
+    return status
+
+
+def check_target(out: str) -> None:
+    """Raises ValueError if a folder is that of a run, whose checkpoints must not mix with others."""
+    if read_results(out) is not None:
+        raise ValueError(f"{out} is the folder of a run; choose another one to write to")
+
+
+def maple_state(trainer: SimpleTrainer) -> tuple[dict[str, Tensor], list[str]]:
+    """What a trainer has learned as MaPLe's model names it, and what there is to say of it.
+
+    Raises:
+        ValueError: prompts that MaPLe's layout has no place for.
+    """
+    prompts, name = getattr(trainer, "prompts", None), trainer.cfg.TRAINER.NAME
+    if not isinstance(prompts, MultiModalPromptLearner):
+        raise ValueError(f"What {name} learns cannot be written in MaPLe's layout; runs of MaPLe and P2C can")
+    if trainer.attributes:
+        raise ValueError("MaPLe's layout has no place for attributes, which this run was trained with "
+                         "(TRAINER.ATPROMPT.USE_ATPROMPT)")
+    state, notes = trainable.state_dict(prompts), []
+    if not isinstance(prompts.proj, nn.Linear):
+        state = {key: value for key, value in state.items() if not key.startswith("proj.")}
+        state["proj.weight"], state["proj.bias"], error = fold(prompts.proj, prompts.ctx.detach())
+        notes.append(f"Its mapper is one Linear, which makes the same visual prompts of this context to {error:.0e}")
+    return {f"{PREFIX}{key}": value for key, value in state.items()}, notes
+
+
+@torch.no_grad()
+def fold(mapper: nn.Module, context: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The affine map that is a mapper F on a trained context: W p + b = F(p) for each token p, W with the least norm.
+
+    Shapes: M tokens, D text width, D_v vision width. M <= D + 1 tokens of which none is an affine combination of the
+    others can be mapped to anything.
+
+    Args:
+        context: (M, D).
+
+    Returns:
+        W (D_v, D) and b (D_v,), and the largest error of W p + b as computed with them, relative to the largest
+        element of F(p).
+
+    Raises:
+        ValueError: no affine map does it, or something is not finite.
+    """
+    points = context.double()                                                           # (M, D)
+    images = copy.deepcopy(mapper).double()(points)                                     # (M, D_v)
+    if not (points.isfinite().all() and images.isfinite().all()):
+        raise ValueError("The run's prompts are not finite: its training diverged; choose an earlier epoch")
+    centre, target = points.mean(0), images.mean(0)
+    weight = (torch.linalg.pinv(points - centre) @ (images - target)).t().to(context.dtype)
+    bias = (target - weight.double() @ centre).to(context.dtype)
+    error = (F.linear(context, weight, bias).double() - images).abs().max() / images.abs().max()
+    if not error <= TOLERANCE:
+        raise ValueError(f"No Linear does what the run's mapper does: the {len(points)} context tokens depend on one "
+                         f"another (affinely), and their visual prompts do not (relative error {error:.0e})")
+    return weight, bias, error.item()
+
+
+def maple_settings(trainer: SimpleTrainer) -> str:
+    """The settings of MaPLe's trainer under which it makes the same predictions, as KEY VALUE pairs."""
+    keys = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")
+    return shlex.join(word for key in keys for word in (f"TRAINER.MAPLE.{key}", str(trainer.settings[key])))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
