@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2c import trainable
-from p2c.commands import MISTAKES, Parser, one_line
+from p2c.commands import MISTAKES, Parser, one_line, say
 from p2c.framework import SimpleTrainer, only_warnings, read_results, save_checkpoint
 from p2c.predictor import Predictor
 from p2c.prompts.coupled import MultiModalPromptLearner
@@ -55,21 +55,18 @@ def run(argv: Sequence[str]) -> int:
         if path.exists():
             raise ValueError(f"{path} is there already; choose another folder, or delete it")
     except (*MISTAKES, torch.OutOfMemoryError) as error:
-        return end(MISTAKE, f"error: {one_line(error)}")
+        say(f"error: {one_line(error)}")
+        return MISTAKE
     checkpoint = {"state_dict": state, "epoch": trainer.deployed_epoch, "optimizer": None, "scheduler": None,
                   "val_result": None}
     try:
         with only_warnings():
             save_checkpoint(checkpoint, os.fspath(path.parent))
     except OSError as error:
-        return end(FAILED, f"error: {one_line(error)}")
+        say(f"error: {one_line(error)}")
+        return FAILED
     print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(trainer)}"]))
     return DONE
-
-
-def end(status: int, line: str) -> int:
-    print(line, file=sys.stderr)
-    return status
 
 
 def check_target(out: str) -> None:

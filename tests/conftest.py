@@ -7,6 +7,7 @@ from clip_files import make_pets
 
 from p2c import registry
 from p2c.config import extend_cfg
+from p2c.datasets.shapes import PICTURES
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
 
 
@@ -54,3 +55,11 @@ def make_trainer(make_cfg):
         registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
         return build_trainer(cfg)
     return make
+
+
+@pytest.fixture
+def few_shapes(tmp_path, monkeypatch):
+    """Settings of the shapes data set with one picture a class and part."""
+    for part in PICTURES:
+        monkeypatch.setitem(PICTURES, part, 1)
+    return "DATASET.NAME", "Shapes", "DATASET.ROOT", str(tmp_path / "data")

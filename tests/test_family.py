@@ -4,7 +4,6 @@ import pytest
 import torch
 from test_trainers import assert_same_state, batch_of, first_step, trained
 
-from p2c.datasets.shapes import PICTURES
 from p2c.prompts.context import readable
 from p2c.streams import generator
 from p2c.trainers import base
@@ -239,14 +238,6 @@ def test_the_average_survives_an_interruption(make_trainer, monkeypatch):
         broken.train()
     resumed = trained(make_trainer, "PromptSRC", *pairs, out="broken")
     assert_same_state(resumed.prompts.state_dict(), whole.prompts.state_dict())
-
-
-@pytest.fixture
-def few_shapes(tmp_path, monkeypatch):
-    """Settings of the shapes data set with one picture a class and part."""
-    for part in PICTURES:
-        monkeypatch.setitem(PICTURES, part, 1)
-    return "DATASET.NAME", "Shapes", "DATASET.ROOT", str(tmp_path / "data")
 
 
 def test_templates_without_words_in_the_backbone_are_left_out_with_a_line(make_trainer, few_shapes, capsys):

@@ -1,5 +1,6 @@
 """The trainers: what trains, what is saved, that P2C without denoising is MaPLe, and that testing repeats."""
 import math
+import re
 
 import oracle
 import pytest
@@ -235,6 +236,17 @@ def test_only_the_prompts_train_and_clip_stays_as_loaded(make_trainer, name):
     start = make_trainer(name, out="other").prompts.state_dict()
     for key, value in trainer.prompts.state_dict().items():
         assert not torch.equal(value, start[key]), key
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_falls_on_the_built_in_data(make_trainer, few_shapes, capsys, name):
+    """The mean loss of the last of five short epochs is below that of the first; learners of the text alone are slow."""
+    rate = 0.05 if name in ("CoOp", "CoCoOp") else 0.0035
+    trainer = make_trainer(name, *few_shapes, "MODEL.BACKBONE.WEIGHTS", "builtin", "OPTIM.MAX_EPOCH", 5,
+                           "OPTIM.LR", rate, "TRAINER.PROMPT_DENOISING.ENABLED", False, "TRAIN.PRINT_FREQ", 6)
+    trainer.train()
+    means = [float(mean) for mean in re.findall(r"batch \[6/6\].*? loss [\d.]+ \(([\d.]+)\)", capsys.readouterr().out)]
+    assert len(means) == 5 and means[-1] < 0.9 * means[0]
 
 
 @pytest.mark.parametrize("name", TRAINED)
