@@ -240,7 +240,7 @@ def test_only_the_prompts_train_and_clip_stays_as_loaded(make_trainer, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_loss_falls_on_the_built_in_data(make_trainer, few_shapes, capsys, name):
-    """The mean loss of the last of five short epochs is below that of the first; learners of the text alone are slow."""
+    """The mean loss of the last of five epochs is below that of the first; learners of the text alone are slow."""
     rate = 0.05 if name in ("CoOp", "CoCoOp") else 0.0035
     trainer = make_trainer(name, *few_shapes, "MODEL.BACKBONE.WEIGHTS", "builtin", "OPTIM.MAX_EPOCH", 5,
                            "OPTIM.LR", rate, "TRAINER.PROMPT_DENOISING.ENABLED", False, "TRAIN.PRINT_FREQ", 6)

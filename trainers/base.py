@@ -22,7 +22,7 @@ from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
 from p2c.prompts.attributes import choose_attributes, start_tokens
-from p2c.prompts.context import Prompts, context_rows, random_context, split_context_init
+from p2c.prompts.context import Prompts, context_rows, random_context, readable, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.prompts.deep import IndependentPromptLearner
 from p2c.prompts.published import class_differences, differences, learned_entries, per_class
@@ -415,6 +415,12 @@ def build_independent_prompts(trainer: PromptTrainer) -> tuple[IndependentPrompt
     context, class_prompts = trainer.text_context("N_CTX_TEXT", settings.N_CTX_TEXT, words)
     depth = trainer.check_depth("PROMPT_DEPTH_TEXT", trainer.text_tower.layers)
     return IndependentPromptLearner(context, depth, *trainer.image_prompts(least=0), trainer.init_stream), class_prompts
+
+
+def length_and_words(settings: CfgNode) -> tuple[int, str]:
+    """How CoOp and CoCoOp read N_CTX and CTX_INIT: words decide how many tokens there are, one a word."""
+    words = readable(settings.CTX_INIT)
+    return len(words.split(" ")) if words else settings.N_CTX, words
 
 
 def short(words: str, n_ctx: int) -> str:

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from p2c.framework import TRAINER_REGISTRY
 from p2c.prompts.conditional import ConditionalContextLearner
-from p2c.prompts.context import Prompts, readable
-from p2c.trainers.base import PromptTrainer
+from p2c.prompts.context import Prompts
+from p2c.trainers.base import PromptTrainer, length_and_words
 
 SEQUENCES = 4096  # class texts that are encoded at a time: every image has its own
 
@@ -18,10 +18,7 @@ class CoCoOp(PromptTrainer):
     per_image_classes = True
 
     def build_prompts(self):
-        # As in CoOp, words decide how many tokens there are.
-        words = readable(self.settings.CTX_INIT)
-        n_ctx = len(words.split(" ")) if words else self.settings.N_CTX
-        context, class_prompts = self.text_context("N_CTX", n_ctx, words)
+        context, class_prompts = self.text_context("N_CTX", *length_and_words(self.settings))
         return ConditionalContextLearner(context, self.text_tower.feature_width, self.init_stream("meta_net")), \
             class_prompts
 

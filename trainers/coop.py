@@ -1,7 +1,7 @@
 """CoOp: a learned text context (Learning to Prompt for Vision-Language Models, arXiv 2109.01134)."""
 from p2c.framework import TRAINER_REGISTRY
-from p2c.prompts.context import ContextLearner, readable
-from p2c.trainers.base import PromptTrainer, check_choice
+from p2c.prompts.context import ContextLearner
+from p2c.trainers.base import PromptTrainer, check_choice, length_and_words
 
 POSITIONS = ("end", "middle", "front")
 
@@ -23,9 +23,8 @@ class CoOp(PromptTrainer):
 
     def build_prompts(self):
         settings = self.settings
-        # As published: words decide how many tokens there are, one a word, and are shared by all classes.
-        words = readable(settings.CTX_INIT)
-        n_ctx = len(words.split(" ")) if words else settings.N_CTX
+        n_ctx, words = length_and_words(settings)
+        # As published: with words the context is shared by all classes, whatever CSC says.
         context, class_prompts = self.text_context("N_CTX", n_ctx, words, settings.CLASS_TOKEN_POSITION,
                                                    per_class=settings.CSC and not words)
         return ContextLearner(context, *self.attribute_tokens()), class_prompts
