@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from p2c.clip.loading import Backbone
@@ -47,7 +46,7 @@ class Vocabulary:
     """The words of a CLIP, those that have an embedding (V of them, of width D)."""
 
     def __init__(self, clip: Backbone):
-        self.tokenizer = clip.tokenizer
+        self.word = clip.word
         self.ids = sorted(clip.stored_ids or range(len(clip.model.token_embedding.weight)))
         self.table = clip.token_embedding(self.ids)  # (V, D)
 
@@ -57,17 +56,8 @@ class Vocabulary:
         # not by way of a product of matrices: that is not exact for what is near
         distances = torch.cdist(tokens, self.table, compute_mode="donot_use_mm_for_euclid_dist")  # (M, V)
         best = distances.topk(min(top, len(self.ids)), largest=False)
-        return [[(word(self.tokenizer, self.ids[row]), distance) for row, distance in zip(rows, values, strict=True)]
+        return [[(self.word(self.ids[row]), distance) for row, distance in zip(rows, values, strict=True)]
                 for rows, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-def word(tokenizer: SimpleTokenizer, token: int) -> str:
-    """A token as it is read: a hyphen behind a piece that does not end a word."""
-    piece = tokenizer.decoder[token]
-    text = bytes(tokenizer.byte_decoder[letter] for letter in piece.removesuffix("</w>"))
-    shown = "".join(letter if letter.isprintable() and letter != " " else f"\\u{ord(letter):04x}"
-                    for letter in text.decode("utf-8", "backslashreplace"))
-    return shown if piece.endswith("</w>") or token in tokenizer.all_special_ids else f"{shown}-"
 
 
 def learned_text(predictor: Predictor) -> list[Place]:

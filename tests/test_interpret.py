@@ -85,8 +85,8 @@ def test_the_ranking_is_that_of_a_plain_loop_over_the_rows_that_have_weights(mak
 
 
 def test_words_are_whole_pieces_have_a_hyphen_and_nothing_breaks_the_line(make_trainer):
-    tokenizer = make_trainer("CoOp").clip.tokenizer
-    read = {token: interpret.word(tokenizer, token) for token in tokenizer.decoder}
+    clip = make_trainer("CoOp").clip
+    tokenizer, read = clip.tokenizer, {token: clip.word(token) for token in clip.tokenizer.decoder}
     assert [read[token] for token in tokenizer.encode("playfulness café")] == ["play-", "fulness", "café"]
     assert read[tokenizer.sot_token_id] == "<start_of_text>"
     assert read[tokenizer.encoder["\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"]] == r"\u0020-"  # the space

@@ -66,6 +66,14 @@ class Backbone:
                              f"vocabulary holds {len(self.stored_ids)} tokens only: use other words or a full CLIP")
         return ids
 
+    def word(self, token: int) -> str:
+        """A token as it is read: a hyphen behind a piece that does not end a word."""
+        piece = self.tokenizer.decoder[token]
+        text = bytes(self.tokenizer.byte_decoder[letter] for letter in piece.removesuffix("</w>"))
+        shown = "".join(letter if letter.isprintable() and letter != " " else f"\\u{ord(letter):04x}"
+                        for letter in text.decode("utf-8", "backslashreplace"))
+        return shown if piece.endswith("</w>") or token in self.tokenizer.all_special_ids else f"{shown}-"
+
     def token_embedding(self, ids: list[int]) -> Tensor:
         """Rows of the token embedding, (len(ids), d_t), in float32 or better."""
         weight = self.model.token_embedding.weight
