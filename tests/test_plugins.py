@@ -74,7 +74,7 @@ def in_ones_own_repository(tmp_path, monkeypatch):
     (None, "The plugin 'mine' cannot be imported (ModuleNotFoundError: No module named 'mine')"),
     ("1 / 0", "The plugin 'mine' cannot be imported (ZeroDivisionError: division by zero)"),
     ("def extend_cfg(cfg):\n    cfg.NOWHERE.KEY = 1", "The plugin 'mine' cannot be imported (AttributeError: NOWHERE)"),
-    ("", "Unknown trainer (--trainer) 'Mine'; choose from MaPLe"),
+    ("", "Unknown trainer (--trainer) 'Mine'; choose from CoCoOp"),
 ], ids=["missing", "broken", "settings", "nothing registered"])
 def test_a_plugin_that_fails_is_one_line(in_ones_own_repository, tmp_path, capsys, content, message):
     if content is not None:
