@@ -13,8 +13,9 @@ export PYTHON
 demo: $(INSTALLED)
 	bash scripts/demo.sh
 
+# One thread: the tests' models are so small that more only wait for each other.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
