@@ -13,9 +13,9 @@ export PYTHON
 demo: $(INSTALLED)
 	bash scripts/demo.sh
 
-# One thread: the tests' models are so small that more only wait for each other.
+# Two processes of one thread each: the tests' models are so small that more threads only wait for each other.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
