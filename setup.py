@@ -42,5 +42,8 @@ setup(
         "packaging>=23",
         "matplotlib>=3.8",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68", "wheel"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68",
+                 "wheel"],
+    },
 )
