@@ -1,4 +1,5 @@
 """Fixtures that several test files use: a small data set, and a configuration for any trainer on it."""
+import signal
 import sys
 
 import pytest
@@ -13,11 +14,17 @@ from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get
 
 @pytest.fixture(autouse=True)
 def restore_process():
-    """Runs tee standard output and seed the global generators; a test leaves neither behind."""
+    """Runs tee standard output and, when interrupted, ignore further signals; a test leaves neither behind.
+
+    What a process ignores its children ignore too, so that no later test could end one.
+    """
     stdout, hook, threads = sys.stdout, sys.excepthook, torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     sys.stdout, sys.excepthook = stdout, hook
     torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
