@@ -3,6 +3,7 @@ import argparse
 import os
 import sys
 
+DONE, FAILED, MISTAKE = 0, 1, 2  # exit statuses of the commands that take a run
 MISTAKES = (ValueError, TypeError, KeyError, OSError, AssertionError)  # of the user's, in set-up
 
 
@@ -11,6 +12,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def run_parser(command: str, description: str) -> Parser:
+    """The parser of a command that takes a run of train.py, and an epoch of it."""
+    parser = Parser(prog=f"python -m p2c.{command}", description=description, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--load-epoch", type=int, metavar="EPOCH",
+                        help="epoch whose checkpoint to use; default: the one that the run itself was tested with")
+    return parser
 
 
 def one_line(error: Exception) -> str:

@@ -22,24 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2c import trainable
-from p2c.commands import MISTAKES, Parser, one_line, say
+from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, run_parser, say
 from p2c.framework import SimpleTrainer, only_warnings, read_results, save_checkpoint
 from p2c.predictor import Predictor
 from p2c.prompts.coupled import MultiModalPromptLearner
 
-DONE, FAILED, MISTAKE = 0, 1, 2
 FOLDER = "MultiModalPromptLearner"  # as MaPLe registers its learner
 PREFIX = "prompt_learner."  # where its model holds it
 TOLERANCE = 1e-5  # largest error of a folded mapper, relative to the largest visual prompt element
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m p2c.convert", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser = run_parser("convert", __doc__)
     parser.add_argument("out", metavar="OUT", help="folder to write to")
-    parser.add_argument("--load-epoch", type=int, metavar="EPOCH",
-                        help="epoch whose checkpoint to use; default: the one that the run itself was tested with")
     return parser.parse_args(argv)
 
 

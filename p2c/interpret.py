@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from p2c.clip.loading import Backbone
-from p2c.commands import MISTAKES, Parser, one_line, positive, say, show
+from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, run_parser, say, show
 from p2c.framework import only_warnings, write_csv
 from p2c.predictor import Predictor
 from p2c.trainers.base import PromptTrainer
 
-DONE, FAILED, MISTAKE = 0, 1, 2
 COLUMNS = ("part", "layer", "class", "token", "rank", "word", "distance")
 DEEPER = "From layer 1 on this is a rough reading: these tokens replace states inside the text tower, not embeddings."
 
@@ -96,12 +95,8 @@ def interpret(places: Sequence[Place], vocabulary: Vocabulary, top: int) -> list
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m p2c.interpret", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser = run_parser("interpret", __doc__)
     parser.add_argument("--top", type=positive, default=5, help="words named for each token (default: %(default)s)")
-    parser.add_argument("--load-epoch", type=int, metavar="EPOCH",
-                        help="epoch whose checkpoint to use; default: the one that the run itself was tested with")
     parser.add_argument("--csv", metavar="FILE", help=f"also write a table to this file: {', '.join(COLUMNS)}")
     return parser.parse_args(argv)
 
