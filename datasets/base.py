@@ -65,13 +65,19 @@ class FewShotDataset(DatasetBase):
     def read(self) -> Split:
         """The split, all of whose images are there."""
         path = self.require(self.split, self.split_id, "split file")
-        split = read_split(path, self.image_dir, f"{self.remedy}, or download {drive(self.split_id)} to that path"
+        split = read_split(path, self.image_dir, f"{self.remedy}, or download {drive_url(self.split_id)} to that path"
                            if self.split_id else self.remedy)
-        if self.split_sha256 and split.digest != self.split_sha256 and self.checks != "partial":
-            log.warning(f"{path} is not the split of the published results: its SHA-256 is {split.digest}, expected "
-                        f"{self.split_sha256}")
-        check_images_exist(self.image_dir, (item.path for part in (split.train, split.val, split.test)
-                                            for item in part), type(self).__name__, self.remedy)
+        self.compare(path, split.digest, self.split_sha256)
+        return self.with_images(split)
+
+    def compare(self, path: Path, digest: str, expected: str) -> None:
+        """Warn of a file that published results did not use, by its SHA-256; "" is expected where that is not known."""
+        if expected and digest != expected and self.checks != "partial":
+            log.warning(f"{path} is not the one of the published results: its SHA-256 is {digest}, expected {expected}")
+
+    def with_images(self, split: Split) -> Split:
+        """The split, if all its images are there; raises FileNotFoundError otherwise."""
+        check_images_exist(self.image_dir, split.paths, type(self).__name__, self.remedy)
         return split
 
     @property
@@ -92,7 +98,7 @@ class FewShotDataset(DatasetBase):
             raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or "
                                     f"point --root (scripts: $DATA) at the folder that holds {self.folder}")
         if not path.is_file():
-            by_hand = f", or download {drive(drive_id)} to that path" if drive_id else ""
+            by_hand = f", or download {drive_url(drive_id)} to that path" if drive_id else ""
             raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{by_hand}")
         return path
 
@@ -157,7 +163,7 @@ class FewShotDataset(DatasetBase):
         return [Datum(impath=f"{base}/{path}", label=label, classname=name, check=False) for path, label, name in items]
 
 
-def drive(file_id: str) -> str:
+def drive_url(file_id: str) -> str:
     """Where a browser finds a file on Google Drive."""
     return f"https://drive.google.com/file/d/{file_id}"
 

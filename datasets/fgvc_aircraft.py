@@ -1,9 +1,8 @@
 """FGVC Aircraft (Maji et al., 2013): model variants, split by the data set's own lists."""
 from pathlib import Path
 
-from p2c.datasets.base import FewShotDataset, log
+from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import PARTS, Item, Sizes, Split, check_items, read_lines, sha256
-from p2c.datasets.trees import check_images_exist
 from p2c.framework import DATASET_REGISTRY
 
 NAMES = "variants.txt"  # one class name a line, in the order of the labels
@@ -27,15 +26,11 @@ class FGVCAircraft(FewShotDataset):
         paths = {name: self.require(name, "", "list") for name in SHA256}
         digests = {name: sha256(path.read_bytes()) for name, path in paths.items()}
         for name, expected in SHA256.items():
-            if digests[name] != expected and self.checks != "partial":
-                log.warning(f"{paths[name]} is not the published list: its SHA-256 is {digests[name]}, expected "
-                            f"{expected}")
+            self.compare(paths[name], digests[name], expected)
         labels = {name: label for label, name in enumerate(read_lines(paths[NAMES]))}
         parts = {part: self.read_list(paths[LISTS[part]], labels) for part in PARTS}
         check_items(parts, self.image_dir, lambda what: ValueError(f"{self.dataset_dir}: {what}; {self.remedy}"))
-        check_images_exist(self.image_dir, (item.path for part in parts.values() for item in part),
-                           type(self).__name__, self.remedy)
-        return Split(**parts, digest=sha256("".join(digests.values()).encode()))
+        return self.with_images(Split(**parts, digest=sha256("".join(digests.values()).encode())))
 
     def read_list(self, path: Path, labels: dict[str, int]) -> list[Item]:
         """The items of a list, whose class names contain spaces.

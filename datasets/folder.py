@@ -69,8 +69,8 @@ class Folder(FewShotDataset):
             split = self.checked(read_csv(path), path, remedy)
         else:
             raise ValueError(f"{path} (DATASET.FOLDER.SPLIT) must be a .json or a .csv file")
-        paths = [item.path for part in (split.train, split.val, split.test) for item in part]
-        check_images_exist(self.dataset_dir, paths, f"The split {path}", "correct the file, or put the images there")
+        check_images_exist(self.dataset_dir, split.paths, f"The split {path}",
+                           "correct the file, or put the images there")
         return split
 
     def read_parts(self) -> Split:
@@ -97,7 +97,7 @@ class Folder(FewShotDataset):
         total = sum(map(len, listing.values()))
         if path.is_file():
             split = self.read_file(path)
-            known = len(split.train) + len(split.val) + len(split.test)
+            known = len(split.paths)
             if known != total:
                 log.warning(f"{path} divides {known} images, but the folders hold {total}; delete that file to have "
                             "all of them divided anew")
@@ -133,8 +133,7 @@ class Folder(FewShotDataset):
         if odd := sorted(folders ^ names.keys()):
             raise ValueError(f"{path} must have one line \"folder name\" a class, but {odd[:5]} are not in both the "
                              "file and the images' classes")
-        renamed = ([item._replace(classname=names[item.classname]) for item in part]
-                   for part in (split.train, split.val, split.test))
+        renamed = ([item._replace(classname=names[item.classname]) for item in part] for part in split.parts)
         return Split(*renamed, digest=split.digest)
 
 

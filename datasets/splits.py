@@ -36,6 +36,16 @@ class Split:
     test: list[Item]
     digest: str
 
+    @property
+    def parts(self) -> tuple[list[Item], list[Item], list[Item]]:
+        """In the order of PARTS."""
+        return self.train, self.val, self.test
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all images."""
+        return [item.path for part in self.parts for item in part]
+
 
 class Sizes(NamedTuple):
     """The published numbers of a data set's classes and of the images in its split."""

@@ -3,7 +3,7 @@ import logging
 import os
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from p2c.framework import read_json, write_json
@@ -31,6 +31,26 @@ def class_folders(folder: Path) -> list[str]:
 def list_images(folder: Path) -> list[str]:
     """The names of the images in a folder, sorted."""
     return sorted(filter(is_image, os.listdir(folder)))
+
+
+def images_below(folder: str | os.PathLike, onerror: Callable[[OSError], object] | None = None) -> list[str]:
+    """The images in a folder and its folders, sorted.
+
+    Hidden folders are left out; one that several links lead to is searched once.
+
+    Args:
+        onerror: called with the error of a folder that cannot be searched; None: it counts as empty.
+    """
+    found, searched = [], set()
+    for parent, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in searched:
+            folders.clear()
+            continue
+        searched.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in filter(is_image, files)]
+    return sorted(found)
 
 
 def list_classes(folder: Path, what: str, cache: Path | None = None) -> dict[str, list[str]]:

@@ -2,7 +2,11 @@
 
 `extend_cfg` adds to any cfg (the engine's or real Dassl's) what it lacks and leaves the rest alone.
 """
+import os
+
 from yacs.config import CfgNode
+
+from p2c import configs
 
 SETTINGS = {
     "PLUGIN": "",  # module with trainers or data sets of one's own; train.py --plugin sets it
@@ -114,6 +118,11 @@ SETTINGS = {
         },
     },
 }
+
+
+def config_file(*parts: str) -> str:
+    """The path of configs/PARTS.yaml."""
+    return os.path.join(list(configs.__path__)[0], *parts) + ".yaml"
 
 
 def extend_cfg(cfg: CfgNode) -> None:

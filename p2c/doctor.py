@@ -261,12 +261,13 @@ def compare(kind: type, root: Path, published: dict[str, float], config: str = C
 
 def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Sequence = ()) -> float:
     """Percent of the test images of a half of the classes that zero-shot CLIP gets right."""
-    from p2c import configs, registry
+    from p2c import registry
+    from p2c.config import config_file
     from p2c.downloads.contents import load_cfg
     from p2c.framework import TRAINER_REGISTRY, build_trainer, only_warnings
 
     cfg = load_cfg(kind.name, root)
-    cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "trainers", TRAINER, f"{config}.yaml"))
+    cfg.merge_from_file(config_file("trainers", TRAINER, config))
     cfg.TRAINER.NAME, cfg.DATASET.SUBSAMPLE_CLASSES = TRAINER, half
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     cfg.merge_from_list(list(pairs))

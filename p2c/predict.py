@@ -19,26 +19,21 @@ from pathlib import Path
 
 import torch
 
-from p2c.commands import MISTAKES, Parser, one_line, positive, printable, say, show
-from p2c.datasets.trees import SUFFIXES, is_image
+from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
+from p2c.datasets.trees import SUFFIXES, images_below
 from p2c.framework import UnreadableImage, only_warnings, write_csv
 from p2c.predictor import Predictor
 
-DONE, FAILED, MISTAKE = 0, 1, 2
 COLUMNS = ("path", "rank", "class", "label", "probability")
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m p2c.predict", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser = run_parser("predict", __doc__)
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="*", help="image files, folders of them, or both")
     parser.add_argument("--top", type=positive, default=5, help="classes named for each image (default: %(default)s)")
     parser.add_argument("--csv", help="also write the predictions to this file")
     parser.add_argument("--classes", help="names with commas between, or a .txt file of one a line; default: the run's")
     parser.add_argument("--export", metavar="FILE.safetensors", help="write the text classifier to this file")
-    parser.add_argument("--load-epoch", type=int, metavar="EPOCH",
-                        help="epoch whose checkpoint to use; default: the one that the run itself was tested with")
     parser.add_argument("--batch-size", type=positive, help="images at a time; default: that of the run's tests")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     args = parser.parse_args(argv)
@@ -117,10 +112,13 @@ def find_images(places: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: a place that does not exist, or no image in any.
     """
+    def fail(error: OSError) -> None:
+        raise error
+
     found: dict[str, None] = {}
     for place in places:
         if os.path.isdir(place):
-            found.update(dict.fromkeys(images_below(place)))
+            found.update(dict.fromkeys(images_below(place, fail)))
         elif os.path.lexists(place):
             found[place] = None
         else:
@@ -129,23 +127,6 @@ def find_images(places: Sequence[str]) -> list[str]:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")
     return list(found)
-
-
-def images_below(folder: str) -> list[str]:
-    """The image files in a folder and its folders, sorted."""
-    def fail(error: OSError) -> None:
-        raise error
-
-    found, searched = [], set()
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in searched:
-            folders.clear()
-            continue
-        searched.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in filter(is_image, files)]
-    return sorted(found)
 
 
 if __name__ == "__main__":

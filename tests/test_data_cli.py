@@ -18,8 +18,8 @@ from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 from p2c.data import main
 from p2c.datasets.dtd import DescribableTextures as DTD
 from p2c.datasets.splits import Sizes
+from p2c.datasets.trees import images_below
 from p2c.downloads.sources import SOURCES
-from p2c.downloads.verify import images_below
 
 
 @pytest.fixture

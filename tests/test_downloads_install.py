@@ -19,13 +19,14 @@ from download_fixtures import HTML, Drive, files_below, no_drive, start, tar_of,
 
 from p2c.datasets.imagenet import ImageNet
 from p2c.datasets.splits import Sizes
+from p2c.datasets.trees import images_below
 from p2c.downloads import install as installing
 from p2c.downloads.contents import MARKER, class_of
 from p2c.downloads.fetch import Remote
 from p2c.downloads.install import install, steps_by_hand
 from p2c.downloads.places import FETCHED, LOCK
 from p2c.downloads.sources import SOURCES, Source
-from p2c.downloads.verify import images_below, state_of, verify
+from p2c.downloads.verify import state_of, verify
 from p2c.families import FAMILIES
 
 LABELS = {"ILSVRC2012_val_00000003.JPEG": "n03041632", "ILSVRC2012_val_00000001.JPEG": "n01440764",

@@ -1,13 +1,13 @@
 """Whether a folder holds what a data set needs, by what the data set's class says of itself."""
-import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from p2c import configs, registry
-from p2c.config import extend_cfg
+from p2c import registry
+from p2c.config import config_file, extend_cfg
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.fgvc_aircraft import LISTS
 from p2c.datasets.imagenet import CLASSNAMES, ImageNet, read_classnames
-from p2c.datasets.splits import PARTS, read_lines, read_split
+from p2c.datasets.splits import read_lines, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default, read_json
 
@@ -23,7 +23,7 @@ def load_cfg(name: str, root: Path):
     cfg = get_cfg_default()
     extend_cfg(cfg)
     own = Path(name.removeprefix(OWN)) if name.startswith(OWN) else None
-    cfg.merge_from_file(os.path.join(list(configs.__path__)[0], "datasets", f"{'folder' if own else name}.yaml"))
+    cfg.merge_from_file(config_file("datasets", "folder" if own else name))
     if own:
         root, cfg.DATASET.FOLDER.SPLIT = (own.parent, own.name) if own.is_file() else (own, "")
     cfg.DATASET.ROOT, cfg.SEED = str(root), 1  # nothing is drawn: all shots
@@ -62,7 +62,7 @@ def check_split(kind: type[FewShotDataset], path: Path) -> None:
             raise ValueError(f"{path}: it has {found} class names, expected {expected}")
     elif kind.split.endswith(".json"):
         split = read_split(path, Path(kind.images), "fetch it again")
-        found, expected = [len(getattr(split, part)) for part in PARTS], list(kind.sizes[1:])
+        found, expected = list(map(len, split.parts)), list(kind.sizes[1:])
         if found != expected:
             raise ValueError(f"{path}: it lists {found} images to train, validate and test, expected {expected}")
 
@@ -102,6 +102,11 @@ def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: 
     return "" if any(folder.iterdir()) else f"{folder} is empty"
 
 
+def faults_of_parts(kind: type[FewShotDataset], split: Path | None, root: Path, parts: Iterable[str]) -> Iterator[str]:
+    """What is wrong with parts of the data set's folder below `root`, part by part."""
+    return filter(None, (fault_of(kind, split, part, root / kind.folder / part) for part in parts))
+
+
 def _listed_beside(images: Path) -> list[str]:
     """The images that FGVC Aircraft's lists beside the image folder name."""
     return [f"{line.partition(' ')[0]}.jpg" for name in LISTS.values() if (images.parent / name).is_file()
@@ -116,7 +121,7 @@ def _listed(kind: type[FewShotDataset], split: Path | None, part: str) -> list[s
         listed = None
     if not listed:
         return []
-    paths = (f"{kind.images}/{item.path}".lstrip("/") for name in PARTS for item in getattr(listed, name))
+    paths = (f"{kind.images}/{path}".lstrip("/") for path in listed.paths)
     return [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import gdown
 from tqdm import tqdm
 
+from p2c.datasets.base import drive_url
 from p2c.downloads.places import check_space, in_words
 from p2c.engine.logger import on_terminal
 
@@ -77,7 +78,7 @@ class NotFetched(OSError):
 
 def address(source: str) -> str:
     """A source as a browser opens it."""
-    return f"https://drive.google.com/file/d/{source.removeprefix(DRIVE)}" if source.startswith(DRIVE) else source
+    return drive_url(source.removeprefix(DRIVE)) if source.startswith(DRIVE) else source
 
 
 def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = None,

@@ -14,7 +14,16 @@ from pathlib import Path
 import gdown
 
 from p2c.datasets.base import FewShotDataset
-from p2c.downloads.contents import MARKER, check_split, class_of, fault_of, find_split, read_marker, sound_split
+from p2c.downloads.contents import (
+    MARKER,
+    check_split,
+    class_of,
+    fault_of,
+    faults_of_parts,
+    find_split,
+    read_marker,
+    sound_split,
+)
 from p2c.downloads.extract import extract
 from p2c.downloads.fetch import DRIVE, Drive, NotFetched, Remote, Unfit, address, check_file, digest, fetch
 from p2c.downloads.places import FETCHED, draft, drafts_in, in_words, locked, place
@@ -121,9 +130,7 @@ class Installation:
 
     def lacks(self, targets: Sequence[str]) -> str:
         """What is wrong with the first of some parts of the data set's folder that is not as it should be; or ""."""
-        split = find_split(self.kind, self.root)
-        faults = (fault_of(self.kind, split, target, self.folder / target) for target in targets)
-        return next(filter(None, faults), "")
+        return next(faults_of_parts(self.kind, find_split(self.kind, self.root), self.root, targets), "")
 
     def get_part(self, archives: Sequence[Archive]) -> None:
         """A part by the first archive that has it: one that lies there already, else one that can be fetched."""

@@ -1,6 +1,5 @@
 """Whether a data set is as published: its counts, and its images, which are opened."""
 import multiprocessing
-import os
 import random
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,8 +10,16 @@ from tqdm import tqdm
 
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import Sizes
-from p2c.datasets.trees import JUNK, is_image
-from p2c.downloads.contents import check_split, class_of, fault_of, find_split, load_cfg, read_marker, sound_split
+from p2c.datasets.trees import images_below
+from p2c.downloads.contents import (
+    check_split,
+    class_of,
+    faults_of_parts,
+    find_split,
+    load_cfg,
+    read_marker,
+    sound_split,
+)
 from p2c.downloads.sources import Source
 from p2c.engine.files import UnreadableImage, read_image
 from p2c.engine.logger import on_terminal
@@ -33,7 +40,7 @@ def state_of(name: str, source: Source, root: Path) -> str:
     """What there is of a data set, by names alone: complete, split missing, images missing or absent."""
     kind = class_of(name)
     split = sound_split(kind, root)
-    if any(fault_of(kind, split, target, root / kind.folder / target) for target in source.targets):
+    if any(faults_of_parts(kind, split, root, source.targets)):
         there = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
         return "images missing" if there else "absent"
     return "complete" if split else "split missing"
@@ -79,17 +86,7 @@ def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[st
             check_split(kind, split)
     except ValueError as error:
         faults.append(str(error))
-    found = (fault_of(kind, split, target, root / kind.folder / target) for target in source.targets)
-    return faults + [fault for fault in found if fault]
-
-
-def images_below(folder: Path) -> list[str]:
-    """The images in a folder and those below it."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in JUNK and not name.startswith("."))
-        found += [os.path.join(place, name) for name in sorted(names) if is_image(name)]
-    return found
+    return [*faults, *faults_of_parts(kind, split, root, source.targets)]
 
 
 def open_images(paths: list[str], name: str) -> Iterator[str]:
