@@ -4,7 +4,6 @@ A data set states facts: name, folder, split file, sizes, template. Everything i
 repeat.
 """
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classe
 from p2c.datasets.splits import Item, Sizes, Split, read_split
 from p2c.datasets.trees import check_images_exist
 from p2c.framework import DatasetBase, Datum, run_seed
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 HALVES = ("all", "base", "new")
 CHECKS = ("partial", "published", "strict")

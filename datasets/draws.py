@@ -3,7 +3,6 @@
 The file is JSON: what was drawn, from which split (its hash), for how many shots and which seed. It is used only if all
 of that agrees; the draw is a function of split, shots and seed, so anything else is drawn again.
 """
-import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,8 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from p2c.datasets.splits import Item, Split
 from p2c.framework import Datum, read_json, read_legacy_pickle, sample_shots, write_json
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 VAL_SHOTS = 4  # at most so many validation images a class accompany a draw, as in CoOp
 FORMAT, VERSION = "p2c-fewshot", 1

@@ -12,15 +12,15 @@ Labels are the ranks of the sorted class folders (or classes of the CSV). Class 
 that classnames.txt gives: lines "folder name", with a tab between the two where folders' names contain spaces.
 """
 import csv
-import logging
 from pathlib import Path
 
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import PARTS, Item, Split, check_items, digest_of, divide, read_lines, read_split, read_text
 from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.framework import DATASET_REGISTRY, write_json
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SPLIT_SEED = 1  # of a split made here; the run's seed must not matter, lest training images become test images
 MADE_SPLIT = f"split_seed{SPLIT_SEED}.json"

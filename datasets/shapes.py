@@ -9,7 +9,6 @@ A data set is written at first use: PNG files and a split JSON as for any other 
 classes is the base half. A class name is also what its pictures are drawn from: see `drawing.read_wish`.
 """
 
-import logging
 import os
 import shutil
 import uuid
@@ -25,8 +24,9 @@ from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.drawing import Dice, draw, read_wish
 from p2c.framework import DATASET_REGISTRY, write_json
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PICTURES = {"train": 32, "val": 20, "test": 40}  # a class
 Style = Callable[[np.ndarray, Dice], np.ndarray]

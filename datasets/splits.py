@@ -4,7 +4,6 @@ Items keep the file's order, which the few-shot draw depends on.
 """
 import hashlib
 import json
-import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 PARTS = ("train", "val", "test")
 SHARES = (0.5, 0.2, 0.3)  # of train, val and test in a split made here, as in CoOp's own

@@ -1,5 +1,4 @@
 """Folders of images: one folder a class, listed once and remembered; and whether the images of a split are there."""
-import logging
 import os
 import time
 import unicodedata
@@ -7,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from p2c.framework import read_json, write_json
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 JUNK = ("__MACOSX", "split_fewshot")  # folders beside class folders that hold no class

@@ -1,13 +1,13 @@
 """Which module holds a trainer or a data set; it is imported when its name is asked for, and registers itself then."""
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Mapping
 
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 TRAINERS = {
     "ZeroshotCLIP": "p2c.trainers.zsclip",

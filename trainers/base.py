@@ -3,7 +3,6 @@
 A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 """
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
+from p2c.logs import get_logger
 from p2c.prompts.attributes import choose_attributes, start_tokens
 from p2c.prompts.context import Prompts, context_rows, random_context, readable, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
@@ -28,7 +28,7 @@ from p2c.prompts.deep import IndependentPromptLearner
 from p2c.prompts.published import class_differences, differences, learned_entries, per_class
 from p2c.streams import generator
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 NOISE_UNITS = ("absolute", "embedding")
 

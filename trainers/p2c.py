@@ -4,16 +4,16 @@ Two denoisers are added while training: annealed noise on the text context (Dyna
 any learner can have it), and a loss that makes the input prompts' vision-language mapper a denoising autoencoder. With
 both off this is MaPLe, number for number.
 """
-import logging
 
 from torch import Tensor
 from yacs.config import CfgNode
 
 from p2c.denoising.mapper import mapper_loss
 from p2c.framework import TRAINER_REGISTRY
+from p2c.logs import get_logger
 from p2c.trainers.base import PromptTrainer, build_coupled_prompts
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @TRAINER_REGISTRY.register()

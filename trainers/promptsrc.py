@@ -5,7 +5,6 @@ templates; and the prompts that are kept are a Gaussian weighted average over th
 width of the features.
 """
 import functools
-import logging
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from p2c import trainable
 from p2c.framework import TRAINER_REGISTRY
+from p2c.logs import get_logger
 from p2c.prompts.context import class_rows
 from p2c.trainers.base import PromptTrainer, build_independent_prompts
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # The first sixty of the eighty that CLIP's authors wrote for ImageNet.
 TEMPLATES = (

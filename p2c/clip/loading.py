@@ -4,7 +4,6 @@ CLIP comes from open_clip, is never edited, and runs in evaluation mode with no 
 """
 import hashlib
 import json
-import logging
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -19,7 +18,9 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 # CLIP's own names. OpenAI trained with quick-GELU; open_clip's plain `ViT-B-16` would run another activation.
 CLIP_NAMES = {

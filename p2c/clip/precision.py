@@ -1,11 +1,12 @@
 """In which precision CLIP runs: the one place that sets it, for training and testing alike."""
 import contextlib
-import logging
 from dataclasses import dataclass
 
 import torch
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ call goes on. Of two processes only one may fetch a file (`places.locked`).
 import hashlib
 import http
 import http.client
-import logging
 import os
 import re
 import shutil
@@ -25,8 +24,9 @@ from tqdm import tqdm
 from p2c.datasets.base import drive_url
 from p2c.downloads.places import check_space, in_words
 from p2c.engine.logger import on_terminal
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 DRIVE = "drive:"
 CHUNK = 2**20

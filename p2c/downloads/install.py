@@ -4,7 +4,6 @@ Each part is unpacked into a draft beside its place, looked at there, and rename
 was whole when it got it. What a user has put there already, archives, images or splits, is used; what is in the way is
 set aside, not overwritten. Killed at any point, the next call goes on.
 """
-import logging
 import os
 import shlex
 import shutil
@@ -29,8 +28,9 @@ from p2c.downloads.fetch import DRIVE, Drive, NotFetched, Remote, Unfit, address
 from p2c.downloads.places import FETCHED, draft, drafts_in, in_words, locked, place
 from p2c.downloads.sources import SPLITS, Archive, Source
 from p2c.framework import write_json
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MIRROR_DEPTH = 2  # folders of a mirror's archive above the data set's parts, at most
 

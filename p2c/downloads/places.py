@@ -1,7 +1,6 @@
 """Moving files and folders into place: nothing is overwritten, nothing half done bears a final name."""
 import contextlib
 import filecmp
-import logging
 import os
 import re
 import shutil
@@ -11,7 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 LOCK = ".download.lock"
 FETCHED = "fetched"  # folder in a data set's folder for what has been fetched, until the data set is complete

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, as plain tensors and values, and read without running what is in them."""
 import io
-import logging
 import os
 import pickle
 import re
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from p2c import trainable
 from p2c.engine import restricted
 from p2c.engine.files import write_atomically
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 BEST = "model-best.pth.tar"
 POINTER = "checkpoint"  # text file that names the newest checkpoint of its folder

@@ -3,7 +3,6 @@
 What a batch holds is a function of (seed, epoch, index of each image): the same for any number of workers, whatever
 else draws random numbers, and after a resume.
 """
-import logging
 import random
 from collections.abc import Callable
 
@@ -19,13 +18,14 @@ from p2c.engine.registry import build_dataset
 from p2c.engine.samplers import build_sampler
 from p2c.engine.seeds import random_state_kept, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
+from p2c.logs import get_logger
 from p2c.streams import seed_of
 
 __all__ = [
     "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "build_data_loader", "build_transform", "set_epoch"
 ]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class DatasetWrapper(Dataset):

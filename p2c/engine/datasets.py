@@ -1,11 +1,12 @@
 """What a data set is: lists of `Datum` for training, validation and test, and the draw of a few shots from them."""
-import logging
 import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Datum:

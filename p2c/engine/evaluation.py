@@ -3,7 +3,6 @@
 Shapes: N samples, C classes.
 """
 import io
-import logging
 import os
 from collections import OrderedDict
 
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
+from p2c.logs import get_logger
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator", "compute_accuracy"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class EvaluatorBase:

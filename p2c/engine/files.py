@@ -3,7 +3,6 @@ import contextlib
 import csv
 import io
 import json
-import logging
 import os
 import urllib.request
 import uuid
@@ -13,7 +12,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:

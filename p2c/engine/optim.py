@@ -2,7 +2,6 @@
 
 Rates are per epoch e = 0, 1, 2, ... in closed form, so that a schedule's state is one number.
 """
-import logging
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
@@ -11,8 +10,9 @@ import torch
 from torch import nn
 
 from p2c import trainable
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def _adam(opts) -> dict:

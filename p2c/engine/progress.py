@@ -2,7 +2,6 @@
 
 The numbers of each batch stay on the device until a line is due, so that the loop does not wait for the GPU.
 """
-import logging
 import math
 import sys
 import time
@@ -14,8 +13,9 @@ from tqdm import tqdm
 
 from p2c.engine.logger import on_terminal
 from p2c.engine.meters import AverageMeter, MetricMeter
+from p2c.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class EpochProgress:

@@ -1,9 +1,10 @@
 """Tables of trainers, data sets and evaluators by name, and the builders that look a config's choice up in them."""
-import logging
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Registry:

@@ -1,14 +1,15 @@
 """The global random generators: seeding them, and leaving them as they were."""
 import contextlib
 import functools
-import logging
 import random
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 
 def set_random_seed(seed: int) -> None:

@@ -2,7 +2,6 @@
 
 A method subclasses TrainerX and defines build_model and forward_backward, often check_cfg and parse_batch_train.
 """
-import logging
 import os
 import shutil
 import time
@@ -33,9 +32,10 @@ from p2c.engine.registry import build_evaluator
 from p2c.engine.results import changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed, set_random_seed
 from p2c.engine.utils import tolist_if_not
+from p2c.logs import get_logger
 from p2c.streams import seed_of
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class SimpleNet(nn.Module):

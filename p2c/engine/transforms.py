@@ -2,7 +2,6 @@
 
 The order is fixed, whatever the order of the names. Sizes are (height, width) in pixels.
 """
-import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -13,7 +12,9 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
-log = logging.getLogger(__name__)
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 INTERPOLATION_MODES = {
     "bilinear": T.InterpolationMode.BILINEAR,
