@@ -15,24 +15,31 @@ from pathlib import Path
 
 import torch
 
-from p2c import registry
+from p2c import compat
 from p2c.commands import MISTAKES, Parser, one_line
 from p2c.config import extend_cfg
-from p2c.framework import (
-    DATASET_REGISTRY,
-    TRAINER_REGISTRY,
-    CannotResume,
-    Logger,
-    build_trainer,
-    changed_keys,
-    collect_env_info,
-    get_cfg_default,
-    read_results,
-    run_seed,
-    set_random_seed,
-    setup_logger,
-    write_started,
-)
+
+try:
+    compat.choose_engine()
+    from p2c import registry
+    from p2c.framework import (
+        DATASET_REGISTRY,
+        TRAINER_REGISTRY,
+        CannotResume,
+        Logger,
+        Run,
+        build_trainer,
+        changed_keys,
+        collect_env_info,
+        get_cfg_default,
+        read_results,
+        run_seed,
+        set_random_seed,
+        setup_logger,
+        write_started,
+    )
+except compat.EngineError as error:
+    Parser().exit(2, f"error: {one_line(error)}\n")
 
 FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
 FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # while training, that need no traceback
@@ -158,6 +165,7 @@ def finished_before(cfg, task: dict) -> bool:
     results = read_results(cfg.OUTPUT_DIR)
     if results is None:
         return False
+    task, results = {**task, "engine": compat.engine()}, {"engine": compat.OURS, **results}
     known = [key for key in task if key != "model_dir" or task["model_seconds"] is None]  # a folder may have moved
     changed = [key for key in known if results.get(key) != task[key]] + changed_keys(results["config"], cfg)
     if changed == ["model_seconds"]:
@@ -201,18 +209,21 @@ def set_up_and_run(args: argparse.Namespace) -> int:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
         return FINISHED
+    recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
     try:
         if args.eval_only:
-            write_started(cfg, cfg.OUTPUT_DIR, **task)
+            if recorded:
+                write_started(cfg, cfg.OUTPUT_DIR, **task)
             trainer.test()
-            trainer.write_results(**task)
+            if recorded:
+                trainer.write_results(**task)
         else:
             trainer.train()
     except CannotResume as error:
         return report(error, args.debug, MISTAKE)
     except FAILURES as error:
         return report(error, args.debug, FAILED)
-    print(f"Results: {Path(cfg.OUTPUT_DIR) / 'results.json'}")
+    print(f"Results: {Path(cfg.OUTPUT_DIR) / ('results.json' if recorded else 'log.txt')}")
     return FINISHED
 
 
@@ -223,7 +234,7 @@ def print_settings(args: argparse.Namespace, cfg) -> None:
         stars = "*" * (len(title) + 6)
         print("\n".join([stars, f"** {title} **", stars, *lines]))
     print("Collecting env info ...")
-    print(f"** System info **\n{collect_env_info()}\n")
+    print(f"** System info **\n{collect_env_info()}\nEngine: {compat.describe()}\n")
 
 
 def report(error: Exception, debug: bool, status: int) -> int:

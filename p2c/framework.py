@@ -1,26 +1,19 @@
-"""The one place that names the engine: the rest of p2c imports Dassl's names from here."""
+"""The one place that chooses the engine: the rest of p2c imports Dassl's names from here.
+
+On real Dassl (see `p2c.compat.engine`) the loop, the data, the evaluator, the registries and the default configuration
+are Dassl's. Optimisers, schedules, checkpoints and records are this package's on both.
+"""
+from p2c import compat
 from p2c.engine import (
-    DATASET_REGISTRY,
-    EVALUATOR_REGISTRY,
-    TRAINER_REGISTRY,
     CannotResume,
-    DataManager,
-    DatasetBase,
-    DatasetWrapper,
     Datum,
     Logger,
-    SimpleTrainer,
-    TrainerBase,
-    TrainerX,
     build_lr_scheduler,
     build_optimizer,
-    build_trainer,
-    build_transform,
     check_availability,
     clean_cfg,
     collect_env_info,
     compute_accuracy,
-    get_cfg_default,
     load_checkpoint,
     load_pretrained_weights,
     read_image,
@@ -38,15 +31,89 @@ from p2c.engine.checkpoint import BEST
 from p2c.engine.config import SHARED_NODES
 from p2c.engine.files import UnreadableImage, to_rgb, write_csv
 from p2c.engine.logger import only_warnings
+from p2c.engine.progress import check_finite
 from p2c.engine.results import changed_keys, flatten, read_results, to_plain, versions, write_started
+from p2c.engine.run import Run
 from p2c.engine.seeds import random_state_kept
 
 __all__ = [
     "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
-    "EVALUATOR_REGISTRY", "Logger", "SHARED_NODES", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase", "TrainerX",
-    "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform", "changed_keys",
-    "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "flatten", "get_cfg_default",
-    "load_checkpoint", "load_pretrained_weights", "only_warnings", "random_state_kept", "read_image", "read_json",
-    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed",
+    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase",
+    "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform",
+    "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "flatten",
+    "get_cfg_default", "load_checkpoint", "load_pretrained_weights", "only_warnings", "random_state_kept", "read_image",
+    "read_json", "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed",
     "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
 ]
+
+if compat.engine() == compat.OURS:
+    from p2c.engine import (
+        DATASET_REGISTRY,
+        EVALUATOR_REGISTRY,
+        TRAINER_REGISTRY,
+        DataManager,
+        DatasetBase,
+        DatasetWrapper,
+        SimpleTrainer,
+        TrainerBase,
+        TrainerX,
+        build_trainer,
+        build_transform,
+        get_cfg_default,
+    )
+else:
+    from dassl.config import get_cfg_default
+    from dassl.data import DataManager, DatasetWrapper
+    from dassl.data.datasets import DATASET_REGISTRY as DASSL_DATASETS
+    from dassl.data.datasets import DatasetBase
+    from dassl.data.transforms import build_transform
+    from dassl.engine import TRAINER_REGISTRY as DASSL_TRAINERS
+    from dassl.engine import SimpleTrainer, TrainerBase, build_trainer
+    from dassl.engine import TrainerX as DasslTrainerX
+    from dassl.evaluation import EVALUATOR_REGISTRY
+
+    from p2c.logs import speak_despite_disable
+
+    speak_despite_disable()
+
+    class Names:
+        """A registry of real Dassl's, in which a name that is taken stays whose it is."""
+
+        def __init__(self, registry):
+            self._registry = registry
+
+        def register(self, obj=None, force: bool = False):
+            """Add an object by its name, unless it is taken; as a decorator it returns the object."""
+            if obj is None:
+                return lambda decorated: self.register(decorated, force) or decorated
+            if force or obj.__name__ not in self._registry.registered_names():
+                self._registry.register(obj, force=force)
+
+        def __getattr__(self, name: str):
+            return getattr(self._registry, name)
+
+    DATASET_REGISTRY, TRAINER_REGISTRY = Names(DASSL_DATASETS), Names(DASSL_TRAINERS)
+
+    class TrainerX(Run, DasslTrainerX):
+        """Real Dassl's loop with this package's checkpoints, evaluation and records."""
+
+        def __init__(self, cfg):
+            self.open_run(cfg)
+            super().__init__(cfg)
+
+        def before_train(self) -> None:
+            super().before_train()
+            self.begin_run()
+
+        def checked(self, summary: dict) -> dict:
+            """What a training step reports, as it is; FloatingPointError if a loss is not finite."""
+            check_finite(summary, (self.epoch, self.max_epoch), (self.batch_idx, self.num_batches))
+            return summary
+
+        def after_epoch(self) -> None:
+            self.deployed_epoch = self.epoch + 1
+            super().after_epoch()
+
+        def after_train(self) -> None:
+            super().after_train()
+            self.write_results("train")

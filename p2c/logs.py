@@ -7,7 +7,7 @@ import logging
 
 
 class PackageLogger(logging.Logger):
-    """An ordinary logger, until `heed_no_disable` makes all of them deaf to `logging.disable`."""
+    """An ordinary logger, until `speak_despite_disable` makes all of them deaf to `logging.disable`."""
 
     despite_disable = False
 
@@ -24,6 +24,6 @@ def get_logger(name: str) -> logging.Logger:
     return logger
 
 
-def heed_no_disable() -> None:
+def speak_despite_disable() -> None:
     """Let this package's lines through although logging is disabled."""
     PackageLogger.despite_disable = True

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from p2c import compat
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY
 from p2c.logs import get_logger
 
@@ -67,7 +68,8 @@ def require(name: str, table: Mapping[str, str], kind: str, registered: list[str
 def load_plugin(name: str, cfg) -> None:
     """Import a module that registers trainers or data sets of its own, and add its settings by its `extend_cfg(cfg)`.
 
-    The working folder counts among the places to import from. A name that is also one of ours is the plugin's from then
+    On this package's engine, `dassl` is that engine for the module, and from then on in the whole process. The working
+    folder counts among the places to import from. A name that is also one of ours is the plugin's from then
     on, and a line says so.
 
     Raises:
@@ -76,6 +78,8 @@ def load_plugin(name: str, cfg) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
+        if compat.engine() == compat.OURS:
+            compat.provide_dassl()
         module = importlib.import_module(name)
         if hasattr(module, "extend_cfg"):
             module.extend_cfg(cfg)

@@ -25,7 +25,7 @@ def test_results_of_a_training_run(tiny_trainer, tmp_path):
     assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total"]
     assert metrics["total"] == 24 and metrics["accuracy"] == 100 * metrics["correct"] / 24
     assert record["config"]["INPUT"]["SIZE"] == [32, 32]
-    assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "p2c"}
+    assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "p2c", "dassl"}
     assert {key: record["data"][key] for key in ("train_x", "val", "test", "num_classes")} == {
         "train_x": 72, "val": 24, "test": 24, "num_classes": 6
     }

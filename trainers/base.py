@@ -250,7 +250,7 @@ class PromptTrainer(TrainerX):
             summary |= {name: value.detach() for name, value in losses.items()}
         if self.denoising is not None:
             summary["noise"] = self.noise_level()
-        return summary
+        return self.checked(summary)
 
     def parse_batch_train(self, batch: Mapping) -> tuple[Tensor, Tensor]:
         """Images and labels, on the device."""

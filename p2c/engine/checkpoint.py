@@ -89,14 +89,19 @@ def load_checkpoint(fpath: str) -> dict:
         FileNotFoundError: there is no such file.
         UnreadableCheckpoint: it cannot be read, or is no checkpoint.
     """
-    checkpoint = _read(fpath)
+    checkpoint = read(fpath)
     if not _is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("epoch"), int):
         raise UnreadableCheckpoint(f'"{fpath}" is no checkpoint: it needs a "state_dict" of tensors and an "epoch"')
     return checkpoint
 
 
-def _read(fpath: str) -> dict:
-    """The dict that a file of torch.save's holds, tensors on the CPU."""
+def read(fpath: str) -> dict:
+    """The dict that a file of torch.save's holds, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableCheckpoint: it cannot be read, or holds no dict.
+    """
     if fpath is None:
         raise ValueError("File path is None")
     if not os.path.exists(fpath):
@@ -205,7 +210,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> int:
         FileNotFoundError: there is no such file.
         UnreadableCheckpoint: it cannot be read, or holds no weights.
     """
-    saved = _read(weight_path)
+    saved = read(weight_path)
     saved = saved.get("state_dict", saved)
     if not _is_state_dict(saved):
         raise UnreadableCheckpoint(f'"{weight_path}" holds no weights: it needs a dict of tensors')

@@ -12,7 +12,8 @@ from p2c.engine.files import mkdir_if_missing
 
 def on_terminal() -> bool:
     """Whether somebody watches: then bars show progress, and progress lines go to the log file only."""
-    return sys.stdout.isatty() and sys.stderr.isatty()
+    console = getattr(sys.stdout, "console", sys.stdout)  # real Dassl's Logger cannot be asked itself
+    return console.isatty() and sys.stderr.isatty()
 
 
 class Logger:

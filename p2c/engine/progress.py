@@ -73,12 +73,7 @@ class EpochProgress:
     def _read(self) -> None:
         """Copy the pending numbers to the host at once, check the losses, count and write them."""
         for (batch, _, lr), summary in zip(self.pending, _to_host([s for _, s, _ in self.pending]), strict=True):
-            for name, value in summary.items():
-                if "loss" in name and not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"Loss is infinite or NaN! {name} is {value} "
-                        f"at epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch + 1}/{self.num_batches}]"
-                    )
+            check_finite(summary, (self.epoch, self.max_epoch), (batch, self.num_batches))
             self.metrics.update(summary)
             step = self.epoch * self.num_batches + batch
             for name in summary:
@@ -101,6 +96,14 @@ class EpochProgress:
         log.info(" ".join(part for part in parts if part), extra={"progress": True})
         if "loss" in self.metrics.meters:
             self.bar.set_postfix_str(f"loss {self.metrics.meters['loss'].avg:.4f}")
+
+
+def check_finite(summary: dict, epoch: tuple[int, int], batch: tuple[int, int]) -> None:
+    """FloatingPointError if a loss of a step is not finite; `epoch` and `batch` are (index, number of them)."""
+    for name, value in summary.items():
+        if "loss" in name and not math.isfinite(value):
+            raise FloatingPointError(f"Loss is infinite or NaN! {name} is {value} at epoch [{epoch[0] + 1}/{epoch[1]}] "
+                                     f"batch [{batch[0] + 1}/{batch[1]}]")
 
 
 def _to_host(summaries: list[dict]) -> list[dict]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import p2c
+from p2c import compat
 from p2c.engine.files import read_json, write_json
 from p2c.engine.seeds import run_seed
 
@@ -33,7 +34,8 @@ def write_finished(trainer, mode: str, **source) -> None:
     record["epoch"] = trainer.deployed_epoch
     if results is not None:
         record["split"] = trainer.tested_split
-        counts = {name: getattr(trainer.evaluator, name, None) for name in ("correct", "total")}
+        evaluator = trainer.evaluator  # real Dassl's has the counts under private names
+        counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
         record["metrics"] = {**results, **{name: count for name, count in counts.items() if count is not None}}
     record["device"] = str(trainer.device)
     record["data"] = _describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
@@ -121,6 +123,7 @@ def _describe(cfg) -> dict:
     return {
         "format": FORMAT,
         "version": 1,
+        "engine": compat.engine(),
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
         "subsample_classes": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
@@ -140,6 +143,7 @@ def versions() -> dict[str, str | None]:
         "open_clip_torch": _version("open_clip_torch"),
         "numpy": np.__version__,
         "p2c": p2c.__version__,
+        "dassl": compat.dassl_version(),
     }
 
 

@@ -1,0 +1,236 @@
+"""Real Dassl and this package's engine side by side: which of them runs, and what makes either serve the other's users.
+
+`engine()` says which one runs here. `patch_dassl()` and `provide_dassl()` are for those who ask: the first mends real
+Dassl in place, the second lets code written against Dassl run on this package's engine. With `p2c.framework` this is
+the only file that imports dassl.
+"""
+import functools
+import importlib
+import importlib.abc
+import importlib.util
+import logging
+import os
+import sys
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
+
+OURS, DASSL = "p2c", "dassl"
+VARIABLE = "P2C_ENGINE"
+
+WILDS = "dassl.data.datasets.dg.wilds"  # three data sets of real Dassl's that need the packages wilds and pandas
+
+
+class EngineError(ImportError):
+    """The engine that was asked for cannot run here, or not any more."""
+
+
+# Which engine
+
+
+@functools.cache
+def engine() -> str:
+    """The engine of this process, decided once: "dassl" if somebody has imported real Dassl before, else "p2c"."""
+    return DASSL if real_dassl() else OURS
+
+
+def choose_engine() -> None:
+    """Follow the environment variable P2C_ENGINE ("p2c" or "dassl"); for a program's entry, before anything else.
+
+    Raises:
+        EngineError: another value, or real Dassl cannot be imported; the message says why.
+    """
+    asked = os.environ.get(VARIABLE) or OURS
+    if asked not in (OURS, DASSL):
+        raise EngineError(f"{VARIABLE} is '{asked}'; choose from {OURS}, {DASSL}")
+    if asked == DASSL:
+        import_dassl()
+        engine.cache_clear()
+
+
+def real_dassl() -> ModuleType | None:
+    """The dassl.engine that this process has imported, unless `provide_dassl` put it there."""
+    module = sys.modules.get("dassl.engine")
+    return None if module is None or isinstance(module, Provided) else module
+
+
+def dassl_version() -> str | None:
+    """The version of the real Dassl that runs, None on this package's engine."""
+    return getattr(sys.modules.get("dassl"), "__version__", "unknown") if engine() == DASSL else None
+
+
+def describe() -> str:
+    """The engine that runs, for a log."""
+    if engine() == OURS:
+        return "p2c"
+    return f"real Dassl {dassl_version()} in {os.path.dirname(sys.modules['dassl'].__file__)}"
+
+
+def import_dassl() -> None:
+    """Import real Dassl: without its data sets that need wilds, where that is missing, and with logging left on.
+
+    Raises:
+        EngineError: it cannot be imported; the message says why.
+    """
+    disabled = logging.root.manager.disable
+    spare = [] if all(map(_importable, ("wilds", "pandas"))) else [WILDS]
+    for name in spare:  # an empty package in its place: `from .wilds import *` then adds nothing
+        sys.modules.setdefault(name, ModuleType(name))
+    try:
+        for name in ("dassl.engine", "dassl.data.datasets", "dassl.config", "dassl.evaluation", "dassl.optim"):
+            importlib.import_module(name)
+    except Exception as error:  # whatever a package of somebody else's raises when it is imported
+        for name in spare:
+            sys.modules.pop(name, None)
+        raise EngineError(f"Real Dassl cannot be imported ({type(error).__name__}: {error}); install it from "
+                          f"github.com/KaiyangZhou/Dassl.pytorch, or leave {VARIABLE} unset to run on the engine of "
+                          "this package") from error
+    finally:
+        logging.disable(disabled)
+
+
+def _importable(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def check_cfg(cfg) -> None:
+    """Raise EngineError if a configuration is real Dassl's although our trainers run on this package's engine."""
+    if "p2c.framework" in sys.modules and engine() == OURS and real_dassl() and "MCD" in cfg.TRAINER:
+        raise EngineError("p2c was imported before Dassl, so that its trainers are not Dassl's; move `import "
+                          "p2c.trainers.p2c` below all imports of dassl")
+
+
+# Mending real Dassl
+
+
+def patch_dassl() -> None:
+    """Mend real Dassl in place, for the trainers that are written on it.
+
+    On current torch its warm-up schedules raise, its checkpoints with warm-up cannot be read back, a resumed run keeps
+    the learning rate that it resumes with, and top-k accuracy raises for k > 1. The functions at fault are replaced by
+    this package's, in Dassl and in every module that has imported them by name. Calling it again changes nothing. Where
+    wilds is missing, call it before anything imports Dassl. Where this package's engine stands in for Dassl there is
+    nothing to mend.
+
+    Raises:
+        EngineError: real Dassl cannot be imported.
+    """
+    if isinstance(sys.modules.get("dassl"), Provided):
+        return
+    import_dassl()
+    from dassl.metrics import accuracy
+    from dassl.optim import lr_scheduler
+    from dassl.utils import torchtools
+
+    from p2c.engine import checkpoint, evaluation, optim
+    from p2c.logs import speak_despite_disable
+
+    speak_despite_disable()
+    for theirs, ours in (
+        (lr_scheduler.build_lr_scheduler, optim.build_lr_scheduler),
+        (torchtools.load_checkpoint, checkpoint.read),
+        (torchtools.resume_from_checkpoint, checkpoint.resume_from_checkpoint),
+        (torchtools.load_pretrained_weights, checkpoint.load_pretrained_weights),
+        (accuracy.compute_accuracy, evaluation.compute_accuracy),
+    ):
+        _replace(theirs, ours)
+
+
+def _replace(old, new) -> None:
+    """Put `new` wherever a module has `old` under some name."""
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is old:
+                setattr(module, name, new)
+
+
+# Standing in for Dassl
+
+# Dassl's modules -> the modules of this package that have what is in them.
+MODULES = {
+    "dassl": (),
+    "dassl.config": ("config",),
+    "dassl.data": ("data",),
+    "dassl.data.data_manager": ("data",),
+    "dassl.data.datasets": ("datasets", "registry"),
+    "dassl.data.datasets.base_dataset": ("datasets",),
+    "dassl.data.datasets.build": ("registry",),
+    "dassl.data.samplers": ("samplers",),
+    "dassl.data.transforms": ("transforms",),
+    "dassl.data.transforms.transforms": ("transforms",),
+    "dassl.engine": ("trainer", "registry"),
+    "dassl.engine.build": ("registry",),
+    "dassl.engine.trainer": ("trainer",),
+    "dassl.evaluation": ("evaluation",),
+    "dassl.evaluation.build": ("evaluation",),
+    "dassl.evaluation.evaluator": ("evaluation",),
+    "dassl.metrics": ("evaluation",),
+    "dassl.metrics.accuracy": ("evaluation",),
+    "dassl.optim": ("optim",),
+    "dassl.optim.lr_scheduler": ("optim",),
+    "dassl.optim.optimizer": ("optim",),
+    "dassl.utils": ("utils",),
+    "dassl.utils.logger": ("logger",),
+    "dassl.utils.meters": ("meters",),
+    "dassl.utils.registry": ("registry",),
+    "dassl.utils.tools": ("utils",),
+    "dassl.utils.torchtools": ("utils",),
+}
+
+
+class Provided(ModuleType):
+    """A module of Dassl's that this package's engine stands in for."""
+
+
+class _Refusal(importlib.abc.MetaPathFinder):
+    """Says, of the modules of Dassl's that have no stand-in, what to do."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.startswith("dassl."):
+            raise ModuleNotFoundError(f"{fullname} is not part of the engine of p2c, which stands in for Dassl here; "
+                                      f"with real Dassl installed, {VARIABLE}=dassl runs on that", name=fullname)
+
+
+def provide_dassl() -> None:
+    """From now on `import dassl` in this process gives this package's engine, whatever is installed.
+
+    For trainers and data sets that were written against Dassl. Calling it again changes nothing.
+
+    Raises:
+        EngineError: real Dassl has been imported before.
+    """
+    present = sys.modules.get("dassl")
+    if isinstance(present, Provided):
+        return
+    if present is not None:
+        raise EngineError("Real Dassl has been imported already, so this package's engine cannot take its name; call "
+                          "provide_dassl() before anything imports dassl")
+    for name, sources in MODULES.items():
+        module = sys.modules[name] = Provided(name, f"{name}, by the engine of p2c.")
+        if any(other.startswith(f"{name}.") for other in MODULES):
+            module.__path__ = []
+        for source in sources:
+            theirs = importlib.import_module(f"p2c.engine.{source}")
+            module.__dict__.update({key: value for key, value in vars(theirs).items() if not key.startswith("_")})
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], leaf, module)
+    sys.meta_path.insert(0, _Refusal())
+    _pickle_datum_as_dassl()
+
+
+def _pickle_datum_as_dassl() -> None:
+    """Let few-shot files that a data set pickles be Dassl's own, readable there; worker processes get ours."""
+    from p2c.engine.datasets import Datum
+
+    Datum.__module__ = "dassl.data.datasets.base_dataset"
+    ForkingPickler.register(Datum, _reduce_datum)
+
+
+def _reduce_datum(item) -> tuple:
+    return _rebuild_datum, (item.impath, item.label, item.domain, item.classname)
+
+
+def _rebuild_datum(impath: str, label: int, domain: int, classname: str):
+    from p2c.engine.datasets import Datum
+
+    return Datum(impath, label, domain, classname, check=False)

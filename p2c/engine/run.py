@@ -1,0 +1,237 @@
+"""What a run is on any engine: resumable, evaluated without side effects, recorded in results.json.
+
+These are the parts of a trainer that do not depend on who runs the loop, this engine's trainers or real Dassl's.
+"""
+import os
+import shutil
+import time
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from p2c import trainable
+from p2c.engine.checkpoint import (
+    BEST,
+    CannotResume,
+    NothingToResume,
+    load_checkpoint,
+    load_resumable,
+    restore,
+    save_checkpoint,
+)
+from p2c.engine.config import check_values, unused_keys
+from p2c.engine.files import mkdir_if_missing
+from p2c.engine.logger import on_terminal
+from p2c.engine.results import changes, describe_classes, to_plain, write_finished, write_started
+from p2c.engine.seeds import random_state_kept, run_seed
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class Checkpoints:
+    """Saves and resumes the models that a TrainerBase has registered."""
+
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
+        """Write a checkpoint of each registered model after the epoch with this index."""
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": trainable.state_dict(self._models[name]),
+                "epoch": epoch + 1,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "val_result": val_result,
+                **self.run_state(),
+            }
+            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Continue from the checkpoints under a folder, if there are any; returns the epoch to start with.
+
+        Raises CannotResume if they are another run's, do not fit or cannot be read.
+        """
+        names = self.get_model_names()
+        if not names:
+            log.info("There is nothing to train: no model is registered")
+            return self.max_epoch
+        folders = [os.path.join(directory, name) for name in names]
+        if missing := [folder for folder in folders if not os.path.isdir(folder)]:
+            if len(missing) < len(folders):
+                log.warning(f"There are checkpoints in {directory}, but none in {', '.join(missing)}")
+            log.info("No checkpoint found, train from scratch")
+            return 0
+        log.info(f"Found checkpoint at {directory} (will resume training)")
+        paths, checkpoints = load_resumable(folders)
+        self.check_run_state(checkpoints[-1])
+        for name, path, checkpoint in zip(names, paths, checkpoints, strict=True):
+            restore(path, checkpoint, self._models[name], self._optims[name], self._scheds[name])
+        self.load_run_state(checkpoints[-1])
+        return checkpoints[-1]["epoch"]
+
+    def run_state(self) -> dict:
+        """What a checkpoint holds about the run as a whole."""
+        return {"extra_state": self.extra_state()}
+
+    def check_run_state(self, checkpoint: dict) -> None:
+        """Raise CannotResume if a checkpoint is of another run; nothing has been loaded yet."""
+
+    def load_run_state(self, checkpoint: dict) -> None:
+        """Take back what `run_state` gave; a checkpoint of another engine lacks it."""
+        if checkpoint.get("extra_state") is not None:
+            self.load_extra_state(checkpoint["extra_state"])
+
+    def extra_state(self) -> dict | None:
+        """Hook: what else a trainer must keep to resume, as plain tensors and values."""
+        return None
+
+    def load_extra_state(self, state: dict) -> None:
+        """Hook: take back what `extra_state` gave."""
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load the weights of each registered model: the best ones, or those after `epoch` epochs.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it cannot be read, or its weights are not those of the model.
+        """
+        if not directory:
+            log.info("Note that load_model() is skipped as no pretrained model is given")
+            return
+        for name in self.get_model_names():
+            path = os.path.join(directory, name, BEST if epoch is None else f"model.pth.tar-{epoch}")
+            checkpoint = load_checkpoint(path)
+            trainable.load_state_dict(self._models[name], checkpoint["state_dict"])
+            details = f"epoch={checkpoint['epoch']}"
+            if checkpoint.get("val_result") is not None:
+                details += f", val_result={checkpoint['val_result']:.1f}"
+            log.info(f"Load {path} to {name} ({details})")
+            self.deployed_epoch = checkpoint["epoch"]
+
+
+class Run(Checkpoints):
+    """What a SimpleTrainer's run keeps; `open_run` comes before anything else, `begin_run` when training begins."""
+
+    def open_run(self, cfg) -> None:
+        """Check the engine's settings and begin the books. Raises ValueError or FileNotFoundError naming the key."""
+        check_values(cfg)
+        if keys := unused_keys(cfg):
+            log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
+        self.seed = run_seed(cfg)
+        self.time_built = time.time()
+        self.seconds_before = 0.0  # training time of the runs that this one continues
+        self.deployed_epoch = 0  # epochs of training behind the weights in use
+        self.results = self.tested_split = None  # of the last test
+
+    def begin_run(self) -> None:
+        """Record that training begins at start_epoch."""
+        self.deployed_epoch = self.start_epoch if self._models else 0
+        write_started(self.cfg, self.output_dir)
+        self.time_start = time.time() - self.seconds_before
+
+    def use_data(self, dm) -> None:
+        """Take loaders and classes from a DataManager, or from what has its attributes."""
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        self.val_loader = dm.val_loader
+        self.test_loader = dm.test_loader
+        self.num_classes = dm.num_classes
+        self.num_source_domains = dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+        self.dm = dm
+
+    def checked(self, summary: dict) -> dict:
+        """What a training step reports, as it is: this engine looks at the losses when it reads them."""
+        return summary
+
+    # Evaluation
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on "val" (where there is validation data) or on the test data; returns the first metric."""
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        use_val = split == "val" and self.val_loader is not None
+        split, loader = ("val", self.val_loader) if use_val else ("test", self.test_loader)
+        log.info(f"Evaluate on the *{split}* set")
+        with random_state_kept():
+            for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal()):
+                input, label = self.parse_batch_test(batch)
+                self.evaluator.process(self.model_inference(input), label)
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        self.results, self.tested_split = dict(results), split
+        return next(iter(results.values()))
+
+    def elapsed(self) -> float:
+        """Seconds of training, resumed runs included; before training, seconds since construction."""
+        return time.time() - getattr(self, "time_start", self.time_built)
+
+    def write_results(self, mode: str, **source) -> None:
+        """Write results.json to the output folder; mode is "train" or, for the test of a model that was loaded from
+        `source`, "eval"."""
+        write_finished(self, mode, **source)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    # Resuming
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        start_epoch = super().resume_model_if_exist(directory)
+        if self._models and self.cfg.RESUME and not start_epoch:
+            raise NothingToResume(f'RESUME asks for "{directory}", but there is no checkpoint of this trainer in it')
+        return start_epoch
+
+    def run_state(self) -> dict:
+        scaler = getattr(self, "scaler", None)
+        return {
+            **super().run_state(),
+            "config": to_plain(self.cfg),
+            "best_result": self.best_result,
+            "seconds": self.elapsed(),
+            **describe_classes(self.dm.dataset),
+            "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
+        }
+
+    def check_run_state(self, checkpoint: dict) -> None:
+        source = self.cfg.RESUME or self.output_dir
+        if changed := changes(checkpoint.get("config") or {}, self.cfg):
+            raise CannotResume(
+                f"Cannot resume from {source}, a run with other settings: {changed}; choose another --output-dir "
+                "(and no --resume), or give the old values"
+            )
+        classnames = checkpoint.get("classnames")
+        if classnames is not None and classnames != list(self.dm.dataset.classnames):
+            raise CannotResume(
+                f"Cannot resume from {source}: it was trained on {len(classnames)} classes "
+                f"({', '.join(classnames[:3])}, ...), this data set has {self.num_classes} "
+                f"({', '.join(self.dm.dataset.classnames[:3])}, ...); choose another --output-dir"
+            )
+
+    def load_run_state(self, checkpoint: dict) -> None:
+        super().load_run_state(checkpoint)
+        if checkpoint.get("scaler") and hasattr(getattr(self, "scaler", None), "load_state_dict"):
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        self.seconds_before = checkpoint.get("seconds", 0.0)
+        self._take_over_best_model(checkpoint)
+
+    def _take_over_best_model(self, checkpoint: dict) -> None:
+        """Go on comparing with the best model so far, which may lie in the folder that RESUME names."""
+        self.best_result = checkpoint.get("best_result", self.best_result)
+        for name in self.get_model_names():
+            source = os.path.join(self.cfg.RESUME or self.output_dir, name, BEST)
+            target = os.path.join(self.output_dir, name, BEST)
+            if not os.path.isfile(source):
+                continue
+            if "best_result" not in checkpoint:  # one of real Dassl
+                val_result = load_checkpoint(source).get("val_result")
+                self.best_result = self.best_result if val_result is None else val_result
+            if not os.path.isfile(target):
+                mkdir_if_missing(os.path.dirname(target))
+                shutil.copyfile(source, target)
