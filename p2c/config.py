@@ -171,8 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     names, name = shipped(), args.name.removesuffix(".yaml").removeprefix("trainers/")
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names
-        say(f"error: no configuration is called {args.name}; choose for example from {', '.join(close)}")
+        close = [known for known in names if known.startswith(name)] or difflib.get_close_matches(name, names) or names
+        say(f"error: no configuration is called {args.name}; choose from {', '.join(close)}")
         return MISTAKE
     show(config_file(*([] if name.startswith("datasets/") else ["trainers"]), name))
     return DONE

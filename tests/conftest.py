@@ -9,7 +9,7 @@ from clip_files import make_pets
 from p2c import registry
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
-from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_trainer, get_cfg_default
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,18 @@ def restore_process():
     torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def without_dassl(monkeypatch):
+    """A process that has not imported dassl, real or provided, and afterwards is as it was."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    monkeypatch.setattr(Datum, "__module__", Datum.__module__)
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_a_five_line_data_set_and_a_trainer_of_our_name_run_from_ones_own_reposi
 
 
 @pytest.fixture
-def in_ones_own_repository(tmp_path, monkeypatch):
+def in_ones_own_repository(tmp_path, monkeypatch, without_dassl):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", {**sys.modules})

@@ -208,7 +208,7 @@ def test_settings_of_another_version_matter_where_predictions_may_depend_on_them
         assert torch.equal(probabilities, runs.logits["P2C", "base"].softmax(1))
 
 
-def test_the_plugin_of_a_run_is_loaded_before_its_settings(runs, copy_of, tmp_path, monkeypatch):
+def test_the_plugin_of_a_run_is_loaded_before_its_settings(runs, copy_of, tmp_path, monkeypatch, without_dassl):
     (tmp_path / "plugin_of_a_run.py").write_text("def extend_cfg(cfg):\n    cfg.MINE = 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     folder = copy_of(change=lambda record: record["config"].update(PLUGIN="plugin_of_a_run", MINE=1))
