@@ -14,6 +14,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -25,13 +26,17 @@ import torchvision
 from PIL import Image
 from tabulate import tabulate
 from torchvision import transforms as T
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import functional as F
 
 from p2c.config import extend_cfg
 from p2c.engine.data import set_epoch
 from p2c.framework import DATASET_REGISTRY, DataManager, DatasetBase, Datum, get_cfg_default, read_image
 from p2c.pixels import Normalization, as_bytes, to_bytes
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since torchvision 0.29
+except ImportError:
+    decode_jpeg = None
 
 WIDTH, HEIGHT, SIZE = 500, 375, 224
 BATCH, TEST_BATCH = 4, 100  # those of the published configurations
@@ -133,7 +138,6 @@ def measure_stages(paths: Sequence[Path]) -> list[dict]:
     bicubic = T.InterpolationMode.BICUBIC
     for_test = T.Compose([T.Resize(SIZE, interpolation=bicubic), T.CenterCrop(SIZE)])
     small = [for_test(image) for image in images]
-    decoded = [decode(content) for content in contents]
     floats = T.Compose([T.ToTensor(), T.Normalize(*STATISTICS)])
     stages = {
         "read and decode (Pillow)": (read_image, paths),
@@ -142,14 +146,17 @@ def measure_stages(paths: Sequence[Path]) -> list[dict]:
         "resize and centre crop (Pillow)": (for_test, images),
         "to float, normalise": (floats, small),
         "to bytes": (to_bytes, small),
-        "decode (torchvision)": (decode, contents),
-        "resize and centre crop (torchvision)": (for_test, decoded),
     }
+    if decode_jpeg:
+        stages["decode (torchvision)"] = decode, contents
+        stages["resize and centre crop (torchvision)"] = for_test, [decode(content) for content in contents]
     return [{"stage": name, "ms": milliseconds(*stage)} for name, stage in stages.items()]
 
 
 def decode(content: torch.Tensor) -> torch.Tensor:
-    return decode_jpeg(content, mode=ImageReadMode.RGB)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return decode_jpeg(content, mode=ImageReadMode.RGB)
 
 
 def compare_decoders(paths: Sequence[Path]) -> str:
@@ -202,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = sum(path.stat().st_size for path in paths) / len(paths) / 1000
         print(f"{args.images} JPEGs of {WIDTH} x {HEIGHT}, {size:.0f} KB each")
         table("One image, in one process", measure_stages(paths[:100]))
-        print(compare_decoders(paths[:100]))
+        if decode_jpeg:
+            print(compare_decoders(paths[:100]))
         table(f"Training, batches of {BATCH}: images/s", measure_training(folder, args.workers, args.epochs))
         table(f"Evaluation, batches of {TEST_BATCH}", measure_evaluation(folder, args.workers, args.epochs))
 
