@@ -23,9 +23,9 @@ SETTINGS = {
     },
     "DATALOADER": {
         # Memory in GiB, >= 0, for training images as they were decoded: then each file is read once, not once an epoch.
-        # What finds no room is read again. The processes of one machine share it. Without effect where workers are
-        # not forked (macOS, Windows), unless NUM_WORKERS is 0. 0: off; -1: a quarter of the memory that is free.
-        "CACHE": -1,
+        # What finds no room is read again. Processes of torchrun on one machine get equal parts. Without effect where
+        # workers are not forked (macOS, Windows), unless NUM_WORKERS is 0.
+        "CACHE": -1,  # 0: off; -1: a quarter of the memory that is free when the data are loaded
     },
     "MODEL": {
         "BACKBONE": {

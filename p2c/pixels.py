@@ -4,6 +4,7 @@ A batch is then a quarter as large on its way from a worker to the device, and t
 """
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -54,4 +55,4 @@ def as_bytes(transform: Callable | Sequence | None, normalization: Normalization
 
 def to_bytes(image: Image.Image) -> Tensor:
     """An image as uint8 (3, height, width)."""
-    return F.pil_to_tensor(image).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(F.pil_to_tensor(image).numpy()))  # torch copies bytes slowly

@@ -22,8 +22,7 @@ AUTOMATIC, SHARE = -1, 4  # by itself the cache takes at most a quarter of the f
 
 
 def cache_budget(cfg) -> int:
-    """Bytes that DATALOADER.CACHE allows this process; 0 where no processes could share a cache, or
-    the cfg lacks the key.
+    """Bytes that DATALOADER.CACHE allows this process: none if its workers could not share them, or if cfg lacks the key.
 
     Raises ValueError for a value that makes no sense.
     """
@@ -33,7 +32,7 @@ def cache_budget(cfg) -> int:
     if cfg.DATALOADER.NUM_WORKERS and start_method() != "fork":
         return 0
     budget = free_memory(torch.device("cpu")) // SHARE if gib == AUTOMATIC else gib << 30
-    return budget // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's: this machine's processes
+    return budget // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # by torchrun: processes on this machine
 
 
 def start_method() -> str:

@@ -3,6 +3,7 @@
 What a batch holds is a function of (seed, epoch, index of each image): the same for any number of workers, whatever
 else draws random numbers, and after a resume.
 """
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import transforms as T
 
 from p2c.engine.cache import ImageCache, cache_budget
@@ -51,7 +52,9 @@ class DatasetWrapper(Dataset):
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.seed = run_seed(cfg)
         self.cache: ImageCache | None = None
-        self._epoch = torch.zeros(64, dtype=torch.uint8).share_memory_()  # as text; workers that are kept see it change
+        self._epoch = torch.zeros(64, dtype=torch.uint8)  # its label as text
+        if is_train and cfg.DATALOADER.NUM_WORKERS:
+            self._epoch.share_memory_()  # workers that are kept see it change
         self.set_epoch(0)
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat")
@@ -64,13 +67,14 @@ class DatasetWrapper(Dataset):
         return len(self.data_source)
 
     @property
-    def epoch(self) -> str:
-        return self._epoch.numpy().tobytes().rstrip(b"\0").decode()
+    def epoch(self) -> int | str:
+        """The label that `set_epoch` was given last."""
+        label = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
+        return int(label) if label.isdigit() else label
 
     def set_epoch(self, epoch: int | str) -> None:
         """Choose the augmentations, in worker processes too: equal labels give equal ones."""
-        label = np.frombuffer(str(epoch).encode().ljust(len(self._epoch), b"\0"), np.uint8)
-        self._epoch.numpy()[:] = label
+        self._epoch.numpy()[:] = list(str(epoch).encode().ljust(len(self._epoch), b"\0"))
         if self.cache is not None:
             self.cache.report()
 
@@ -79,7 +83,8 @@ class DatasetWrapper(Dataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         image = read_image(item.impath) if self.cache is None else self.cache.read(item.impath)
         if self.is_train:
-            with random_state_kept(gpu=False):
+            # In a worker nobody else draws.
+            with contextlib.nullcontext() if get_worker_info() else random_state_kept(gpu=False):
                 self._seed_augmentation(idx)
                 output.update(self._images(image))
         else:
