@@ -22,7 +22,7 @@ AUTOMATIC, SHARE = -1, 4  # by itself the cache takes at most a quarter of the f
 
 
 def cache_budget(cfg) -> int:
-    """Bytes that DATALOADER.CACHE allows this process: none if its workers could not share them, or if cfg lacks the key.
+    """Bytes that DATALOADER.CACHE allows this process; none if its workers could not share them or cfg lacks the key.
 
     Raises ValueError for a value that makes no sense.
     """
