@@ -30,6 +30,12 @@ SETTINGS = {
             "TEMPLATE": "a photo of a {}.",  # of zero-shot CLIP; one {} for the class name
         },
     },
+    "DATALOADER": {
+        # Memory in GiB, >= 0, for training images as they were decoded: then each file is read once, not once an epoch.
+        # What finds no room is read again. Processes of torchrun on one machine get equal parts. Without effect where
+        # workers are not forked (macOS, Windows), unless NUM_WORKERS is 0.
+        "CACHE": -1,  # 0: off; -1: a quarter of the memory that is free when the data are loaded
+    },
     "MODEL": {
         "BACKBONE": {
             "WEIGHTS": "openai",  # openai, another tag of open_clip's, random, builtin (tiny-shapes), or a file

@@ -36,9 +36,10 @@ def trained(make_trainer, *arguments, **options):
 
 
 def batch_of(trainer, index=0):
+    """A training batch with its images as the losses see them."""
     for i, batch in enumerate(trainer.train_loader_x):
         if i == index:
-            return batch
+            return batch | {"img": trainer.parse_batch_train(batch)[0]}
 
 
 def first_step(trainer):
@@ -345,7 +346,7 @@ def test_other_pixel_statistics_than_clips_are_reported(make_trainer, capsys):
 
 def test_zero_shot_logits_are_clips_own(make_trainer):
     trainer = make_trainer("ZeroshotCLIP")
-    image = next(iter(trainer.test_loader))["img"]
+    image, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))
     texts = [f"a photo of a {readable(name)}, a type of pet." for name in trainer.dm.dataset.classnames]
     model, tokens = trainer.clip.model, trainer.clip.tokenizer(texts)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
 from p2c.logs import get_logger
+from p2c.pixels import Normalization, as_bytes
 from p2c.prompts.attributes import choose_attributes, start_tokens
 from p2c.prompts.context import Prompts, context_rows, random_context, readable, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
@@ -67,6 +68,23 @@ class PromptTrainer(TrainerX):
     def stream(self, name: str, step: int = 0) -> Generator:
         """The run's random stream `name` at `step`."""
         return generator(self.seed, name, step)
+
+    def build_data_loader(self) -> None:
+        """Have the loaders hand out images in uint8, where normalisation is all that is done to them as floats."""
+        super().build_data_loader()
+        options = self.cfg.DATALOADER
+        if options.K_TRANSFORMS > 1 or options.RETURN_IMG0:  # a batch holds several images of each, all alike
+            return
+        for loader in (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader):
+            if hasattr(getattr(loader, "dataset", None), "transform"):
+                loader.dataset.transform = as_bytes(loader.dataset.transform, self.normalization)
+
+    @functools.cached_property
+    def normalization(self) -> Normalization:
+        """What INPUT says of pixels, for images in uint8."""
+        settings = self.cfg.INPUT
+        normalized = "normalize" in settings.TRANSFORMS
+        return Normalization((settings.PIXEL_MEAN, settings.PIXEL_STD) if normalized else None, self.device)
 
     def build_model(self) -> None:
         """Load CLIP, make the prompts, and register these alone, with their optimiser.
@@ -188,6 +206,7 @@ class PromptTrainer(TrainerX):
 
     def encode_image(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Normalised features (B, E), in float32 or better."""
+        assert image.is_floating_point(), "Images in uint8 come here through parse_batch_train or parse_batch_test"
         return self.features(self.image_tower.encode, image, prompts.visual, prompts.deep_visual)
 
     def features(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
@@ -253,10 +272,19 @@ class PromptTrainer(TrainerX):
         return self.checked(summary)
 
     def parse_batch_train(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Images and labels, on the device."""
-        return batch["img"].to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
+        """Images, as floats, and labels, on the device."""
+        return self.parse_batch(batch)
+
+    def parse_batch(self, batch: Mapping) -> tuple[Tensor, Tensor]:
+        """Images, as floats, and labels, on the device; images in uint8 are normalised there."""
+        image, label = (batch[name].to(self.device, non_blocking=True) for name in ("img", "label"))
+        return self.normalization(image) if image.dtype == torch.uint8 else image, label
 
     # Testing
+
+    def parse_batch_test(self, batch: Mapping) -> tuple[Tensor, Tensor]:
+        """Images, as floats, and labels, on the device."""
+        return self.parse_batch(batch)
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         """Also forgets the encoded classes, which hold for one evaluation."""

@@ -3,15 +3,17 @@
 What a batch holds is a function of (seed, epoch, index of each image): the same for any number of workers, whatever
 else draws random numbers, and after a resume.
 """
+import contextlib
 import random
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import transforms as T
 
+from p2c.engine.cache import ImageCache, cache_budget
 from p2c.engine.datasets import DatasetBase, Datum
 from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
@@ -49,7 +51,11 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.seed = run_seed(cfg)
-        self.epoch = 0
+        self.cache: ImageCache | None = None
+        self._epoch = torch.zeros(64, dtype=torch.uint8)  # its label as text
+        if is_train and cfg.DATALOADER.NUM_WORKERS:
+            self._epoch.share_memory_()  # workers that are kept see it change
+        self.set_epoch(0)
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat")
         steps = [T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
@@ -60,16 +66,25 @@ class DatasetWrapper(Dataset):
     def __len__(self) -> int:
         return len(self.data_source)
 
+    @property
+    def epoch(self) -> int | str:
+        """The label that `set_epoch` was given last."""
+        label = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
+        return int(label) if label.isdigit() else label
+
     def set_epoch(self, epoch: int | str) -> None:
-        """Choose the augmentations: equal labels give equal ones."""
-        self.epoch = epoch
+        """Choose the augmentations, in worker processes too: equal labels give equal ones."""
+        self._epoch.numpy()[:] = list(str(epoch).encode().ljust(len(self._epoch), b"\0"))
+        if self.cache is not None:
+            self.cache.report()
 
     def __getitem__(self, idx: int) -> dict:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        image = read_image(item.impath)
+        image = read_image(item.impath) if self.cache is None else self.cache.read(item.impath)
         if self.is_train:
-            with random_state_kept(gpu=False):
+            # In a worker nobody else draws.
+            with contextlib.nullcontext() if get_worker_info() else random_state_kept(gpu=False):
                 self._seed_augmentation(idx)
                 output.update(self._images(image))
         else:
@@ -97,6 +112,26 @@ class DatasetWrapper(Dataset):
         return draws if self.k_tfm > 1 else draws[0]
 
 
+class TrainingLoader(DataLoader):
+    """A loader that keeps its worker processes from epoch to epoch: starting them takes longer than many batches.
+
+    They know the data set as it was when they started, and its epoch; if one of its attributes is set anew, they are
+    started anew. Each pass draws one number from the global generator, as any DataLoader's does. With kept workers only
+    the first pass would, and what a trainer draws would depend on their number and on resumes.
+    """
+
+    def __init__(self, dataset: Dataset, **options):
+        super().__init__(dataset, persistent_workers=True, generator=torch.Generator(), **options)
+        self._known = vars(dataset).copy()
+
+    def __iter__(self):
+        self.generator.manual_seed(torch.empty((), dtype=torch.int64).random_().item())
+        known, self._known = self._known, vars(self.dataset).copy()
+        if known.keys() != self._known.keys() or any(known[name] is not self._known[name] for name in known):
+            self._iterator = None
+        return super().__iter__()
+
+
 def build_data_loader(
     cfg, sampler_type: str = "SequentialSampler", data_source: list[Datum] | None = None, batch_size: int = 64,
     n_domain: int = 0, n_ins: int = 2, tfm: Callable | list | None = None, is_train: bool = True, dataset_wrapper=None,
@@ -105,12 +140,13 @@ def build_data_loader(
     if not data_source:
         raise ValueError("There are no images to load: the list of this split is empty")
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
-    wrapper = dataset_wrapper or DatasetWrapper
-    return DataLoader(
-        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+    workers = cfg.DATALOADER.NUM_WORKERS
+    keep_workers = is_train and workers > 0 and dataset_wrapper is None  # others' wrappers may not expect it
+    return (TrainingLoader if keep_workers else DataLoader)(
+        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
     )
@@ -162,6 +198,7 @@ class DataManager:
         self.train_loader_u = None
         if self.dataset.train_u:
             self.train_loader_u = train_loader(self.dataset.train_u, opts_x if opts_u.SAME_AS_X else opts_u)
+        self._keep_decoded(cache_budget(cfg))
         self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
         self.test_loader = test_loader(self.dataset.test)
 
@@ -193,6 +230,15 @@ class DataManager:
             if items := getattr(self.dataset, split):
                 rows.append([f"# {split}", f"{len(items):,}"])
         log.info(tabulate(rows))
+
+    def _keep_decoded(self, budget: int) -> None:
+        """Give the training loaders a common cache of so many bytes; data sets of other people's wrappers take none."""
+        datasets = [loader.dataset for loader in (self.train_loader_x, self.train_loader_u) if loader is not None]
+        datasets = [dataset for dataset in datasets if isinstance(dataset, DatasetWrapper)]
+        if budget and datasets:
+            cache = ImageCache([item.impath for dataset in datasets for item in dataset.data_source], budget)
+            for dataset in datasets:
+                dataset.cache = cache
 
     def _report_dropped_images(self) -> None:
         loader, total = self.train_loader_x, len(self.dataset.train_x)

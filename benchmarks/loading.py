@@ -1,0 +1,219 @@
+"""How many images a second are read for training and for evaluation, and where the time goes.
+
+    python benchmarks/loading.py [--images N] [--epochs E] [--workers 0 1 2] [--quick]
+
+The images are JPEGs of 500 x 375 pixels, made in a temporary folder, with CLIP's transforms to 224 x 224. "float": the
+loader hands out normalised floats, as other people's trainers take them; "bytes": uint8, as ours take them, and
+normalising a batch (here on the CPU) is counted. "cached": training images are kept decoded. The first epoch reads
+every file and starts the workers; of the later ones the median is shown.
+"""
+import argparse
+import contextlib
+import io
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+from tabulate import tabulate
+from torchvision import transforms as T
+from torchvision.transforms import functional as F
+
+from p2c.config import extend_cfg
+from p2c.engine.data import set_epoch
+from p2c.framework import DATASET_REGISTRY, DataManager, DatasetBase, Datum, get_cfg_default, read_image
+from p2c.pixels import Normalization, as_bytes, to_bytes
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since torchvision 0.29
+except ImportError:
+    decode_jpeg = None
+
+WIDTH, HEIGHT, SIZE = 500, 375, 224
+BATCH, TEST_BATCH = 4, 100  # those of the published configurations
+STATISTICS = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+
+
+@DATASET_REGISTRY.register()
+class SyntheticJpegs(DatasetBase):
+    """All images in DATASET.ROOT, for training and for test."""
+
+    def __init__(self, cfg):
+        items = [Datum(str(path), 0, classname="noise") for path in sorted(Path(cfg.DATASET.ROOT).glob("*.jpg"))]
+        super().__init__(train_x=items, test=items)
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Smooth blobs with grain, which compress about as photographs do (60 KB)."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        pixels = np.asarray(blobs.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+        pixels = pixels + rng.normal(0, 8, pixels.shape)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:05}.jpg", quality=90)
+
+
+def build(folder: Path, workers: int, cached: bool, compact: bool) -> tuple[DataManager, Callable]:
+    """The loaders, and what is done to a batch of images afterwards."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.merge_from_list([
+        "DATASET.NAME", "SyntheticJpegs", "DATASET.ROOT", str(folder), "SEED", 1, "VERBOSE", False,
+        "INPUT.INTERPOLATION", "bicubic", "INPUT.TRANSFORMS", ["random_resized_crop", "random_flip", "normalize"],
+        "INPUT.PIXEL_MEAN", STATISTICS[0], "INPUT.PIXEL_STD", STATISTICS[1], "DATALOADER.NUM_WORKERS", workers,
+        "DATALOADER.CACHE", -1 if cached else 0, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH,
+        "DATALOADER.TEST.BATCH_SIZE", TEST_BATCH,
+    ])
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = DataManager(cfg)
+    normalization = Normalization(STATISTICS, torch.device("cpu"))
+    if not compact:
+        return data, lambda images: images
+    for loader in (data.train_loader_x, data.test_loader):
+        loader.dataset.transform = as_bytes(loader.dataset.transform, normalization)
+    return data, normalization
+
+
+def rate(loader, finish: Callable) -> float:
+    """Images a second of one pass."""
+    start, count = time.perf_counter(), 0
+    for batch in loader:
+        count += len(finish(batch["img"]))
+    return count / (time.perf_counter() - start)
+
+
+def measure_training(folder: Path, workers: Sequence[int], epochs: int) -> list[dict]:
+    rows = []
+    for number in workers:
+        for cached in (False, True):
+            for compact in (False, True):
+                data, finish = build(folder, number, cached, compact)
+                rates = []
+                for epoch in range(epochs):
+                    set_epoch(data.train_loader_x, epoch)
+                    rates.append(rate(data.train_loader_x, finish))
+                rows.append({"workers": number, "images": "cached" if cached else "read", "batches": kind(compact),
+                             "first epoch": rates[0], "later": median(rates[1:])})
+    return rows
+
+
+def measure_evaluation(folder: Path, workers: Sequence[int], passes: int) -> list[dict]:
+    rows = []
+    for number in workers:
+        for compact in (False, True):
+            data, finish = build(folder, number, cached=False, compact=compact)
+            rates = [rate(data.test_loader, finish) for _ in range(passes)]
+            rows.append({"workers": number, "batches": kind(compact), "images/s": median(rates)})
+    return rows
+
+
+def kind(compact: bool) -> str:
+    return "bytes" if compact else "float"
+
+
+def milliseconds(function: Callable, inputs: Sequence) -> float:
+    """Median time of a call."""
+    times = []
+    for value in inputs:
+        start = time.perf_counter()
+        function(value)
+        times.append(1000 * (time.perf_counter() - start))
+    return median(times)
+
+
+def measure_stages(paths: Sequence[Path]) -> list[dict]:
+    """Each stage of one image's way, in this process."""
+    images = [read_image(path) for path in paths]
+    pixels = [image.tobytes() for image in images]
+    contents = [torch.from_numpy(np.fromfile(path, np.uint8)) for path in paths]
+    bicubic = T.InterpolationMode.BICUBIC
+    for_test = T.Compose([T.Resize(SIZE, interpolation=bicubic), T.CenterCrop(SIZE)])
+    small = [for_test(image) for image in images]
+    floats = T.Compose([T.ToTensor(), T.Normalize(*STATISTICS)])
+    stages = {
+        "read and decode (Pillow)": (read_image, paths),
+        "image from the cache": (lambda data: Image.frombytes("RGB", (WIDTH, HEIGHT), data), pixels),
+        "random resized crop": (T.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=bicubic), images),
+        "resize and centre crop (Pillow)": (for_test, images),
+        "to float, normalise": (floats, small),
+        "to bytes": (to_bytes, small),
+    }
+    if decode_jpeg:
+        stages["decode (torchvision)"] = decode, contents
+        stages["resize and centre crop (torchvision)"] = for_test, [decode(content) for content in contents]
+    return [{"stage": name, "ms": milliseconds(*stage)} for name, stage in stages.items()]
+
+
+def decode(content: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return decode_jpeg(content, mode=ImageReadMode.RGB)
+
+
+def compare_decoders(paths: Sequence[Path]) -> str:
+    """How far torchvision's pixels are from Pillow's, after decoding and after resizing."""
+    resize = T.Resize(SIZE, interpolation=T.InterpolationMode.BICUBIC)
+    pairs = {"decoding": [], "resizing": []}
+    for path in paths:
+        ours, theirs = read_image(path), decode(torch.from_numpy(np.fromfile(path, np.uint8)))
+        pairs["decoding"].append((F.pil_to_tensor(ours), theirs))
+        pairs["resizing"].append((F.pil_to_tensor(resize(ours)), resize(theirs)))
+    texts = []
+    for stage, tensors in pairs.items():
+        differences = torch.cat([(a.int() - b.int()).abs().flatten() for a, b in tensors])
+        texts.append(f"after {stage} {(differences > 0).float().mean():.1%} of the values, by up to "
+                     f"{int(differences.max())}")
+    return "Where torchvision's pixels differ from Pillow's: " + ", ".join(texts)
+
+
+def describe_machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (f"{cpu}, {os.cpu_count()} cores{load}; Python {platform.python_version()}, torch {torch.__version__}, "
+            f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}")
+
+
+def table(title: str, rows: list[dict]) -> None:
+    print(f"\n{title}\n{tabulate(rows, headers='keys', floatfmt='.1f')}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=4, help="at least 2")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="a dry run of seconds, whose numbers mean nothing")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.images, args.epochs, args.workers = 8, 2, [0, 1]
+    if args.epochs < 2 or args.images < BATCH:
+        parser.error(f"at least 2 epochs and {BATCH} images are needed")
+    torch.set_num_threads(1)  # as in a worker, so that the numbers of workers can be compared
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_images(folder, args.images)
+        paths = sorted(folder.iterdir())
+        size = sum(path.stat().st_size for path in paths) / len(paths) / 1000
+        print(f"{args.images} JPEGs of {WIDTH} x {HEIGHT}, {size:.0f} KB each")
+        table("One image, in one process", measure_stages(paths[:100]))
+        if decode_jpeg:
+            print(compare_decoders(paths[:100]))
+        table(f"Training, batches of {BATCH}: images/s", measure_training(folder, args.workers, args.epochs))
+        table(f"Evaluation, batches of {TEST_BATCH}", measure_evaluation(folder, args.workers, args.epochs))
+
+
+if __name__ == "__main__":
+    main()
