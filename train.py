@@ -4,10 +4,13 @@
         --dataset-config-file configs/datasets/oxford_pets.yaml \\
         --config-file configs/trainers/P2C/vit_b16_c2_ep5_batch4_2ctx.yaml DATASET.NUM_SHOTS 16
 
+On several GPUs, with the same global batch:  torchrun --nproc-per-node 4 train.py ...
+
 Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interrupted and resumable.
 """
 import argparse
 import functools
+import os
 import re
 import signal
 import sys
@@ -32,6 +35,11 @@ try:
         changed_keys,
         collect_env_info,
         get_cfg_default,
+        is_main,
+        join,
+        launched,
+        leave,
+        rank,
         read_results,
         run_seed,
         set_random_seed,
@@ -118,6 +126,11 @@ def setup_cfg(args: argparse.Namespace):
     cfg.merge_from_list(args.opts)
     if cfg.PLUGIN != (args.plugin or ""):
         raise ValueError("PLUGIN records what --plugin gives; give --plugin instead")
+    if launched() and compat.engine() == compat.DASSL:
+        raise ValueError("Real Dassl trains in one process; start it without torchrun, or leave P2C_ENGINE unset")
+    join(cfg.USE_CUDA)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")
     if cfg.SEED < 0:
         cfg.SEED = run_seed(cfg)
     cfg.freeze()
@@ -184,6 +197,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
         return INTERRUPTED
+    finally:
+        leave()
 
 
 def set_up_and_run(args: argparse.Namespace) -> int:
@@ -197,7 +212,7 @@ def set_up_and_run(args: argparse.Namespace) -> int:
             return FINISHED
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-        setup_logger(cfg.OUTPUT_DIR)
+        setup_logger(cfg.OUTPUT_DIR if is_main() else None)
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
         trainer = build_trainer(cfg)
@@ -247,7 +262,7 @@ def report(error: Exception, debug: bool, status: int) -> int:
 
 def say(line: str) -> None:
     """Write a line to stderr, and to the run's log file if there is one."""
-    print(line, file=sys.stderr)
+    print(line if is_main() else f"[rank {rank()}] {line}", file=sys.stderr)
     if isinstance(sys.stdout, Logger):
         sys.stdout.write_file(f"{line}\n")
 

@@ -19,7 +19,14 @@ from p2c.clip.vision import ImageTower
 from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
-from p2c.framework import TrainerX, build_lr_scheduler, build_optimizer, load_checkpoint
+from p2c.framework import (
+    TrainerX,
+    build_lr_scheduler,
+    build_optimizer,
+    first_on_each_machine,
+    load_checkpoint,
+    parallel,
+)
 from p2c.logs import get_logger
 from p2c.pixels import Normalization, as_bytes
 from p2c.prompts.attributes import choose_attributes, start_tokens
@@ -45,6 +52,7 @@ class PromptTrainer(TrainerX):
     takes_attributes = False  # whether TRAINER.ATPROMPT is for this trainer
     prompts_text = True  # whether a text context is learned, which prompt noise needs
     per_image_classes = False  # whether the class features depend on the image: then no classifier can be exported
+    several_processes = True
     _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -99,8 +107,9 @@ class PromptTrainer(TrainerX):
             raise ValueError(f"{cfg.DATASET.NAME} has {self.num_classes} classes by its labels, but {len(names)} class "
                              "names; every label from 0 on needs one name")
         self.precision = Precision.from_name(self.settings.PREC, self.device)
-        self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
-                                  self.device)
+        with first_on_each_machine():
+            self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
+                                      self.device)
         check_input(cfg, self.clip)
         self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id, self.clip.tokenizer.eot_token_id)
         self.image_tower = ImageTower(self.clip.model)
@@ -121,6 +130,8 @@ class PromptTrainer(TrainerX):
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaling)
         self.register_model(self.learner_name, self.prompts, self.optim, self.sched)
+        # Words of the attributes that are not in use have tokens that learn nothing.
+        self.training_losses = parallel(Losses(self), some_unused=cfg.TRAINER.ATPROMPT.USE_ATPROMPT)
 
     def build_prompts(self) -> tuple[nn.Module, ClassPrompts | list[ClassPrompts]]:
         """The method's learner, whose call returns Prompts, and the class prompts that its context belongs to."""
@@ -256,7 +267,7 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
         """One step: losses, their sum backward, update. Returns what is logged, without waiting for the device."""
         image, label = self.parse_batch_train(batch)
-        losses = self.losses(image, label)
+        losses = self.training_losses(image, label)
         loss = sum(losses.values())
         self.optim.zero_grad()
         self.scaler.scale(loss).backward()
@@ -358,6 +369,18 @@ class PromptTrainer(TrainerX):
             if saved is not None and own is not None and not same(saved.double(), own.double().cpu()):
                 return [f"the {tower} tower in it is not {here}'s: another backbone or other weights (MODEL.BACKBONE)"]
         return []
+
+
+class Losses(nn.Module):
+    """A trainer's losses as what its prompts compute, for DistributedDataParallel."""
+
+    def __init__(self, trainer: PromptTrainer):
+        super().__init__()
+        self.prompts = trainer.prompts
+        self.losses = trainer.losses
+
+    def forward(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return self.losses(image, label)
 
 
 def find_checkpoint(folder: Path, epoch: int | None) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from p2c.engine.distributed import local_processes
 from p2c.engine.files import read_image
 from p2c.logs import get_logger
 from p2c.memory import free_memory
@@ -32,7 +33,7 @@ def cache_budget(cfg) -> int:
     if cfg.DATALOADER.NUM_WORKERS and start_method() != "fork":
         return 0
     budget = free_memory(torch.device("cpu")) // SHARE if gib == AUTOMATIC else gib << 30
-    return budget // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # by torchrun: processes on this machine
+    return budget // local_processes()
 
 
 def start_method() -> str:

@@ -15,6 +15,7 @@ from torchvision import transforms as T
 
 from p2c.engine.cache import ImageCache, cache_budget
 from p2c.engine.datasets import DatasetBase, Datum
+from p2c.engine.distributed import PartOfAll, PartOfBatches, processes
 from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
 from p2c.engine.samplers import build_sampler
@@ -136,19 +137,25 @@ def build_data_loader(
     cfg, sampler_type: str = "SequentialSampler", data_source: list[Datum] | None = None, batch_size: int = 64,
     n_domain: int = 0, n_ins: int = 2, tfm: Callable | list | None = None, is_train: bool = True, dataset_wrapper=None,
 ) -> DataLoader:
-    """A loader over a list of Datum; an incomplete last batch is dropped in training unless it is the only one."""
+    """A loader over a list of Datum; an incomplete last batch is dropped in training unless it is the only one.
+
+    Where several processes train together, it has this one's part of each training batch, or of the test images.
+    """
     if not data_source:
         raise ValueError("There are no images to load: the list of this split is empty")
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     workers = cfg.DATALOADER.NUM_WORKERS
     keep_workers = is_train and workers > 0 and dataset_wrapper is None  # others' wrappers may not expect it
+    if processes() > 1 and is_train:
+        batches = {"batch_sampler": PartOfBatches(sampler, batch_size)}
+    else:
+        batches = {"sampler": PartOfAll(sampler) if processes() > 1 else sampler, "batch_size": batch_size,
+                   "drop_last": is_train and len(data_source) >= batch_size}
     return (TrainingLoader if keep_workers else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=sampler,
         num_workers=workers,
-        drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        **batches,
     )
 
 
@@ -241,7 +248,7 @@ class DataManager:
                 dataset.cache = cache
 
     def _report_dropped_images(self) -> None:
-        loader, total = self.train_loader_x, len(self.dataset.train_x)
-        dropped = len(loader.sampler) % loader.batch_size if loader.drop_last else 0
-        if dropped:
+        batches, total = self.train_loader_x.batch_sampler, len(self.dataset.train_x)
+        dropped = len(batches.sampler) % batches.batch_size
+        if dropped and len(batches):
             log.info(f"Each epoch leaves out {dropped} of {total} training images: they do not fill a batch")

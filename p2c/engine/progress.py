@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 from tqdm import tqdm
 
+from p2c.engine.distributed import average
 from p2c.engine.logger import on_terminal
 from p2c.engine.meters import AverageMeter, MetricMeter
 from p2c.logs import get_logger
@@ -107,11 +108,12 @@ def check_finite(summary: dict, epoch: tuple[int, int], batch: tuple[int, int]) 
 
 
 def _to_host(summaries: list[dict]) -> list[dict]:
-    """The same dicts with every tensor as a float, fetched in one copy."""
+    """The same dicts with every tensor as a float, fetched in one copy: the mean over all processes, where several
+    train."""
     tensors = [value for summary in summaries for value in summary.values() if isinstance(value, torch.Tensor)]
     if not tensors:
         return summaries
-    numbers = iter(torch.stack([tensor.reshape(()).double() for tensor in tensors]).tolist())
+    numbers = iter(average(torch.stack([tensor.reshape(()).double() for tensor in tensors])).tolist())
     return [
         {name: next(numbers) if isinstance(value, torch.Tensor) else value for name, value in summary.items()}
         for summary in summaries

@@ -9,6 +9,7 @@ import torch
 
 import p2c
 from p2c import compat
+from p2c.engine.distributed import is_main, processes
 from p2c.engine.files import read_json, write_json
 from p2c.engine.seeds import run_seed
 
@@ -24,11 +25,14 @@ MAY_CHANGE = (
 
 def write_started(cfg, directory: str, mode: str = "train", **source) -> None:
     """Record a run that begins; `source` says what an evaluated model was loaded from."""
-    write_json({**_describe(cfg), "finished": False, "mode": mode, **source}, os.path.join(directory, FILE))
+    if is_main():
+        write_json({**_describe(cfg), "finished": False, "mode": mode, **source}, os.path.join(directory, FILE))
 
 
 def write_finished(trainer, mode: str, **source) -> None:
     """Record in the trainer's output folder that a run is over ("train") or that a model was evaluated ("eval")."""
+    if not is_main():
+        return
     cfg, results = trainer.cfg, trainer.results
     record = {**_describe(cfg), "finished": True, "mode": mode, **source}
     record["epoch"] = trainer.deployed_epoch
@@ -37,7 +41,7 @@ def write_finished(trainer, mode: str, **source) -> None:
         evaluator = trainer.evaluator  # real Dassl's has the counts under private names
         counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
         record["metrics"] = {**results, **{name: count for name, count in counts.items() if count is not None}}
-    record["device"] = str(trainer.device)
+    record["device"], record["processes"] = str(trainer.device), processes()
     record["data"] = _describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
     record["seconds"] = trainer.elapsed()
     write_json(record, os.path.join(trainer.output_dir, FILE))

@@ -5,6 +5,7 @@ These are the parts of a trainer that do not depend on who runs the loop, this e
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from p2c.engine.checkpoint import (
     save_checkpoint,
 )
 from p2c.engine.config import check_values, unused_keys
+from p2c.engine.distributed import barrier, collect, from_main, is_main, processes
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.results import changes, describe_classes, to_plain, write_finished, write_started
@@ -37,7 +39,7 @@ class Checkpoints:
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Write a checkpoint of each registered model after the epoch with this index."""
-        for name in self.get_model_names():
+        for name in self.get_model_names() if is_main() else ():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
                 "state_dict": trainable.state_dict(self._models[name]),
@@ -48,6 +50,7 @@ class Checkpoints:
                 **self.run_state(),
             }
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+        barrier()
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue from the checkpoints under a folder, if there are any; returns the epoch to start with.
@@ -115,9 +118,14 @@ class Checkpoints:
 class Run(Checkpoints):
     """What a SimpleTrainer's run keeps; `open_run` comes before anything else, `begin_run` when training begins."""
 
+    several_processes = False  # whether the trainer averages its gradients over the processes of torchrun
+
     def open_run(self, cfg) -> None:
         """Check the engine's settings and begin the books. Raises ValueError or FileNotFoundError naming the key."""
         check_values(cfg)
+        if processes() > 1 and not self.several_processes:
+            raise ValueError(f"{type(self).__name__} trains in one process, since it does not average gradients over "
+                             "several; start it without torchrun")
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
         self.seed = run_seed(cfg)
@@ -159,14 +167,20 @@ class Run(Checkpoints):
         split, loader = ("val", self.val_loader) if use_val else ("test", self.test_loader)
         log.info(f"Evaluate on the *{split}* set")
         with random_state_kept():
-            for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal()):
-                input, label = self.parse_batch_test(batch)
-                self.evaluator.process(self.model_inference(input), label)
-        results = self.evaluator.evaluate()
+            bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
+            for output, label in collect(self.outputs(bar)):
+                self.evaluator.process(output, label)
+        results = from_main(self.evaluator.evaluate)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         self.results, self.tested_split = dict(results), split
         return next(iter(results.values()))
+
+    def outputs(self, loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the model makes of each batch, and the labels."""
+        for batch in loader:
+            input, label = self.parse_batch_test(batch)
+            yield self.model_inference(input), label
 
     def elapsed(self) -> float:
         """Seconds of training, resumed runs included; before training, seconds since construction."""
@@ -232,6 +246,6 @@ class Run(Checkpoints):
             if "best_result" not in checkpoint:  # one of real Dassl
                 val_result = load_checkpoint(source).get("val_result")
                 self.best_result = self.best_result if val_result is None else val_result
-            if not os.path.isfile(target):
+            if is_main() and not os.path.isfile(target):
                 mkdir_if_missing(os.path.dirname(target))
                 shutil.copyfile(source, target)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from p2c.engine.distributed import from_main
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
@@ -21,7 +22,7 @@ def set_random_seed(seed: int) -> None:
 
 @functools.cache
 def _drawn_seed() -> int:
-    seed = random.SystemRandom().randrange(2**31)
+    seed = from_main(lambda: random.SystemRandom().randrange(2**31))
     log.info(f"SEED is negative, drew {seed}")
     return seed
 

@@ -14,6 +14,7 @@ from p2c.engine.checkpoint import (
     BEST,
 )
 from p2c.engine.data import DataManager, set_epoch
+from p2c.engine.distributed import first_on_each_machine, is_main, processes
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
@@ -73,7 +74,7 @@ class TrainerBase(Checkpoints):
 
     def init_writer(self, log_dir: str) -> None:
         """Start writing curves for TensorBoard, if it is installed."""
-        if self._writer is not None:
+        if self._writer is not None or not is_main():
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -183,8 +184,9 @@ class SimpleTrainer(Run, TrainerBase):
         self.open_run(cfg)
         self.check_cfg(cfg)
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-        if self.device.type == "cuda" and torch.cuda.device_count() > 1:
-            log.info("Using one of the GPUs; choose which with CUDA_VISIBLE_DEVICES")
+        if self.device.type == "cuda" and processes() == 1 and torch.cuda.device_count() > 1:
+            log.info("Using one of the GPUs: choose which with CUDA_VISIBLE_DEVICES, or start several processes with "
+                     "torchrun")
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
@@ -199,7 +201,9 @@ class SimpleTrainer(Run, TrainerBase):
 
     def build_data_loader(self) -> None:
         """Set the loaders and what is known of the classes."""
-        self.use_data(DataManager(self.cfg))
+        with first_on_each_machine():
+            dm = DataManager(self.cfg)
+        self.use_data(dm)
 
     def build_model(self) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define build_model")
