@@ -30,6 +30,8 @@ def _rmsprop(opts) -> dict:
     return {"weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "alpha": opts.RMSPROP_ALPHA}
 
 
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel a step, and no wait for loss scaling
+
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, _adam),
     "amsgrad": (torch.optim.Adam, lambda opts: {**_adam(opts), "amsgrad": True}),
@@ -57,7 +59,17 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
     if param_groups is None:
         param_groups = _groups(model, optim_cfg)
     optimizer, arguments = OPTIMIZERS[optim_cfg.NAME]
-    return optimizer(param_groups, lr=optim_cfg.LR, **arguments(optim_cfg))
+    param_groups = list(param_groups)
+    options = arguments(optim_cfg)
+    if optimizer in FUSED and _all_on_gpu(param_groups):
+        options["fused"] = True
+    return optimizer(param_groups, lr=optim_cfg.LR, **options)
+
+
+def _all_on_gpu(param_groups: list) -> bool:
+    parameters = [parameter for group in param_groups
+                  for parameter in (group["params"] if isinstance(group, dict) else [group])]
+    return bool(parameters) and all(parameter.is_cuda and parameter.is_floating_point() for parameter in parameters)
 
 
 def _groups(model: nn.Module | Iterable, optim_cfg) -> Iterable:
