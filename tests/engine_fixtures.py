@@ -18,6 +18,8 @@ from p2c.engine import build_lr_scheduler
 CLASSNAMES = ["cat", "dog", "fox", "owl", "rat", "yak"]
 SIZES = [(50, 30), (32, 64), (40, 40)]  # width, height
 COUNTS = {"train": 12, "val": 4, "test": 4}  # images of each class
+MAPLE_RATES = [1e-05, 0.0035, 0.0031657797401561582, 0.002290779740156158, 0.001209220259843842]  # see tiny_config
+BEST_VAL = ("TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", 1)
 
 
 def write_images(root) -> None:
@@ -154,7 +156,7 @@ def tiny_config(root, output_dir, *options, engine=OURS):
 
 @pytest.fixture(scope="session")
 def engine():
-    """The engine that runs; test_contract.py has a fixture of this name for both."""
+    """The engine that runs; contract.py has a fixture of this name for both."""
     return OURS
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
-from engine_fixtures import TinyTrainer, tiny_config
+from engine_fixtures import BEST_VAL, TinyTrainer, tiny_config
 from torch import nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
@@ -25,8 +25,6 @@ from p2c.engine import (
     save_checkpoint,
 )
 from p2c.engine.checkpoint import UnreadableCheckpoint, plain
-
-BEST_VAL = ("TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", 1)
 
 
 def test_resume_needs_a_checkpoint_where_it_is_told_to(tiny_trainer, tmp_path):

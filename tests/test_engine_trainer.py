@@ -8,10 +8,6 @@ from torch import nn
 from p2c.engine import SimpleNet, TrainerBase, TrainerX, read_json
 
 
-def progress_lines(out):
-    return [line for line in out.splitlines() if line.startswith("epoch [")]
-
-
 def test_numbers_that_change_in_place_are_shown_as_they_were(tiny_trainer, capsys):
     class Reporting(TinyTrainer):
         def forward_backward(self, batch):
@@ -23,7 +19,8 @@ def test_numbers_that_change_in_place_are_shown_as_they_were(tiny_trainer, capsy
     trainer.seen_bias, trainer.max_epoch = [], 1
     trainer.train()
     after = [*trainer.seen_bias[1:6]]  # as each batch left it
-    assert f"bias {after[-1]:.4f} ({sum(after) / 5:.4f})" in progress_lines(capsys.readouterr().out)[0]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ["))
+    assert f"bias {after[-1]:.4f} ({sum(after) / 5:.4f})" in line
 
 
 def test_curves_are_optional(tiny_trainer, monkeypatch, capsys):
