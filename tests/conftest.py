@@ -5,11 +5,16 @@ import sys
 import pytest
 import torch
 from clip_files import make_pets
+from engines import report
 
 from p2c import registry
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_trainer, get_cfg_default
+
+
+def pytest_report_header() -> str:
+    return report()
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,12 @@
-"""From image files to batches: transforms, items, loaders, and that batches depend on seed and epoch alone."""
+"""From image files to batches: what reads them, what is refused, and that batches depend on seed and epoch alone."""
 import random
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
-from engine_fixtures import TinyData, tiny_config
+from engine_fixtures import TinyData
 from PIL import Image
 from torchvision import transforms as T
 
@@ -22,36 +21,6 @@ from p2c.engine import (
     read_image,
 )
 from p2c.engine.data import set_epoch
-
-
-@pytest.fixture
-def config(tiny_root, tmp_path):
-    return lambda *options: tiny_config(tiny_root, tmp_path, *options)
-
-
-@pytest.fixture
-def images(tiny_root):
-    """48 training images of 4 classes."""
-    return [Datum(f"{tiny_root}/train/{i // 12}_{i % 12}.png", i // 12, domain=i % 3) for i in range(48)]
-
-
-def test_items_of_the_wrapper(config, images):
-    """Check 14."""
-    cfg = config("DATALOADER.K_TRANSFORMS", 3, "DATALOADER.RETURN_IMG0", True)
-    tfm = build_transform(cfg)
-    item = DatasetWrapper(cfg, images, tfm, is_train=True)[13]
-    assert set(item) == {"label", "domain", "impath", "index", "img", "img0"}
-    assert itemgetter("label", "domain", "impath", "index")(item) == (1, 1, images[13].impath, 13)
-    assert [image.shape for image in item["img"]] == [(3, 32, 32)] * 3
-    assert not item["img"][0].equal(item["img"][1])
-    assert item["img0"].shape == (3, 32, 32)
-
-    item = DatasetWrapper(config(), images, [tfm, tfm], is_train=True)[0]
-    assert set(item) == {"label", "domain", "impath", "index", "img", "img2"}
-    assert DatasetWrapper(cfg, images, tfm, is_train=False)[0]["img"].shape == (3, 32, 32)
-    assert DatasetWrapper(config(), images)[0]["img"].size == (50, 30)
-    with pytest.raises(ValueError, match="K_TRANSFORMS"):
-        DatasetWrapper(cfg, images, None, is_train=True)
 
 
 @pytest.mark.parametrize("damage", [
@@ -143,93 +112,13 @@ def test_a_palette_with_transparency_gives_its_colours(tmp_path):
     assert np.asarray(read_image(tmp_path / "palette.png")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
 
 
-@pytest.mark.parametrize("size, edge", [((32, 32), 32), ((32, 48), 48)])
-def test_test_transform_resizes_the_smaller_edge_and_crops_the_centre(config, images, size, edge):
-    """Check 15."""
-    cfg = config("INPUT.SIZE", size)
-    image = read_image(images[0].impath)
-    assert image.size == (50, 30)
-    expected = T.Compose([
-        T.Resize(edge), T.CenterCrop(size), T.ToTensor(), T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
-    ])(image)
-    assert build_transform(cfg, is_train=False)(image).equal(expected)
-
-
-def test_training_transform_of_clip(config):
-    """Check 15."""
-    steps = build_transform(config("INPUT.INTERPOLATION", "bicubic")).transforms
-    assert [type(step) for step in steps] == [T.RandomResizedCrop, T.RandomHorizontalFlip, T.ToTensor, T.Normalize]
-    crop, flip = steps[:2]
-    assert crop.size == (32, 32) and tuple(crop.scale) == (0.08, 1.0) and tuple(crop.ratio) == (3 / 4, 4 / 3)
-    assert crop.interpolation is T.InterpolationMode.BICUBIC and flip.p == 0.5
-
-
-def test_lines_about_the_transforms(config, capsys):
-    """Check 16."""
-    cfg = config("INPUT.SIZE", (224, 224), "INPUT.INTERPOLATION", "bicubic")
-    build_transform(cfg, is_train=True)
-    build_transform(cfg, is_train=False)
-    build_transform(cfg, is_train=True, choices=())
-    assert capsys.readouterr().out.splitlines() == [
-        "Building transform_train",
-        "+ random resized crop (size=(224, 224), scale=(0.08, 1.0))",
-        "+ random flip",
-        "+ to torch tensor of range [0, 1]",
-        "+ normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
-        "Building transform_test",
-        "+ resize the smaller edge to 224",
-        "+ 224x224 center crop",
-        "+ to torch tensor of range [0, 1]",
-        "+ normalization (mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])",
-        "Building transform_train",
-        "+ resize to 224x224",
-        "+ to torch tensor of range [0, 1]",
-    ]
-
-
-def test_every_transform_gives_an_image_of_the_size_asked_for(config, images):
-    cfg = config("INPUT.GB_K", 5)
-    names = [
-        "random_translation", "random_crop", "random_flip", "imagenet_policy", "cifar10_policy", "svhn_policy",
-        "randaugment", "colorjitter", "randomgrayscale", "gaussian_blur", "cutout", "normalize", "gaussian_noise",
-        "instance_norm", "center_crop",
-    ]
-    for choices in [names, *([name] for name in names)]:
-        transform = build_transform(cfg, choices=choices)
-        for _ in range(3):
-            assert transform(read_image(images[0].impath)).shape == (3, 32, 32)
-
-
-def test_cutout_sets_a_square_to_zero(config):
-    transform = build_transform(config("INPUT.CUTOUT_LEN", 8), choices=["cutout"])
-    white = T.ToPILImage()(torch.ones(3, 32, 32))
-    holes = [int((transform(white)[0] == 0).sum()) for _ in range(50)]
-    assert max(holes) == 64 and min(holes) >= 16  # at the border a part of the square is outside
-
-
-def test_unknown_transforms_and_interpolations_are_refused(config):
+def test_unknown_transforms_interpolations_and_samplers_are_answered_with_the_choices(config, images):
     with pytest.raises(ValueError, match="randaugment2; choose from random_translation"):
         build_transform(config(), choices=["randaugment2"])
     with pytest.raises(KeyError, match="'lanczos'; choose from bilinear, bicubic, nearest"):
         build_transform(config("INPUT.INTERPOLATION", "lanczos"))
-    assert build_transform(config("INPUT.NO_TRANSFORM", True)) is None
-
-
-@pytest.mark.parametrize("batch_size, batches, visited", [(4, 12, 48), (48, 1, 48), (30, 1, 30), (100, 1, 48)])
-def test_length_of_a_training_loader(config, images, batch_size, batches, visited):
-    """Check 17."""
-    loader = build_data_loader(config(), "RandomSampler", images, batch_size, tfm=T.ToTensor(), is_train=True)
-    loader.dataset.transform = T.Compose([T.Resize((8, 8)), T.ToTensor()])
-    assert len(loader) == batches
-    assert sum(len(batch["label"]) for batch in loader) == visited
-
-
-def test_a_test_loader_drops_nothing(config, images):
-    """Check 17."""
-    loader = build_data_loader(config(), data_source=images[:24], batch_size=10, is_train=False)
-    assert len(loader) == 3
-    with pytest.raises(ValueError, match="empty"):
-        build_data_loader(config(), data_source=[])
+    with pytest.raises(ValueError, match="Unknown sampler type: X; choose from RandomSampler"):
+        build_sampler("X", config(), images)
 
 
 def batches_of(config, images, *, workers, seed=1, evaluate=False):
@@ -295,27 +184,6 @@ def test_building_the_data_manager_leaves_the_global_generators_alone(config):
     assert (random.getstate(), str(np.random.get_state())) == states[1:]
 
 
-def test_summary_of_the_data(config, capsys):
-    DataManager(config("DATALOADER.TRAIN_X.BATCH_SIZE", 50))
-    out = capsys.readouterr().out
-    table = [
-        "---------  --------", "Dataset    TinyData", "# classes  6", "# train_x  72", "# val      24", "# test     24",
-        "---------  --------",
-    ]
-    assert "\n".join(table) in out
-    assert "Each epoch leaves out 22 of 72 training images" in out
-    DataManager(config("VERBOSE", False))
-    assert "Dataset" not in capsys.readouterr().out
-
-
-def test_custom_transforms_are_used(config, capsys):
-    transform = T.ToTensor()
-    manager = DataManager(config(), custom_tfm_train=transform, custom_tfm_test=transform)
-    assert manager.train_loader_x.dataset.transform is manager.test_loader.dataset.transform is transform
-    out = capsys.readouterr().out
-    assert "* Using custom transform for training\n* Using custom transform for testing\n" in out
-
-
 def test_domain_samplers_balance_the_domains(config, images):
     for name, n_domain in [("RandomDomainSampler", 3), ("SeqDomainSampler", 0), ("RandomDomainSampler", 2)]:
         sampler = build_sampler(name, config(), images, batch_size=6, n_domain=n_domain)
@@ -346,8 +214,3 @@ def test_class_sampler_repeats_images_of_small_classes(config, images):
         build_sampler("RandomClassSampler", config(), few, batch_size=8, n_ins=16)
     with pytest.raises(ValueError, match="3 classes"):
         build_sampler("RandomClassSampler", config(), few, batch_size=12, n_ins=4)
-
-
-def test_unknown_samplers_are_refused(config, images):
-    with pytest.raises(ValueError, match="Unknown sampler type: X; choose from RandomSampler"):
-        build_sampler("X", config(), images)

@@ -33,14 +33,18 @@ class Bomb:
         return os.system, (f"touch {self.path}",)
 
 
-def write(path, content):
-    with open(path, "wb") as file:
-        pickle.dump(content, file, protocol=5)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
-        del sys.modules[name]
+@pytest.fixture
+def write(monkeypatch):
+    """write(path, content): a pickle, and from then on no Dassl in the process."""
+    def pickled(path, content):
+        with open(path, "wb") as file:
+            pickle.dump(content, file, protocol=5)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
+            monkeypatch.delitem(sys.modules, name)
+    return pickled
 
 
-def test_few_shot_pickle_is_read_without_dassl(dassl_datum, tmp_path):
+def test_few_shot_pickle_is_read_without_dassl(dassl_datum, write, tmp_path):
     """Check 12."""
     items = [dassl_datum("/gone/a.jpg", 1, 0, "cat"), dassl_datum("/gone/b.jpg", 0, 2, "dog")]
     write(tmp_path / "shot.pkl", collections.OrderedDict(train=items, val=items[:1]))
@@ -53,7 +57,7 @@ def test_few_shot_pickle_is_read_without_dassl(dassl_datum, tmp_path):
     assert "dassl" not in sys.modules
 
 
-def test_a_pickle_with_anything_else_is_refused_and_nothing_runs(dassl_datum, tmp_path):
+def test_a_pickle_with_anything_else_is_refused_and_nothing_runs(dassl_datum, write, tmp_path):
     """Check 12."""
     write(tmp_path / "bomb.pkl", {"train": [dassl_datum("a", 0, 0, "x"), Bomb(tmp_path / "ran")]})
     with pytest.raises(ValueError, match=r"bomb.pkl.*(posix|nt)\.system"):
@@ -73,13 +77,13 @@ def test_a_damaged_pickle_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[], {"train": None}, {"train": ["a"]}, {"train": {"a": 1}}])
-def test_a_pickle_of_another_shape_is_refused(content, tmp_path):
+def test_a_pickle_of_another_shape_is_refused(content, write, tmp_path):
     write(tmp_path / "odd.pkl", content)
     with pytest.raises(ValueError, match="odd.pkl.* no dict of lists of Datum"):
         read_legacy_pickle(tmp_path / "odd.pkl")
 
 
-def test_an_item_without_path_or_label_is_refused(dassl_datum, tmp_path):
+def test_an_item_without_path_or_label_is_refused(dassl_datum, write, tmp_path):
     write(tmp_path / "odd.pkl", {"train": [dassl_datum("a", None, 0, "x")]})
     with pytest.raises(ValueError, match="odd.pkl.* no dict of lists of Datum"):
         read_legacy_pickle(tmp_path / "odd.pkl")
