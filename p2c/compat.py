@@ -37,12 +37,14 @@ def choose_engine() -> None:
     """Follow the environment variable P2C_ENGINE ("p2c" or "dassl"); for a program's entry, before anything else.
 
     Raises:
-        EngineError: another value, or real Dassl cannot be imported; the message says why.
+        EngineError: another value, or real Dassl cannot be imported or not any more; the message says why.
     """
     asked = os.environ.get(VARIABLE) or OURS
     if asked not in (OURS, DASSL):
         raise EngineError(f"{VARIABLE} is '{asked}'; choose from {OURS}, {DASSL}")
     if asked == DASSL:
+        if "p2c.framework" in sys.modules and engine() == OURS:
+            raise EngineError(f"{VARIABLE}=dassl comes too late: this process has chosen the engine of p2c already")
         import_dassl()
         engine.cache_clear()
 
@@ -71,7 +73,7 @@ def import_dassl() -> None:
     Raises:
         EngineError: it cannot be imported; the message says why.
     """
-    disabled = logging.root.manager.disable
+    disabled, before = logging.root.manager.disable, set(sys.modules)
     spare = [] if all(map(_importable, ("wilds", "pandas"))) else [WILDS]
     for name in spare:  # an empty package in its place: `from .wilds import *` then adds nothing
         sys.modules.setdefault(name, ModuleType(name))
@@ -79,8 +81,9 @@ def import_dassl() -> None:
         for name in ("dassl.engine", "dassl.data.datasets", "dassl.config", "dassl.evaluation", "dassl.optim"):
             importlib.import_module(name)
     except Exception as error:  # whatever a package of somebody else's raises when it is imported
-        for name in spare:
-            sys.modules.pop(name, None)
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "dassl":
+                del sys.modules[name]
         raise EngineError(f"Real Dassl cannot be imported ({type(error).__name__}: {error}); install it from "
                           f"github.com/KaiyangZhou/Dassl.pytorch, or leave {VARIABLE} unset to run on the engine of "
                           "this package") from error
@@ -89,7 +92,7 @@ def import_dassl() -> None:
 
 
 def _importable(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
+    return sys.modules[name] is not None if name in sys.modules else importlib.util.find_spec(name) is not None
 
 
 def check_cfg(cfg) -> None:

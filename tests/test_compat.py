@@ -273,10 +273,25 @@ def test_importing_in_the_wrong_order_is_explained(theirs, tmp_path):
     run_python(TOO_LATE, tmp_path, theirs(wilds=False))
 
 
-def test_an_unknown_engine_is_refused(monkeypatch):
-    monkeypatch.setenv("P2C_ENGINE", "dasl")
-    with pytest.raises(compat.EngineError, match="P2C_ENGINE is 'dasl'; choose from p2c, dassl"):
+@pytest.mark.parametrize("asked, message", [
+    ("dasl", "P2C_ENGINE is 'dasl'; choose from p2c, dassl"),
+    ("dassl", "this process has chosen the engine of p2c already"),
+])
+def test_an_engine_that_cannot_be_chosen_is_refused(monkeypatch, asked, message):
+    monkeypatch.setenv("P2C_ENGINE", asked)
+    with pytest.raises(compat.EngineError, match=message):
         compat.choose_engine()
+
+
+def test_a_dassl_that_cannot_be_imported_leaves_nothing_behind(without_dassl, tmp_path, monkeypatch):
+    (tmp_path / "dassl/utils").mkdir(parents=True)
+    (tmp_path / "dassl/__init__.py").write_text("import dassl.utils\nraise RuntimeError('broken')")
+    (tmp_path / "dassl/utils/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(compat.EngineError, match="RuntimeError: broken"):
+        compat.import_dassl()
+    assert not [name for name in sys.modules if name.startswith("dassl")]
+    compat.provide_dassl()
 
 
 # Standing in
