@@ -4,6 +4,7 @@ A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 """
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from p2c.streams import generator
 
 log = logging.getLogger(__name__)
 
+GIB = 1 << 30  # bytes
 NOISE_UNITS = ("absolute", "embedding")
 
 
@@ -52,6 +54,9 @@ class PromptTrainer(TrainerX):
             if node not in cfg.TRAINER:
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
+        if not 0 <= cfg.TRAIN.TEXT_MEMORY < math.inf:
+            raise ValueError("TRAIN.TEXT_MEMORY must be a number of GiB, or 0 to choose by what is free, but got "
+                             f"{cfg.TRAIN.TEXT_MEMORY}")
         check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and not self.takes_attributes:
             raise ValueError(f"{type(self).__name__} takes no attributes; set TRAINER.ATPROMPT.USE_ATPROMPT False")
@@ -84,7 +89,9 @@ class PromptTrainer(TrainerX):
         self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
                                   self.device)
         check_input(cfg, self.clip)
-        self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id, self.clip.tokenizer.eot_token_id)
+        tokenizer, memory = self.clip.tokenizer, cfg.TRAIN.TEXT_MEMORY
+        self.text_tower = TextTower(self.clip.model, tokenizer.sot_token_id, tokenizer.eot_token_id,
+                                    memory * GIB if memory else None)
         self.image_tower = ImageTower(self.clip.model)
         self.attributes = choose_attributes(cfg.TRAINER.ATPROMPT, cfg.DATASET.NAME)
         self.prompts, self.class_prompts = self.build_prompts()
