@@ -53,6 +53,7 @@ def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrain
     cfg.merge_from_list([
         "DATASET.NAME", "FirstOfImageNet", "MODEL.BACKBONE.WEIGHTS", "random", "TRAINER.MAPLE.PREC", setting.precision,
         "TRAINER.NAME", "MaPLe", "DATALOADER.TRAIN_X.BATCH_SIZE", setting.batch, "USE_CUDA", setting.device != "cpu",
+        "DATALOADER.NUM_WORKERS", 0,
         "OUTPUT_DIR", tempfile.gettempdir(), "SEED", 1, "VERBOSE", False, *pairs])
     cfg.freeze()
     with only_warnings():

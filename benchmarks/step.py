@@ -214,7 +214,7 @@ def difference(gradients: Sequence, expected: Sequence) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 50, 100, 500, 1000])
+    parser.add_argument("--classes", type=int, nargs="+", help="default: 10, 50, 100, 500 and 1000")
     parser.add_argument("--batch", type=int, nargs="+", help="default: 4; on a GPU 4 and 32")
     parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -222,7 +222,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a dry run of seconds on a tiny tower")
     args = parser.parse_args()
     if args.quick:
-        args.classes, args.steps = [3, 30], 1
+        args.steps = 1
+    args.classes = args.classes or ([3, 30] if args.quick else [10, 50, 100, 500, 1000])
     gpu = args.device != "cpu"
     print(machine(args.device), flush=True)
     for precision in args.precisions or (["fp16", "bf16", "amp", "fp32"] if gpu else ["fp32"]):

@@ -290,6 +290,27 @@ def test_little_memory_changes_neither_features_nor_gradients(kind, share):
     assert (1 - share) * suffixes - longest <= again <= (1 - share) * suffixes + longest
 
 
+@pytest.mark.parametrize("n_ctx", [1, 9])
+def test_memory_is_estimated_as_what_is_kept_for_the_backward_pass(n_ctx):
+    pair = TextPair(13)
+    model = pair.model.float()
+    prompts = pair.tower.prepare(*zip(*(oracle.written([SOT], n_ctx, name, [EOT]) for name in 9 * NAMES), strict=True))
+    context = torch.randn(n_ctx, pair.tower.width, requires_grad=True)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        pair.tower.encode(prompts, context)
+    measured = sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+    estimated = len(prompts.suffix) * pair.tower._token_bytes(prompts.buckets, len(prompts.prefix), training=True)
+    # The last block, which only [EOT] passes, keeps less than it is taken for.
+    assert (pair.tower.layers - 1) / pair.tower.layers * estimated <= measured <= 1.05 * estimated
+
+
 def test_enough_memory_recomputes_nothing_and_testing_never_does():
     pair = TextPair(13)
     prompts = pair.tower.prepare(*zip(*(oracle.written([SOT], 2, name, [EOT]) for name in NAMES), strict=True))
