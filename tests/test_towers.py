@@ -9,6 +9,7 @@ from open_clip import CLIP, IMAGENET_CLASSNAMES
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 
+from p2c.clip import memory
 from p2c.clip.text import TextTower, bucket_lengths, shared_length
 from p2c.clip.vision import ImageTower
 
@@ -309,6 +310,18 @@ def test_memory_is_estimated_as_what_is_kept_for_the_backward_pass(n_ctx):
     estimated = len(prompts.suffix) * pair.tower._token_bytes(prompts.buckets, len(prompts.prefix), training=True)
     # The last block, which only [EOT] passes, keeps less than it is taken for.
     assert (pair.tower.layers - 1) / pair.tower.layers * estimated <= measured <= 1.05 * estimated
+
+
+@pytest.mark.parametrize("limit, expected", [(None, 6 << 30), ("max", 6 << 30), (str(2 << 30), 1 << 30),
+                                             (str(1 << 29), 0)])
+def test_free_memory_is_what_the_machine_and_the_container_leave(monkeypatch, tmp_path, limit, expected):
+    (tmp_path / "meminfo").write_text(f"MemTotal: {8 << 20} kB\nMemAvailable:  {6 << 20} kB\n")
+    if limit:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.stat").write_text(f"anon {1 << 30}\nfile {7 << 30}\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_memory(torch.device("cpu")) == expected
 
 
 def test_enough_memory_recomputes_nothing_and_testing_never_does():

@@ -35,7 +35,7 @@ def attend(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, mask: Tensor | 
         causal: no query sees keys behind its own place; with S = T.
     """
     heads = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
-    attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal)     # (N, H, S, D/H)
+    attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal)  # (N, H, S, D/H)
     return attended.transpose(1, 2).flatten(2)
 
 

@@ -66,7 +66,7 @@ class TextTower:
     Args:
         model: an open_clip CLIP.
         sot, eot: ids of the tokens that begin and end every text.
-        memory: bytes that the suffixes' activations may take; None: half of what is free at their first encoding.
+        memory: bytes that the suffixes' activations may take; None: half of what is free now.
 
     Raises:
         ValueError: a tower whose causality or pooling the shared-prefix encoding cannot rely on.
@@ -83,7 +83,8 @@ class TextTower:
             raise ValueError("Prompt learning needs CLIP's plain attention blocks in the text tower, but got "
                              f"{', '.join(sorted({type(block).__name__ for block in blocks}))}")
         self.sot, self.eot = sot, eot
-        self._clip, self._blocks, self._memory = model, blocks, memory
+        self._clip, self._blocks = model, blocks
+        self._memory = SHARE * free_memory(model.text_projection.device) if memory is None else memory
 
     @property
     def width(self) -> int:
@@ -195,7 +196,7 @@ class TextTower:
             # The last part keeps its activations: it is the first in the backward pass, and gone when the others begin.
             features.append(self._encode_suffixes(*inputs) if i == len(parts) - 1 or not training else
                             checkpoint(self._encode_suffixes, *inputs, use_reentrant=False, preserve_rng_state=False))
-        features = torch.cat(features, dim=1)[:, prompts.order]                         # (P, C, E)
+        features = torch.cat(features, dim=1).index_select(1, prompts.order)            # (P, C, E)
         return features if several else features[0]
 
     def _encode_prefix(self, prefix: Tensor, deep: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
@@ -223,16 +224,13 @@ class TextTower:
             normed = block.ln_1(x)
             kv = keys_values(block, normed)
             if last:  # nothing but the states at [EOT] is read
-                x, normed = x[:, eot], normed[:, eot]                                   # (P, C, D)
+                x, normed = x.index_select(1, eot), normed.index_select(1, eot)         # (P, C, D)
             q = query(block, normed)
             x = finish(block, x, torch.cat(_attend_buckets(block, q, kv, prefix, buckets, last), dim=1))
         return self._clip.ln_final(x) @ self._clip.text_projection
 
     def _parts(self, buckets: Sequence[Bucket], prefixes: int, shared: int, training: bool) -> list[list[Bucket]]:
         """The buckets in as few parts as stay within the memory; the last part is as large as it can be."""
-        device = self._clip.text_projection.device
-        if self._memory is None:
-            self._memory = SHARE * free_memory(device)
         limit = self._memory / (prefixes * self._token_bytes(buckets, shared, training))
         parts = [[]]
         for bucket in reversed(buckets):
@@ -323,7 +321,7 @@ def _attend_buckets(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, prefix
     for bucket, some, own in zip(buckets, q.split(asking, 1), kv.split(sizes, 1), strict=True):
         n = bucket.classes
         some, own = (x.expand(prefixes, -1, -1).unflatten(1, (n, -1)) for x in (some, own))
-        seen = torch.cat([prefix[:, None].expand(-1, n, -1, -1), own], dim=2)            # (P, n, L + S, 2 D)
+        seen = torch.cat([prefix[:, None].expand(-1, n, -1, -1), own], dim=2)           # (P, n, L + S, 2 D)
         mask = bucket.last.repeat(prefixes, 1, 1, 1) if last else bucket.mask
         found = attend(block, some.flatten(0, 1), seen.flatten(0, 1), mask)             # (P n, S or 1, D)
         attended.append(found.unflatten(0, (prefixes, n)).flatten(1, 2))
