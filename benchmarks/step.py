@@ -78,7 +78,7 @@ class PlainMaPLe(MaPLe):
 
 
 class Path:
-    """One way of computing the step, in a process of its own; torch.compile would be one more row of PATHS."""
+    """One way of computing the step, in a process of its own."""
 
     def __init__(self, name: str, setting: Setting):
         self.setting = setting
@@ -142,7 +142,7 @@ class Path:
         return plain / own
 
 
-PATHS = {"ours": MaPLe, "plain": PlainMaPLe}
+PATHS = {"ours": MaPLe, "plain": PlainMaPLe}  # every way of computing the step
 
 
 class Child:
