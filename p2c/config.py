@@ -41,6 +41,11 @@ SETTINGS = {
             "WEIGHTS": "openai",  # openai, another tag of open_clip's, random, builtin (tiny-shapes), or a file
         },
     },
+    "TRAIN": {
+        # GiB, >= 0 (such as 4.0), that the class texts' activations may take; what exceeds it is encoded in parts, and
+        # again in the backward pass. 0: a quarter of the device's memory. Results differ by no more than rounding.
+        "TEXT_MEMORY": 0.0,
+    },
     "TRAINER": {
         # Annealed noise on the text context while training, a component of any learner that has one (P2C, section DPD).
         "PROMPT_DENOISING": {

@@ -29,7 +29,16 @@ from p2c.engine import (
 )
 from p2c.engine.checkpoint import BEST
 from p2c.engine.config import SHARED_NODES
-from p2c.engine.distributed import first_on_each_machine, is_main, join, launched, leave, parallel, rank
+from p2c.engine.distributed import (
+    first_on_each_machine,
+    is_main,
+    join,
+    launched,
+    leave,
+    local_processes,
+    parallel,
+    rank,
+)
 from p2c.engine.files import UnreadableImage, to_rgb, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.engine.progress import check_finite
@@ -43,9 +52,9 @@ __all__ = [
     "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform",
     "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "first_on_each_machine",
     "flatten", "get_cfg_default", "is_main", "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights",
-    "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json", "read_legacy_pickle",
-    "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed", "setup_logger", "to_plain",
-    "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
+    "local_processes", "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json",
+    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed",
+    "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
 ]
 
 if compat.engine() == compat.OURS:

@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""How much memory there is, and how much of it is free."""
 from pathlib import Path
 
 import torch
@@ -8,18 +8,32 @@ MEMINFO = Path("/proc/meminfo")
 UNKNOWN = 4 << 30  # bytes that are assumed where the system does not say
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that new tensors may take on the device: on a GPU of the device's memory, else of the machine's."""
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU or, for a CPU, of the machine (or its container); the same whatever else runs."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    available = UNKNOWN
-    if MEMINFO.is_file():
-        entries = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        available = int(entries["MemAvailable"].split()[0]) << 10
-    limit = CGROUP / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min(_machine("MemTotal"), _limit() or _machine("MemTotal"))
+
+
+def free_memory() -> int:
+    """Bytes of the machine's (or its container's) memory that are still to be had."""
+    available = _machine("MemAvailable")
+    if limit := _limit():
         # What is neither anonymous nor shared memory is mostly cached files, which give way.
         entries = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        available = min(available, int(text) - int(entries["anon"]) - int(entries["shmem"]))
+        available = min(available, limit - int(entries["anon"]) - int(entries["shmem"]))
     return max(0, available)
+
+
+def _machine(entry: str) -> int:
+    if not MEMINFO.is_file():
+        return UNKNOWN
+    entries = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    return int(entries[entry].split()[0]) << 10
+
+
+def _limit() -> int | None:
+    """Bytes that the container may take, if there is a limit."""
+    limit = CGROUP / "memory.max"
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return None if text == "max" else int(text)

@@ -106,12 +106,12 @@ def test_copies_of_a_cache_read_files(config):
 
 
 def test_how_much_memory_may_be_taken(config, monkeypatch):
-    monkeypatch.setattr(cache_module, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(cache_module, "free_memory", lambda: 1000)
     assert cache_budget(config(2, -1)) == 250
     assert cache_budget(config(2, 3)) == 3 << 30
     assert cache_budget(config(2, 0)) == 0
     assert cache_budget(tiny_config("", "")) == 0  # a program that does not know the key
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(cache_module, "local_processes", lambda: 2)
     assert cache_budget(config(2, -1)) == 125
     monkeypatch.setattr(cache_module, "start_method", lambda: "spawn")
     assert cache_budget(config(2, -1)) == 0

@@ -1,13 +1,15 @@
 """The prompted towers against the plain oracle (float64, 1e-10 relative), and unprompted against open_clip."""
+import itertools
 import random
 
 import oracle
 import pytest
 import torch
-from open_clip import CLIP
+from open_clip import CLIP, IMAGENET_CLASSNAMES
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
 
-from p2c.clip.text import TextTower, shared_length
+from p2c.clip.text import TextTower, bucket_lengths, shared_length
 from p2c.clip.vision import ImageTower
 
 SOT, EOT, VOCABULARY = 58, 59, 60
@@ -205,8 +207,8 @@ def test_only_the_tokens_up_to_eot_are_encoded_and_the_prefix_once():
     tower = TextTower(model, SOT, EOT)
     prompts = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], [[1], [1]])
     assert prompts.prefix.shape[0] == 3
-    assert prompts.suffix.shape[:2] == (2, 3)
-    assert prompts.eot.tolist() == [1, 2]
+    assert prompts.suffix.shape[0] == 2 + 3
+    assert prompts.eot.tolist() == [1, 4]
 
 
 def test_where_classes_differ_in_their_learned_tokens_only_the_start_is_shared():
@@ -214,22 +216,96 @@ def test_where_classes_differ_in_their_learned_tokens_only_the_start_is_shared()
     tower = TextTower(model, SOT, EOT)
     of_each = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], [[1], [1]], own=True)
     behind = tower.prepare([[SOT, 6, SOT, EOT], [SOT, 7, 8, SOT, EOT]], [[2], [3]])
-    for prompts in (of_each, behind):
+    for prompts, longest in ((of_each, 5), (behind, 4)):
         assert prompts.own and prompts.prefix.shape[0] == 1
-        assert prompts.suffix.shape[1] == prompts.eot.max() + 1
+        assert prompts.suffix.shape[0] == 2 * longest  # one token of padding is few enough
 
 
-def test_too_long_a_prompt_is_refused_with_both_lengths():
-    model, _, _ = random_clip(random.Random(0), quick_gelu=False, context_length=6)
-    with pytest.raises(ValueError, match="7 tokens.* 6 at most"):
-        TextTower(model, SOT, EOT).prepare([[SOT, 1, 2, 3, 4, 5, EOT]])
+# Buckets
+
+@pytest.mark.parametrize("count", [10, 50, 100, 500, 1000])
+def test_padding_is_at_most_15_percent_of_the_tokens_of_imagenets_classes(count):
+    tokenizer = SimpleTokenizer()
+    lengths = [len(tokenizer.encode(f"{name}.")) + 1 for name in IMAGENET_CLASSNAMES[:count]]
+    sizes = bucket_lengths(lengths)
+    tokens = sum(min(size for size in sizes if size >= length) for length in lengths)
+    assert 0.85 * tokens <= sum(lengths) and len(sizes) <= 3
 
 
-def test_a_tower_without_causal_mask_or_with_other_pooling_is_refused():
-    model, _, _ = random_clip(random.Random(0), quick_gelu=False)
-    model.text_pool_type = "last"
-    with pytest.raises(ValueError, match="causal mask.*EOT"):
-        TextTower(model, SOT, EOT)
-    model.visual.pool_type = "avg"
-    with pytest.raises(ValueError, match="VisionTransformer"):
-        ImageTower(model).require_prompts()
+@pytest.mark.parametrize("seed", range(20))
+def test_buckets_are_the_best_of_all_that_are_few_enough(seed):
+    rng = random.Random(seed)
+    lengths = [rng.choice([2, 3, 4, 6, 9, 12]) for _ in range(rng.randint(1, 30))]
+
+    def tokens(sizes):
+        return sum(min((size for size in sizes if size >= length), default=1000) for length in lengths)
+
+    for count in itertools.count(1):
+        least = min(map(tokens, itertools.combinations(sorted(set(lengths)), count)))
+        if 0.85 * least <= sum(lengths):
+            break
+    sizes = bucket_lengths(lengths)
+    assert len(sizes) == count and tokens(sizes) == least
+
+
+# Memory
+
+class Counting:
+    """Counts the tokens that go through the first block of a text tower, the prefix's included."""
+
+    def __init__(self, tower: TextTower):
+        self.tokens = 0
+        tower._blocks[0].ln_2.register_forward_pre_hook(self)
+
+    def __call__(self, module, inputs):
+        self.tokens += inputs[0].shape[:-1].numel()
+
+
+NAMES = [[7] * length for length in (5, 1, 1, 2, 9, 3, 1, 2, 2, 1, 6)]
+
+
+@pytest.mark.parametrize("kind", ["one context", "several contexts", "one a class"])
+@pytest.mark.parametrize("share", [0, 0.3, 0.6, 0.9])
+def test_little_memory_changes_neither_features_nor_gradients(kind, share):
+    pair = TextPair(13)
+    assert pair.tower.layers > 1
+    rows, slots = zip(*(oracle.written([SOT], 2, name, [EOT]) for name in NAMES), strict=True)
+    own = kind == "one a class"
+    prompts = pair.tower.prepare(rows, slots, own)
+    assert len(prompts.buckets) > 1
+    width, count = pair.tower.width, {"one context": (), "several contexts": (3,), "one a class": (len(NAMES),)}[kind]
+    (context,), deep = leaves((*count, 2, width)), [] if own else leaves(*[(2, width)] * (pair.tower.layers - 1))
+    all_bytes = len(prompts.suffix) * pair.tower._token_bytes(prompts.buckets, len(prompts.prefix), training=True)
+    tower = TextTower(pair.model, SOT, EOT, share * all_bytes * (3 if kind == "several contexts" else 1))
+    counting = Counting(tower)
+    features = tower.encode(prompts, context, deep)
+    once = counting.tokens
+    contexts = context if kind == "several contexts" else [context]
+    truth = torch.stack([pair.oracle(rows, slots, one, deep) for one in contexts])
+    assert_equal(features, truth if len(contexts) > 1 else truth[0], [context, *deep])
+    again, suffixes = counting.tokens - once, once - len(contexts) * len(prompts.prefix)
+    assert suffixes == len(contexts) * len(prompts.suffix)
+    # What does not fit is encoded again: a class or two more where the memory ends between two.
+    longest = len(contexts) * prompts.buckets[-1].length
+    assert (1 - share) * suffixes - longest <= again <= (1 - share) * suffixes + longest
+
+
+@pytest.mark.parametrize("n_ctx", [1, 9])
+def test_memory_is_estimated_as_what_is_kept_for_the_backward_pass(n_ctx):
+    pair = TextPair(13)
+    model = pair.model.float()
+    prompts = pair.tower.prepare(*zip(*(oracle.written([SOT], n_ctx, name, [EOT]) for name in 9 * NAMES), strict=True))
+    context = torch.randn(n_ctx, pair.tower.width, requires_grad=True)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        pair.tower.encode(prompts, context)
+    measured = sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+    estimated = len(prompts.suffix) * pair.tower._token_bytes(prompts.buckets, len(prompts.prefix), training=True)
+    # The last block, which only [EOT] passes, keeps less than it is taken for.
+    assert (pair.tower.layers - 1) / pair.tower.layers * estimated <= measured <= 1.05 * estimated

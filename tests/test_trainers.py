@@ -374,12 +374,30 @@ def test_zero_shot_tests_and_has_nothing_to_train(make_trainer, name):
     assert trainer.test() == accuracy and trainer.get_model_names() == []
 
 
+# Memory
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_little_text_memory_changes_the_step_by_rounding_only(make_trainer, name):
+    plain, sparing = make_trainer(name, out="plain"), make_trainer(name, "TRAIN.TEXT_MEMORY", 1e-6, out="sparing")
+    losses = []
+    for trainer in (plain, sparing):
+        first_step(trainer)
+        losses.append(trainer.forward_backward(batch_of(trainer))["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for a, b in zip(plain.prompts.parameters(), sparing.prompts.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4 * a.grad.abs().max().item())
+    torch.testing.assert_close(plain.model_inference(batch_of(plain)["img"]),
+                               sparing.model_inference(batch_of(plain)["img"]), rtol=1e-3, atol=1e-3)
+
+
 # Settings
 
 @pytest.mark.parametrize("pairs, message", [
     (("TRAINER.P2C.PREC", "fp8"), "TRAINER.P2C.PREC 'fp8'; choose from fp16, fp32, amp, bf16"),
     (("TRAINER.P2C.PROMPT_DEPTH", 0), "PROMPT_DEPTH must be from 1 to 4"),
     (("TRAINER.P2C.PROMPT_DEPTH", 5), "PROMPT_DEPTH must be from 1 to 4"),
+    (("TRAIN.TEXT_MEMORY", -1.0), "TRAIN.TEXT_MEMORY must be a number of GiB.* but got -1.0"),
+    (("TRAIN.TEXT_MEMORY", float("nan")), "TRAIN.TEXT_MEMORY must be a number of GiB.* but got nan"),
     (("TRAINER.P2C.N_CTX", 0), "N_CTX must be from 1 to 74"),
     (("TRAINER.P2C.N_CTX", 74), "tokens, but the text tower takes 77 at most"),
     (("TRAINER.P2C.CTX_INIT", "photo"), "has 1 tokens, fewer than the context's 2"),

@@ -3,6 +3,7 @@
 A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 """
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from p2c.framework import (
     build_optimizer,
     first_on_each_machine,
     load_checkpoint,
+    local_processes,
     parallel,
 )
 from p2c.logs import get_logger
+from p2c.memory import total_memory
 from p2c.pixels import Normalization, as_bytes
 from p2c.prompts.attributes import choose_attributes, start_tokens
 from p2c.prompts.context import Prompts, context_rows, random_context, readable, split_context_init
@@ -38,6 +41,8 @@ from p2c.streams import generator
 
 log = get_logger(__name__)
 
+GIB = 1 << 30  # bytes
+TEXT_SHARE = 0.25  # of a device's memory, for the class texts' activations
 NOISE_UNITS = ("absolute", "embedding")
 
 
@@ -61,6 +66,9 @@ class PromptTrainer(TrainerX):
             if node not in cfg.TRAINER:
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
+        if not 0 <= cfg.TRAIN.TEXT_MEMORY < math.inf:
+            raise ValueError("TRAIN.TEXT_MEMORY must be a number of GiB, or 0 to choose by what is free, but got "
+                             f"{cfg.TRAIN.TEXT_MEMORY}")
         check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and not self.takes_attributes:
             raise ValueError(f"{type(self).__name__} takes no attributes; set TRAINER.ATPROMPT.USE_ATPROMPT False")
@@ -111,7 +119,8 @@ class PromptTrainer(TrainerX):
             self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
                                       self.device)
         check_input(cfg, self.clip)
-        self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id, self.clip.tokenizer.eot_token_id)
+        self.text_tower = TextTower(self.clip.model, self.clip.tokenizer.sot_token_id,
+                                    self.clip.tokenizer.eot_token_id, text_memory(cfg.TRAIN.TEXT_MEMORY, self.device))
         self.image_tower = ImageTower(self.clip.model)
         self.attributes = choose_attributes(cfg.TRAINER.ATPROMPT, cfg.DATASET.NAME)
         self.prompts, self.class_prompts = self.build_prompts()
@@ -414,6 +423,14 @@ def check_choice(key: str, value: str, choices: tuple[str, ...], node: str) -> N
     """Raises ValueError naming TRAINER.node.key if the value is none of the choices."""
     if value not in choices:
         raise ValueError(f"Unknown TRAINER.{node}.{key} '{value}'; choose from {', '.join(choices)}")
+
+
+def text_memory(gib: float, device: torch.device) -> float:
+    """Bytes that TRAIN.TEXT_MEMORY allows: what is asked for or, by itself, an equal part of a share of the device's
+    memory for each process there. Not of what is free at the time: equal runs must give equal bits."""
+    if gib:
+        return gib * GIB
+    return TEXT_SHARE * total_memory(device) / (local_processes() if device.type == "cpu" else 1)
 
 
 def check_input(cfg: CfgNode, clip: Backbone) -> None:

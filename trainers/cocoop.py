@@ -7,8 +7,6 @@ from p2c.prompts.conditional import ConditionalContextLearner
 from p2c.prompts.context import Prompts
 from p2c.trainers.base import PromptTrainer, length_and_words
 
-SEQUENCES = 4096  # class texts that are encoded at a time: every image has its own
-
 
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
@@ -26,8 +24,7 @@ class CoCoOp(PromptTrainer):
         """Logits (B, C): the classes are encoded once for each image."""
         image_features = self.encode_image(image, prompts)                              # (B, E)
         contexts = self.prompts.shifted(prompts.context, image_features)                # (B, M, D)
-        images = max(1, SEQUENCES // self.num_classes)
-        text_features = torch.cat([self.encode_text(prompts._replace(context=part)) for part in contexts.split(images)])
+        text_features = self.encode_text(prompts._replace(context=contexts))            # (B, C, E)
         return self.clip.logit_scale * (text_features @ image_features[:, :, None]).squeeze(-1)
 
     @torch.no_grad()

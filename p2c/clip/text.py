@@ -3,19 +3,41 @@
 Attention is causal and the feature is read at [EOT]. So nothing after [EOT] is computed, and the tokens that all
 classes begin with ([SOS], the learned context, fixed words) are computed once: their states do not depend on the class
 names, in no layer, deep prompts included, since these replace positions of the prefix only. Where classes have contexts
-of their own, or the context stands behind the class name, only [SOS] is shared.
+of their own, or the context stands behind the class name, only [SOS] is shared. Suffixes stand one after the other in
+buckets of like lengths: all but the attention runs on the whole row of tokens at once.
 
-Shapes: C classes, M learned tokens, N of them replaced in deeper layers, L tokens of the prefix, S of the longest
-suffix, P prefixes (1, or one an image), D text width, H heads, E width of the features.
+Shapes: C classes, n of them in a bucket, M learned tokens, N of them replaced in deeper layers, L tokens of the prefix,
+S of a bucket's suffixes, T of all suffixes, P prefixes (1, or one an image), D text width, E width of the features.
 """
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
 
 import torch
-import torch.nn.functional as F
 from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from p2c.clip.blocks import attend, finish, keys_values, query
+
+PADDING = 0.15  # at most this share of the suffixes' tokens pads them
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Classes whose suffixes are padded to one length. The masks are what is added to the attention's products."""
+
+    classes: int  # n
+    length: int  # S
+    mask: Tensor  # (S, L + S): a token sees the whole prefix, and of the suffix what is not later
+    last: Tensor  # (n, 1, 1, L + S): the row of the mask at each class's [EOT]
+
+    def part(self, start: int, stop: int) -> "Bucket":
+        """Its classes from start to before stop."""
+        return Bucket(stop - start, self.length, self.mask, self.last[start:stop])
 
 
 @dataclass(frozen=True)
@@ -23,9 +45,11 @@ class ClassPrompts:
     """The prompts of C classes as embeddings of a shared prefix and of each class's own suffix, positions added."""
 
     prefix: Tensor  # (L, D)
-    suffix: Tensor  # (C, S, D), padded with zeros after [EOT], in the tower's precision
-    eot: Tensor  # (C,) index of [EOT] in the suffix
-    slots: Tensor  # (M,) places of the learned tokens in the prefix, or (C, M) in each class's suffix
+    suffix: Tensor  # (T, D), the buckets' classes one after the other, in the tower's precision
+    buckets: tuple[Bucket, ...]
+    eot: Tensor  # (C,) places of [EOT] in the suffixes, in the order of the buckets
+    order: Tensor  # (C,) where in the order of the buckets each class stands
+    slots: Tensor  # (M,) places of the learned tokens in the prefix, or (C, M) in the suffixes
     positions: Tensor  # (M, D) or (C, M, D) position embeddings of the learned tokens
 
     @property
@@ -40,12 +64,13 @@ class TextTower:
     Args:
         model: an open_clip CLIP.
         sot, eot: ids of the tokens that begin and end every text.
+        memory: bytes that the suffixes' activations may take.
 
     Raises:
         ValueError: a tower whose causality or pooling the shared-prefix encoding cannot rely on.
     """
 
-    def __init__(self, model: nn.Module, sot: int, eot: int):
+    def __init__(self, model: nn.Module, sot: int, eot: int, memory: float = inf):
         pooling = getattr(model, "text_pool_type", None)
         if not isinstance(model, CLIP) or model.attn_mask is None or pooling not in ("argmax", "eos") or \
                 not isinstance(model.text_projection, nn.Parameter):
@@ -57,6 +82,7 @@ class TextTower:
                              f"{', '.join(sorted({type(block).__name__ for block in blocks}))}")
         self.sot, self.eot = sot, eot
         self._clip, self._blocks = model, blocks
+        self._memory = memory
 
     @property
     def width(self) -> int:
@@ -108,20 +134,37 @@ class TextTower:
         shared = 1 if own else shared
         positions = self._clip.positional_embedding
         device = positions.device
+        lengths = [len(row) - shared for row in rows]
+        sizes = bucket_lengths(lengths)
+        padded = [min(size for size in sizes if size >= length) for length in lengths]
+        by_length = sorted(range(len(rows)), key=padded.__getitem__)
+        starts = dict(zip(by_length, accumulate((padded[c] for c in by_length), initial=0), strict=False))
 
-        def embed(ids: Sequence[int], start: int) -> Tensor:
-            tokens = self._clip.token_embedding(torch.tensor(ids, dtype=torch.long, device=device))
-            return tokens + positions[start:start + len(ids)]
+        def on_device(numbers: Sequence) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.long, device=device)
 
-        suffixes = [embed(row[shared:], shared) for row in rows]
-        places = torch.tensor(slots if own else slots[0], dtype=torch.long, device=device)
-        return ClassPrompts(prefix=embed(rows[0][:shared], 0),
-                            suffix=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(self._dtype),
-                            eot=torch.tensor([len(suffix) - 1 for suffix in suffixes], device=device),
-                            slots=places - shared if own else places, positions=positions[places])
+        def embed(rows: Sequence[Sequence[int]], start: int) -> Tensor:
+            ids = on_device([i for row in rows for i in row])
+            places = on_device([place for row in rows for place in range(start, start + len(row))])
+            return self._clip.token_embedding(ids) + positions[places]
+
+        buckets = []
+        for size in sizes:
+            mask = _mask(shared, size, self._dtype, device)
+            ends = [lengths[c] - 1 for c in by_length if padded[c] == size]
+            buckets.append(Bucket(len(ends), size, mask, mask[on_device(ends)][:, None, None]))
+        suffixes = [[*rows[c][shared:], *[self.eot] * (padded[c] - lengths[c])] for c in by_length]
+        places = [[starts[c] + place - shared for place in slots[c]] for c in range(len(rows))] if own else slots[0]
+        return ClassPrompts(prefix=embed([rows[0][:shared]], 0), suffix=embed(suffixes, shared).to(self._dtype),
+                            buckets=tuple(buckets), eot=on_device([starts[c] + lengths[c] - 1 for c in by_length]),
+                            order=on_device(sorted(range(len(rows)), key=by_length.__getitem__)),
+                            slots=on_device(places), positions=positions[on_device(slots if own else slots[0])])
 
     def encode(self, prompts: ClassPrompts, context: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
         """Text features (C, E), not normalised; (P, C, E) for P contexts.
+
+        The memory for activations is bounded: what does not fit is encoded in parts, and while training encoded again
+        in the backward pass.
 
         Args:
             context: learned tokens at the input, without positions: (M, D); or (C, M, D), one of each class, where the
@@ -130,37 +173,110 @@ class TextTower:
             deep: prompts (N, D) that replace the states of the last N learned tokens at the entrance of layers 1, 2,
                 ...; only where all classes share the context.
         """
-        prefix, suffix, eot = prompts.prefix, prompts.suffix, prompts.eot
+        prefix, suffix = prompts.prefix, prompts.suffix
         several = context is not None and context.ndim == 3 and not prompts.own
         if context is not None:
             context = context.to(prefix.dtype) + prompts.positions
             if prompts.own:
-                classes = torch.arange(len(suffix), device=suffix.device)[:, None]
-                suffix = suffix.index_put((classes, prompts.slots), context.to(suffix.dtype))
+                suffix = suffix.index_copy(0, prompts.slots.flatten(), context.to(suffix.dtype).flatten(0, 1))
             else:
                 prefix = _put(prefix, prompts.slots, context)
         prefix = prefix.to(self._dtype) if several else prefix.to(self._dtype)[None]    # (P, L, D)
         assert not (deep and prompts.own), "deep prompts need a context that all classes share"
-        deep = [prompt.to(self._dtype) for prompt in deep]
-        features = torch.cat([self._encode_group(prefix, part, ends, deep, prompts.slots)
-                              for part, ends in self._groups(suffix, eot)], dim=1)
+        shared = self._encode_prefix(prefix, [prompt.to(self._dtype) for prompt in deep], prompts.slots)
+        training = any(states.requires_grad for states in (suffix, *shared))
+        parts = self._parts(prompts.buckets, *prefix.shape[:2], training)
+        features, tokens, classes = [], 0, 0
+        for i, buckets in enumerate(parts):
+            states = suffix[tokens:(tokens := tokens + _tokens(buckets))]
+            eot = prompts.eot[classes:(classes := classes + sum(bucket.classes for bucket in buckets))]
+            inputs = states, eot - (tokens - len(states)), buckets, shared
+            # The last part keeps its activations: it is the first in the backward pass, and gone when the others begin.
+            features.append(self._encode_suffixes(*inputs) if i == len(parts) - 1 or not training else
+                            checkpoint(self._encode_suffixes, *inputs, use_reentrant=False, preserve_rng_state=False))
+        features = torch.cat(features, dim=1).index_select(1, prompts.order)            # (P, C, E)
         return features if several else features[0]
 
-    def _groups(self, suffix: Tensor, eot: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """How the classes are encoded: in one batch, as long as its longest suffix."""
-        return [(suffix, eot)]
-
-    def _encode_group(self, prefix: Tensor, suffix: Tensor, eot: Tensor, deep: Sequence[Tensor],
-                      slots: Tensor) -> Tensor:
-        """Features (P, C, E) of suffixes (C, S, D), each behind each of the prefixes (P, L, D)."""
-        mask = _visible(prefix.shape[1], suffix.shape[1], suffix.device)
-        suffix = suffix.expand(len(prefix), -1, -1, -1)                                 # (P, C, S, D)
+    def _encode_prefix(self, prefix: Tensor, deep: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
+        """The keys and values (P, L, 2 D) that prefixes (P, L, D) give to the suffixes in each layer."""
+        shared = []
         for layer, block in enumerate(self._blocks):
             if 0 < layer <= len(deep):
                 prefix = _put(prefix, slots[-len(deep[layer - 1]):], deep[layer - 1])
-            prefix, suffix = _block(block, prefix, suffix, mask, last=layer == self.layers - 1)
-        state = suffix[:, torch.arange(len(eot), device=suffix.device), eot]            # (P, C, D)
-        return self._clip.ln_final(state) @ self._clip.text_projection
+            normed = block.ln_1(prefix)
+            shared.append(keys_values(block, normed))
+            if layer < self.layers - 1:  # nobody reads what the last block makes of the prefix
+                prefix = finish(block, prefix, attend(block, query(block, normed), shared[-1], causal=True))
+        return shared
+
+    def _encode_suffixes(self, x: Tensor, eot: Tensor, buckets: Sequence[Bucket], shared: Sequence[Tensor]) -> Tensor:
+        """Features (P, C, E) of the suffixes x (T, D) of C classes, behind each of P prefixes.
+
+        Args:
+            eot: (C,) places of [EOT] in x.
+            shared: the prefixes' keys and values (P, L, 2 D) in each layer.
+        """
+        x = x[None]                                                                     # (1 or P, T, D)
+        for layer, (block, prefix) in enumerate(zip(self._blocks, shared, strict=True)):
+            last = layer == self.layers - 1
+            normed = block.ln_1(x)
+            kv = keys_values(block, normed)
+            if last:  # nothing but the states at [EOT] is read
+                x, normed = x.index_select(1, eot), normed.index_select(1, eot)         # (P, C, D)
+            q = query(block, normed)
+            x = finish(block, x, torch.cat(_attend_buckets(block, q, kv, prefix, buckets, last), dim=1))
+        return self._clip.ln_final(x) @ self._clip.text_projection
+
+    def _parts(self, buckets: Sequence[Bucket], prefixes: int, shared: int, training: bool) -> list[list[Bucket]]:
+        """The buckets in as few parts as stay within the memory; the last part is as large as it can be."""
+        limit = self._memory / (prefixes * self._token_bytes(buckets, shared, training))
+        parts = [[]]
+        for bucket in reversed(buckets):
+            stop = bucket.classes
+            while stop:
+                room = int(min(stop, (limit - _tokens(parts[-1])) / bucket.length))
+                if room < 1 and parts[-1]:
+                    parts.append([])
+                    continue
+                start = max(0, stop - max(1, room))
+                parts[-1].insert(0, bucket.part(start, stop))
+                stop = start
+        return parts[::-1]
+
+    def _token_bytes(self, buckets: Sequence[Bucket], shared: int, training: bool) -> float:
+        """Bytes of activations for one token of the suffixes behind one prefix.
+
+        While training every layer keeps: the states before both layer norms (2 D, in the residual stream's precision);
+        the queries (D), the prefix's and the own keys and values (2 D (L + S) / S), what the attention returns (D) and
+        the input of the activation (4 D), in the precision of matrix products; and in float32 the layer norms'
+        statistics and the attention's normalisers (4 + H). Without gradients only the block that runs has any: its
+        states, twice the activation's input at most.
+        """
+        residual = self._clip.text_projection.element_size()
+        device = self._clip.text_projection.device.type
+        product = torch.get_autocast_dtype(device).itemsize if torch.is_autocast_enabled(device) else residual
+        classes = sum(bucket.classes for bucket in buckets)
+        attention = 2 + 2 * (1 + shared * classes / _tokens(buckets))
+        hidden = self._blocks[0].mlp.c_fc.out_features / self.width
+        block = self.width * (2 * residual + (attention + hidden) * product) + 4 * (4 + self._blocks[0].attn.num_heads)
+        return block * self.layers if training else block + self.width * hidden * product
+
+
+def bucket_lengths(lengths: Sequence[int], padding: float = PADDING) -> list[int]:
+    """To which lengths to pad sequences so that padding is at most a share of all tokens.
+
+    As few lengths as that allows, and of these the ones with the least padding.
+    """
+    counts = Counter(lengths)
+    distinct = sorted(counts)
+    below = [0, *accumulate(counts[length] for length in distinct)]
+    # best[j]: tokens, and their lengths, of the sequences of the j shortest distinct lengths in so many buckets
+    best = [(0, [])] + [(inf, [])] * len(distinct)
+    while best[-1][0] * (1 - padding) > sum(lengths):
+        best = [(inf, [])] + [
+            min((best[i][0] + (below[j] - below[i]) * distinct[j - 1], [*best[i][1], distinct[j - 1]])
+                for i in range(j)) for j in range(1, len(distinct) + 1)]
+    return best[-1][1]
 
 
 def shared_length(rows: Sequence[Sequence[int]]) -> int:
@@ -179,37 +295,32 @@ def _put(states: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
     return states.index_copy(-2, slots, tokens)
 
 
-def _visible(prefix: int, suffix: int, device: torch.device) -> Tensor:
-    """Which keys (L + S) a suffix's queries (S) see: the whole prefix, and of the suffix what is not later. Boolean."""
-    own = torch.ones(suffix, suffix, dtype=torch.bool, device=device).tril()
-    return torch.cat([torch.ones(suffix, prefix, dtype=torch.bool, device=device), own], dim=1)
+def _mask(prefix: int, suffix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A bucket's mask (S, L + S) for S tokens behind L: 0 where a token sees, -inf where it does not."""
+    return torch.full((suffix, prefix + suffix), -inf, dtype=dtype, device=device).triu(prefix + 1)
 
 
-def _block(block: ResidualAttentionBlock, prefix: Tensor, suffix: Tensor, mask: Tensor,
-           last: bool) -> tuple[Tensor, Tensor]:
-    """One block on prefixes (P, L, D) and suffixes (P, C, S, D), whose queries also see their prefix's keys.
+def _tokens(buckets: Sequence[Bucket]) -> int:
+    """T."""
+    return sum(bucket.classes * bucket.length for bucket in buckets)
 
-    In the last block nobody reads the prefix any more, so it only gives keys and values.
+
+def _attend_buckets(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, prefix: Tensor, buckets: Sequence[Bucket],
+                    last: bool) -> list[Tensor]:
+    """What the tokens of each bucket read, (P, T, D); in the last block only [EOT] asks, (P, C, D).
+
+    Args:
+        q, kv: (1 or P, T or C, D) and (1 or P, T, 2 D), the queries, keys and values of all suffixes.
+        prefix: (P, L, 2 D), keys and values of the prefixes.
     """
-    q, k, v = _project(block.attn, block.ln_1(prefix))                                  # (P, H, L, D/H)
-    q_own, k_own, v_own = _project(block.attn, block.ln_1(suffix))                      # (P, C, H, S, D/H)
-    classes = suffix.shape[1]
-    k_all, v_all = (torch.cat([shared[:, None].expand(-1, classes, -1, -1, -1), own], dim=3)
-                    for shared, own in ((k, k_own), (v, v_own)))                        # (P, C, H, L + S, D/H)
-    attended = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q_own, k_all, v_all)), attn_mask=mask)
-    suffix = _residual(block, suffix, attended.unflatten(0, (-1, classes)))
-    if not last:
-        prefix = _residual(block, prefix, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-    return prefix, suffix
-
-
-def _project(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (..., H, T, D/H) of states (..., T, D)."""
-    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    return tuple(part.unflatten(-1, (attention.num_heads, -1)).transpose(-2, -3) for part in qkv.chunk(3, dim=-1))
-
-
-def _residual(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block after the attention of its heads (..., H, T, D/H)."""
-    x = x + block.ls_1(block.attn.out_proj(attended.transpose(-2, -3).flatten(-2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    prefixes, attended = len(prefix), []
+    sizes = [bucket.classes * bucket.length for bucket in buckets]
+    asking = [bucket.classes for bucket in buckets] if last else sizes
+    for bucket, some, own in zip(buckets, q.split(asking, 1), kv.split(sizes, 1), strict=True):
+        n = bucket.classes
+        some, own = (x.expand(prefixes, -1, -1).unflatten(1, (n, -1)) for x in (some, own))
+        seen = torch.cat([prefix[:, None].expand(-1, n, -1, -1), own], dim=2)           # (P, n, L + S, 2 D)
+        mask = bucket.last.repeat(prefixes, 1, 1, 1) if last else bucket.mask
+        found = attend(block, some.flatten(0, 1), seen.flatten(0, 1), mask)             # (P n, S or 1, D)
+        attended.append(found.unflatten(0, (prefixes, n)).flatten(1, 2))
+    return attended

@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 
 from p2c.engine.distributed import local_processes
@@ -32,7 +31,7 @@ def cache_budget(cfg) -> int:
         raise ValueError(f"DATALOADER.CACHE is {gib}; it must be a number of GiB, 0 (off) or {AUTOMATIC} (automatic)")
     if cfg.DATALOADER.NUM_WORKERS and start_method() != "fork":
         return 0
-    budget = free_memory(torch.device("cpu")) // SHARE if gib == AUTOMATIC else gib << 30
+    budget = free_memory() // SHARE if gib == AUTOMATIC else gib << 30
     return budget // local_processes()
 
 

@@ -1,0 +1,111 @@
+"""What the benchmarks share: trainers on random weights and made-up images, the machine's speed and its description."""
+import dataclasses
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from open_clip import IMAGENET_CLASSNAMES
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from p2c.config import config_file, extend_cfg  # noqa: E402
+from p2c.engine.logger import only_warnings  # noqa: E402
+from p2c.framework import DATASET_REGISTRY, DatasetBase, Datum, get_cfg_default  # noqa: E402
+from p2c.trainers.base import PromptTrainer  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    classes: int  # the first so many of ImageNet's
+    batch: int
+    precision: str  # a choice of PREC
+    device: str
+    tiny: bool = False  # the tiny tower instead of ViT-B/16, for a dry run
+
+
+@DATASET_REGISTRY.register()
+class FirstOfImageNet(DatasetBase):
+    """The names of DATASET.NUM_CLASSES classes; its images are never opened."""
+
+    def __init__(self, cfg):
+        items = [Datum("none", label, classname=name, check=False)
+                 for label, name in enumerate(IMAGENET_CLASSNAMES[:cfg.DATASET.NUM_CLASSES])]
+        super().__init__(train_x=items, test=items)
+
+
+def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrainer:
+    """A trainer of MaPLe's kind with its shipped settings and random weights, `pairs` of keys and values changed."""
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    cfg.merge_from_file(config_file("trainers", "MaPLe", "tiny_shapes" if setting.tiny else
+                                    "vit_b16_c2_ep5_batch4_2ctx"))
+    cfg.DATASET.NUM_CLASSES = setting.classes
+    cfg.merge_from_list([
+        "DATASET.NAME", "FirstOfImageNet", "MODEL.BACKBONE.WEIGHTS", "random", "TRAINER.MAPLE.PREC", setting.precision,
+        "TRAINER.NAME", "MaPLe", "DATALOADER.TRAIN_X.BATCH_SIZE", setting.batch, "USE_CUDA", setting.device != "cpu",
+        "DATALOADER.NUM_WORKERS", 0,
+        "OUTPUT_DIR", tempfile.gettempdir(), "SEED", 1, "VERBOSE", False, *pairs])
+    cfg.freeze()
+    with only_warnings():
+        built = trainer(cfg)
+    built.epoch = built.batch_idx = 0
+    built.num_batches = 1
+    built.set_model_mode("train")
+    return built
+
+
+def made_up(trainer: PromptTrainer, count: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Random images (count, 3, height, width) and labels on the trainer's device, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, *trainer.clip.image_size, generator=generator)
+    return images.to(trainer.device), torch.randint(classes, (count,), generator=generator).to(trainer.device)
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """How long a call takes, until the device has done its work."""
+    def wait() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
+def matmul_rate(setting: Setting, repeats: int = 5) -> float:
+    """FLOP/s of the best of some products of large square matrices in the precision's dtype."""
+    size = 256 if setting.tiny else 2048 if setting.device == "cpu" else 8192
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(setting.precision, torch.float16)
+    a, b = torch.randn(2, size, size, device=setting.device).to(dtype)
+    return 2 * size**3 / min(seconds(lambda: a @ b, setting.device) for _ in range(1 + repeats))
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most that this process has had resident, or on a GPU allocated there."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+
+
+def machine(device: str) -> str:
+    """The machine in a line."""
+    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
+                      if line.startswith("model name")), model)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    gpu = "" if device == "cpu" else f"{torch.cuda.get_device_name(device)}; "
+    return (f"{gpu}{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; "
+            f"torch {torch.__version__}, Python {platform.python_version()}, device {device}")

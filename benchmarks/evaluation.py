@@ -1,0 +1,64 @@
+"""How much longer an evaluation takes than the bare image tower: 200 images over 397 classes, SUN397's number.
+
+    python benchmarks/evaluation.py [--images 200] [--classes 397] [--precision fp32] [--device cpu] [--repeats 1]
+    python benchmarks/evaluation.py --quick    a dry run of seconds on a tiny tower
+
+Ours is what a trainer does in a test: the classes (the first of ImageNet's) encoded once, the images in the batches of
+the shipped configuration, with prompts, and logits. The bare image tower is open_clip's own on the same batches. The
+two take turns, batch by batch. Weights and images are random; reading images is not counted.
+"""
+import argparse
+import statistics
+
+import torch
+from common import Setting, build, machine, made_up, seconds
+from tabulate import tabulate
+
+from p2c.trainers.maple import MaPLe
+
+
+@torch.no_grad()
+def evaluate(trainer: MaPLe, images: torch.Tensor, device: str) -> tuple[float, float, float]:
+    """Seconds of our evaluation of images (N, 3, height, width), of its texts, and of the bare image tower."""
+    trainer.set_model_mode("eval")
+    visual = trainer.clip.model.visual
+    dtype = next(visual.parameters()).dtype
+
+    def bare(batch: torch.Tensor) -> None:
+        with trainer.precision.context(trainer.device):
+            visual(batch.to(dtype))
+
+    texts = seconds(trainer.deployed, device)
+    ours = tower = 0.0
+    for batch in images.split(trainer.cfg.DATALOADER.TEST.BATCH_SIZE):
+        ours += seconds(lambda batch=batch: trainer.model_inference(batch), device)
+        tower += seconds(lambda batch=batch: bare(batch), device)
+    return ours + texts, texts, tower
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--classes", type=int, default=397)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="a dry run of seconds on a tiny tower")
+    args = parser.parse_args()
+    if args.quick:
+        args.images, args.classes = 8, 30
+    print(machine(args.device), flush=True)
+    trainer = build(MaPLe, Setting(args.classes, 4, args.precision, args.device, args.quick))
+    images, _ = made_up(trainer, args.images, args.classes)
+    evaluate(trainer, images[:2], args.device)  # warm-up
+    ours, texts, tower = map(statistics.median,
+                             zip(*[evaluate(trainer, images, args.device) for _ in range(args.repeats)], strict=True))
+    print(tabulate([[args.images, args.classes, args.precision, f"{ours:.3f}", f"{texts:.3f}", f"{tower:.3f}",
+                     f"{ours / tower:.2f}"]],
+                   ["images", "classes", "precision", "ours (s)", "of that texts", "bare tower (s)", "ours / bare"],
+                   disable_numparse=True, stralign="right"))
+    print(machine(args.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""How long a training step of MaPLe (and of P2C, whose towers run the same) takes, and how much memory, on ViT-B/16.
+
+    python benchmarks/step.py [--classes 10 50 ...] [--batch 4 ...] [--precisions fp32 ...] [--device cpu] [--steps 3]
+    python benchmarks/step.py --quick          a dry run of seconds on a tiny tower
+
+Forward and backward on random weights, the first C of ImageNet's class names, against a plain path: every class padded
+to the tower's 77 tokens, in one batch, through open_clip's own blocks. Each path is a process of its own, for its peak
+memory; they take turns, step by step, so that a busy machine slows both. Times are medians after one step of warm-up.
+
+Operations are those of the matrix products that the method needs, the backward pass counted as the forward one, since
+no weight has a gradient: ours on real tokens (no padding, the shared prefix once), the plain path on padded ones. Their
+ratio is what counting allows. "of matmul" is the path's own count over time, as a share of the rate of a large matrix
+product measured beside it.
+"""
+import argparse
+import multiprocessing
+import statistics
+from collections.abc import Sequence
+
+import torch
+from common import Setting, build, machine, made_up, matmul_rate, peak_memory, seconds
+from open_clip import CLIP
+from tabulate import tabulate
+from torch import Tensor
+
+from p2c.prompts.context import Prompts, context_rows, split_context_init
+from p2c.trainers.maple import MaPLe
+
+PLAIN_LIMIT = 500  # classes; with 1000 the plain path needs more than 24 GiB
+
+
+class PlainMaPLe(MaPLe):
+    """MaPLe through open_clip's own blocks, each class padded to the tower's full length and encoded anew."""
+
+    def build_prompts(self):
+        settings, tokenize, text = self.settings, self.clip.tokenize, self.text_tower
+        _, fixed = split_context_init(settings.CTX_INIT, settings.N_CTX, tokenize)
+        rows, _ = context_rows(self.dm.dataset.classnames, tokenize, text.sot, text.eot, settings.N_CTX, fixed)
+        self.tokens = torch.tensor([row + [0] * (text.context_length - len(row)) for row in rows], device=self.device)
+        self.eot = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        self.embedded = self.clip.model.token_embedding(self.tokens)                    # (C, 77, D)
+        return super().build_prompts()
+
+    def encode_text(self, prompts: Prompts) -> Tensor:
+        return self.features(self.plain_text, prompts)
+
+    def plain_text(self, prompts: Prompts) -> Tensor:
+        model: CLIP = self.clip.model
+        dtype = model.text_projection.dtype
+
+        def put(x: Tensor, tokens: Tensor) -> Tensor:
+            return torch.cat([x[:, :1], tokens.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + len(tokens):]], dim=1)
+
+        x = (put(self.embedded, prompts.context) + model.positional_embedding).to(dtype)
+        for layer, block in enumerate(model.transformer.resblocks):
+            if 0 < layer <= len(prompts.deep_text):
+                x = put(x, prompts.deep_text[layer - 1])
+            x = block(x, attn_mask=model.attn_mask)
+        x = model.ln_final(x)[torch.arange(len(x), device=x.device), self.eot]
+        return x @ model.text_projection
+
+    def encode_image(self, image: Tensor, prompts: Prompts) -> Tensor:
+        return self.features(self.plain_image, image, prompts)
+
+    def plain_image(self, image: Tensor, prompts: Prompts) -> Tensor:
+        visual = self.clip.model.visual
+        dtype = visual.proj.dtype
+
+        def appended(x: Tensor, tokens: Tensor) -> Tensor:
+            return torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+        x = appended(visual._embeds(image.to(dtype)), visual.ln_pre(prompts.visual.to(dtype)))
+        for layer, block in enumerate(visual.transformer.resblocks):
+            if 0 < layer <= len(prompts.deep_visual):
+                x = appended(x[:, :-len(prompts.visual)], prompts.deep_visual[layer - 1])
+            x = block(x)
+        return visual._pool(x)[0] @ visual.proj
+
+
+class Path:
+    """One way of computing the step, in a process of its own."""
+
+    def __init__(self, name: str, setting: Setting):
+        self.setting = setting
+        self.trainer = build(PATHS[name], setting)
+        self.batch = made_up(self.trainer, setting.batch, setting.classes)
+
+    def step(self) -> float:
+        """Seconds of forward and backward."""
+        return seconds(self._step, self.setting.device)
+
+    def _step(self) -> None:
+        trainer = self.trainer
+        trainer.optim.zero_grad()
+        self.loss = sum(trainer.losses(*self.batch).values())
+        trainer.scaler.scale(self.loss).backward()
+
+    def results(self) -> tuple[float, list]:
+        """Loss and gradients of the last step."""
+        scale = self.trainer.scaler.get_scale()
+        gradients = [parameter.grad / scale for parameter in self.trainer.prompts.parameters()]
+        return self.loss.item(), [gradient.cpu().numpy() for gradient in gradients]
+
+    def peak_memory(self) -> int:
+        return peak_memory(self.setting.device)
+
+    def rate(self) -> float:
+        return matmul_rate(self.setting)
+
+    def tokens(self) -> tuple[int, int, int]:
+        """Text tokens: encoded, needed (unpadded, the prefix once), and of one prefix."""
+        if isinstance(self.trainer, PlainMaPLe):
+            return (self.trainer.tokens.numel(),) * 2 + (0,)
+        prompts = self.trainer.class_prompts
+        prefix = len(prompts.prefix)
+        ends = sum(int((bucket.last == 0).sum()) - bucket.classes * prefix for bucket in prompts.buckets)
+        return prefix + len(prompts.suffix), prefix + ends, prefix
+
+    def operations(self) -> float:
+        """FLOPs of the step's matrix products: 24 D^2 a token and layer, and 4 D a query and key."""
+        _, needed, prefix = self.tokens()
+        model, count = self.trainer.clip.model, self.setting.classes
+        width, layers = self.trainer.text_tower.width, self.trainer.text_tower.layers
+        keys = prefix + (needed - prefix) / count  # the mean; in the plain path all
+        text = layers * needed * (24 * width**2 + 4 * width * keys)
+        width, layers = self.trainer.image_tower.width, self.trainer.image_tower.layers
+        patches, kernel = model.visual.positional_embedding.shape[0] - 1, model.visual.conv1.weight.numel()
+        tokens = patches + 1 + self.trainer.settings.N_CTX
+        image = layers * tokens * (24 * width**2 + 4 * width * tokens)
+        return 2 * text + self.setting.batch * (2 * image + 2 * patches * kernel)
+
+    @torch.no_grad()
+    def against_encode_text(self) -> float:
+        """The plain path's time for the texts over that of open_clip's encode_text on the same tokens."""
+        trainer, prompts = self.trainer, self.trainer.prompts()
+        pairs = []
+        with trainer.precision.context(trainer.device):
+            for _ in range(4):
+                pairs.append([seconds(call, self.setting.device) for call in (
+                    lambda: trainer.plain_text(prompts), lambda: trainer.clip.model.encode_text(trainer.tokens))])
+        plain, own = map(statistics.median, zip(*pairs[1:], strict=True))
+        return plain / own
+
+
+PATHS = {"ours": MaPLe, "plain": PlainMaPLe}  # every way of computing the step
+
+
+class Child:
+    """A Path in a process of its own."""
+
+    def __init__(self, name: str, setting: Setting):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, end = context.Pipe()
+        self.process = context.Process(target=serve, args=(end, name, setting), daemon=True)
+        self.process.start()
+        end.close()
+
+    def __call__(self, method: str):
+        """What a method of the Path returns."""
+        self.pipe.send(method)
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def serve(pipe, name: str, setting: Setting) -> None:
+    """Call the methods of a Path that come through the pipe until it closes."""
+    path = Path(name, setting)
+    while True:
+        try:
+            method = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(getattr(path, method)())
+
+
+def measure(setting: Setting, steps: int) -> tuple[list, list | None, float]:
+    """Rows of the two tables (None for the second without the plain path), and the median step of ours in seconds."""
+    names = ["ours", "plain"] if setting.classes <= PLAIN_LIMIT else ["ours"]
+    children = {name: Child(name, setting) for name in names}
+    times, rates = {name: [] for name in names}, []
+    for step in range(1 + steps):
+        for name, child in children.items():
+            times[name].append(child("step"))
+        if step:
+            rates.append(children["ours"]("rate"))
+    rate = statistics.median(rates)
+    median = {name: statistics.median(some[1:]) for name, some in times.items()}
+    memory = {name: child("peak_memory") for name, child in children.items()}
+    count = {name: child("operations") for name, child in children.items()}
+    rows = [[setting.classes, setting.batch, name, child("tokens")[0], f"{median[name]:.3f}",
+             f"{setting.batch / median[name]:.2f}", f"{memory[name] / 2**30:.2f}", f"{count[name] / 1e12:.3f}",
+             f"{count[name] / median[name] / rate:.0%}"] for name, child in children.items()]
+    comparison = None
+    if "plain" in children:
+        (loss, gradients), (plain_loss, plain_gradients) = (children[name]("results") for name in names)
+        allowed, reached = count["plain"] / count["ours"], median["plain"] / median["ours"]
+        comparison = [setting.classes, setting.batch, f"{reached:.2f}", f"{allowed:.2f}", f"{reached / allowed:.0%}",
+                      f"{memory['ours'] / memory['plain']:.0%}", f"{loss:.6f}", f"{abs(loss / plain_loss - 1):.1e}",
+                      f"{difference(gradients, plain_gradients):.1e}",
+                      f"{children['plain']('against_encode_text'):.2f}"]
+    for child in children.values():
+        child.end()
+    return rows, comparison, median["ours"]
+
+
+def difference(gradients: Sequence, expected: Sequence) -> float:
+    """The largest difference of a gradient from the expected one, relative to the norm of that."""
+    pairs = [[torch.from_numpy(x).double() for x in pair] for pair in zip(gradients, expected, strict=True)]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", help="default: 10, 50, 100, 500 and 1000")
+    parser.add_argument("--batch", type=int, nargs="+", help="default: 4; on a GPU 4 and 32")
+    parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=3, help="steps of each path that count")
+    parser.add_argument("--quick", action="store_true", help="a dry run of seconds on a tiny tower")
+    args = parser.parse_args()
+    if args.quick:
+        args.steps = 1
+    args.classes = args.classes or ([3, 30] if args.quick else [10, 50, 100, 500, 1000])
+    gpu = args.device != "cpu"
+    print(machine(args.device), flush=True)
+    for precision in args.precisions or (["fp16", "bf16", "amp", "fp32"] if gpu else ["fp32"]):
+        rows, comparisons, medians = [], [], {}
+        for batch in args.batch or ([4, 32] if gpu else [4]):
+            for classes in args.classes:
+                measured, comparison, medians[batch, classes] = measure(
+                    Setting(classes, batch, precision, args.device, args.quick), args.steps)
+                rows += measured
+                comparisons += [comparison] if comparison else []
+        print(f"\n{precision}: forward and backward")
+        print(tabulate(rows, ["classes", "batch", "path", "text tokens", "step (s)", "images/s", "peak (GiB)",
+                              "TFLOP", "of matmul"], disable_numparse=True, stralign="right"))
+        print(f"\n{precision}: ours against the plain path")
+        print(tabulate(comparisons, ["classes", "batch", "plain / ours", "counted", "reached", "memory", "loss",
+                                     "loss differs", "gradients differ", "plain / encode_text"],
+                       disable_numparse=True, stralign="right"), flush=True)
+        for (batch, classes), median in medians.items():
+            if classes == max(args.classes) and (batch, min(args.classes)) in medians:
+                print(f"Step with {classes} classes / with {min(args.classes)}, batch {batch}: "
+                      f"{median / medians[batch, min(args.classes)]:.2f}")
+    print(machine(args.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The transformer blocks of both towers in the parts that prompts need: queries, keys and values, attention, the rest.
+
+open_clip's own block attends from all its tokens to all its tokens. Here a block's queries may be fewer than its keys
+(of the last block one token is read), and its keys may begin with those of a prefix. Weights are frozen, so what a
+block keeps for the backward pass is what its attention, layer norms and activation need.
+
+Shapes: N sequences, T tokens, S of them asking, D width, H heads.
+"""
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+
+QUICK = 1.702  # of quick-GELU, x * sigmoid(1.702 x)
+
+
+def query(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """Queries (..., D) of states (..., D) that have passed `ln_1`."""
+    width = x.shape[-1]
+    return F.linear(x, block.attn.in_proj_weight[:width], block.attn.in_proj_bias[:width])
+
+
+def keys_values(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """Keys and behind them values (..., 2 D) of states (..., D) that have passed `ln_1`."""
+    width = x.shape[-1]
+    return F.linear(x, block.attn.in_proj_weight[width:], block.attn.in_proj_bias[width:])
+
+
+def attend(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, mask: Tensor | None = None,
+           causal: bool = False) -> Tensor:
+    """What queries (N, S, D) read from keys and values (N, T, 2 D), as (N, S, D).
+
+    Args:
+        mask: what is added to the products (S, T), or (N, 1, S, T).
+        causal: no query sees keys behind its own place; with S = T.
+    """
+    heads = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
+    attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal)  # (N, H, S, D/H)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a block on states (..., D) after its attention (..., D)."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    return x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
+
+
+def self_attention(block: ResidualAttentionBlock, x: Tensor, first_only: bool = False) -> Tensor:
+    """A whole block on states (N, T, D); with `first_only` just the first token's new state (N, 1, D)."""
+    normed = block.ln_1(x)
+    kv = keys_values(block, normed)
+    if first_only:
+        x, normed = x[:, :1], normed[:, :1]
+    return finish(block, x, attend(block, query(block, normed), kv))
+
+
+def _mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """The two linear layers of a block and the activation between them.
+
+    Quick-GELU is silu(1.702 x) / 1.702, and the matrix products take the factors along: one pass instead of three over
+    the widest states, of which one tensor instead of two is kept for the backward pass.
+    """
+    if not isinstance(mlp.gelu, QuickGELU):
+        return mlp(x)
+    first, second = mlp.c_fc, mlp.c_proj
+    hidden = torch.addmm(first.bias, x.flatten(0, -2), first.weight.t(), beta=QUICK, alpha=QUICK)
+    hidden = torch.addmm(second.bias, F.silu(hidden), second.weight.t(), alpha=1 / QUICK)
+    return hidden.unflatten(0, x.shape[:-1])
