@@ -114,6 +114,7 @@ class PromptTrainer(TrainerX):
         if len(names) != self.num_classes:
             raise ValueError(f"{cfg.DATASET.NAME} has {self.num_classes} classes by its labels, but {len(names)} class "
                              "names; every label from 0 on needs one name")
+        self._compiled: dict[Callable, Callable] = {}
         self.precision = Precision.from_name(self.settings.PREC, self.device)
         with first_on_each_machine():
             self.clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, self.precision.dtype,
@@ -235,9 +236,18 @@ class PromptTrainer(TrainerX):
 
     def run_tower(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
         """What a tower makes of its inputs in the run's precision, in float32 or better."""
+        if self.cfg.TRAIN.COMPILE and torch.is_grad_enabled():
+            encode = self.compiled(encode)
         with self.precision.context(self.device):
             features = encode(*inputs)
         return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    def compiled(self, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A tower's function compiled for the shapes of training; on a GPU its kernels are launched as one graph."""
+        if encode not in self._compiled:
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            self._compiled[encode] = torch.compile(encode, dynamic=False, mode=mode)
+        return self._compiled[encode]
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """exp(logit_scale) times the cosines (B, C) of normalised features (B, E) and (C, E)."""
@@ -276,6 +286,7 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
         """One step: losses, their sum backward, update. Returns what is logged, without waiting for the device."""
         image, label = self.parse_batch_train(batch)
+        torch.compiler.cudagraph_mark_step_begin()
         losses = self.training_losses(image, label)
         loss = sum(losses.values())
         self.optim.zero_grad()
