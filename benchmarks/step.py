@@ -219,8 +219,10 @@ def measure(setting: Setting, names: Sequence[str], steps: int) -> tuple[list, l
             try:
                 times[name].append(child("step"))
             except Failed as error:
-                print(f"{name}, {setting.classes} classes, batch {setting.batch}, {setting.precision}: {error}",
-                      flush=True)
+                text = f"{name}, {setting.classes} classes, batch {setting.batch}, {setting.precision}: {error}"
+                if name == "ours":
+                    raise SystemExit(text) from None
+                print(text, flush=True)
                 children.pop(name).end()
         if step >= warm_up:
             rates.append(children["ours"]("rate"))
