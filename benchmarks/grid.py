@@ -195,8 +195,8 @@ def main() -> None:
     classes = sorted({base_classes(some) for some in sizes.values()})
     setting = Setting(0, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, precision, args.device, args.quick)
     pieces = measure(classes, setting, workers, images, args.steps or (30 if gpu else 2))
-    print(f"\nMeasured in {precision}, {workers} workers: a process starts in {pieces.start:.1f} s, its first step takes "
-          f"{pieces.first_step:.1f} s\nmore than others; images/s in training {1 / pieces.read:.1f} read, "
+    print(f"\nMeasured in {precision} with {workers} workers: a process starts in {pieces.start:.1f} s, its first step "
+          f"takes {pieces.first_step:.1f} s more\nthan others; images/s in training {1 / pieces.read:.1f} read, "
           f"{1 / pieces.kept:.1f} kept; in a test {1 / pieces.loaded:.1f} read, {1 / pieces.computed:.1f} computed")
     rows, totals = zip(*(project(name, some, pieces, cfg, args.device) for name, some in sizes.items()), strict=True)
     print("\nProjected, one seed of each data set, training on the base classes and testing on both halves")
