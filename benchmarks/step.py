@@ -102,8 +102,9 @@ class Path:
         trainer = self.trainer
         torch.compiler.cudagraph_mark_step_begin()
         trainer.optim.zero_grad()
-        self.loss = sum(trainer.losses(*self.batch).values())
-        trainer.scaler.scale(self.loss).backward()
+        loss = sum(trainer.losses(*self.batch).values())
+        trainer.scaler.scale(loss).backward()
+        self.loss = loss.detach()
 
     def results(self) -> tuple[float, list]:
         """Loss and gradients of the last step."""
@@ -178,10 +179,10 @@ class Child:
         Raises:
             Failed: with what was raised there.
         """
-        self.pipe.send(method)
         try:
+            self.pipe.send(method)
             result = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise Failed("the process was ended, perhaps for want of memory") from None
         if isinstance(result, Failed):
             raise result
