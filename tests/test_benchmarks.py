@@ -46,13 +46,27 @@ def test_dry_run_of_the_loading_benchmark(dry_run):
     assert all(float(rate) > 0 for row in rows for rate in row[3:5])
 
 
-def test_dry_run_of_several_processes(dry_run):
-    rows = [line for line in dry_run("ranks") if line[1:4] == ["4", "100", "fp32"]]
-    assert [line[0] for line in rows] == ["1", "2"] and rows[0][-2] == "100%"
+def test_several_processes_are_compared_with_one(dry_run, monkeypatch):
+    """Half the time, a quarter of it, with 2 and 4 processes would be ideal."""
+    import ranks
+
+    monkeypatch.setattr(ranks, "measure", lambda count, threads, args: ({1: 8.0, 2: 5.0, 4: 4.0}[count], 3 << 30))
+    rows = [line for line in dry_run("ranks", "--processes", "1", "2", "4") if line[1:4] == ["4", "100", "fp32"]]
+    assert [(line[0], *line[-5:]) for line in rows] == [
+        ("1", "8.0000", "0.50", "1.00", "100%", "3.00"), ("2", "5.0000", "0.80", "1.60", "80%", "3.00"),
+        ("4", "4.0000", "1.00", "2.00", "50%", "3.00")]
 
 
-def test_dry_run_of_the_grid(dry_run):
+def test_each_process_takes_its_part(dry_run):
+    result = dry_run("ranks", "--take-part")[-1]
+    assert result[0] == "RESULT" and float(result[1]) > 0 and result[3] == "1"
+
+
+def test_dry_run_of_the_grid(dry_run, monkeypatch):
     """Base classes with 16 shots in batches of 4, 5 epochs: 20 steps a class."""
+    import grid
+
+    monkeypatch.setattr(grid, "start_up", lambda folder, setting: 7.0)
     lines = [line for line in dry_run("grid") if line[:1] in (["eurosat"], ["ucf101"])]
     rows = [[line[position] for position in (0, 1, 2, 3, 7)] for line in lines]
     assert rows == [["eurosat", "10", "5", "100", "8,100"], ["ucf101", "101", "51", "1020", "3,783"]]
