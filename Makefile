@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 INSTALLED := $(ENV)/.p2c-installed
 export PYTHON
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint bench setup
 
 demo: $(INSTALLED)
 	bash scripts/demo.sh
@@ -19,6 +19,15 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
+
+# What docs/performance.md shows, on this machine (an hour or more), also into bench.txt; QUICK=1: a dry run of minutes.
+# One that fails does not keep the others from running.
+BENCHMARKS := step evaluation loading ranks grid
+bench: $(INSTALLED)
+	@bash -o pipefail -c '{ status=0; for name in $(BENCHMARKS); do \
+	    printf "\n== benchmarks/%s.py\n" $$name; \
+	    $(PYTHON) benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
+	done; exit $$status; } 2>&1 | tee bench$(if $(QUICK),-quick).txt'
 
 setup: $(INSTALLED)
 

@@ -1,4 +1,7 @@
-"""What the benchmarks share: trainers on random weights and made-up images, the machine's speed and its description."""
+"""What the benchmarks share: options, trainers on random weights and made-up images, the machine's speed, its
+description.
+"""
+import argparse
 import dataclasses
 import os
 import platform
@@ -9,17 +12,35 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL
 import torch
+import torchvision
 from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
+from yacs.config import CfgNode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from p2c import registry  # noqa: E402
 from p2c.config import config_file, extend_cfg  # noqa: E402
 from p2c.engine.logger import only_warnings  # noqa: E402
 from p2c.framework import DATASET_REGISTRY, DatasetBase, Datum, get_cfg_default  # noqa: E402
 from p2c.trainers.base import PromptTrainer  # noqa: E402
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--device", choices=devices, default=devices[-1], help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a dry run of seconds, whose numbers mean nothing")
+    return parser
+
+
+def precisions(device: str) -> list[str]:
+    """The choices of PREC that are of interest on a device."""
+    return ["fp32"] if device == "cpu" else ["fp16", "bf16", "amp", "fp32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +64,30 @@ class FirstOfImageNet(DatasetBase):
         super().__init__(train_x=items, test=items)
 
 
-def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrainer:
-    """A trainer of MaPLe's kind with its shipped settings and random weights, `pairs` of keys and values changed."""
+def shipped(trainer: str, tiny: bool = False) -> CfgNode:
+    """The configuration that base-to-novel runs of MaPLe or P2C have, or that of the tiny tower."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_file(config_file("trainers", "MaPLe", "tiny_shapes" if setting.tiny else
-                                    "vit_b16_c2_ep5_batch4_2ctx"))
+    cfg.merge_from_file(config_file("trainers", trainer, "tiny_shapes" if tiny else "vit_b16_c2_ep5_batch4_2ctx"))
+    return cfg
+
+
+def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrainer:
+    """A trainer of MaPLe's kind with its shipped settings and random weights, `pairs` of keys and values changed."""
+    name = next(name for name in registry.TRAINERS if name.upper() == trainer.node)
+    cfg = shipped(name, setting.tiny)
     cfg.DATASET.NUM_CLASSES = setting.classes
     cfg.merge_from_list([
-        "DATASET.NAME", "FirstOfImageNet", "MODEL.BACKBONE.WEIGHTS", "random", "TRAINER.MAPLE.PREC", setting.precision,
-        "TRAINER.NAME", "MaPLe", "DATALOADER.TRAIN_X.BATCH_SIZE", setting.batch, "USE_CUDA", setting.device != "cpu",
-        "DATALOADER.NUM_WORKERS", 0,
-        "OUTPUT_DIR", tempfile.gettempdir(), "SEED", 1, "VERBOSE", False, *pairs])
+        "DATASET.NAME", "FirstOfImageNet", "MODEL.BACKBONE.WEIGHTS", "random", f"TRAINER.{trainer.node}.PREC",
+        setting.precision, "TRAINER.NAME", name, "DATALOADER.TRAIN_X.BATCH_SIZE", setting.batch,
+        "USE_CUDA", setting.device != "cpu", "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tempfile.gettempdir(),
+        "SEED", 1, "VERBOSE", False, *pairs])
     cfg.freeze()
+    torch.backends.cudnn.benchmark = setting.device != "cpu"  # as train.py does
     with only_warnings():
         built = trainer(cfg)
     built.epoch = built.batch_idx = 0
-    built.num_batches = 1
+    built.num_batches = 2  # so that no step ends an epoch
     built.set_model_mode("train")
     return built
 
@@ -106,6 +134,10 @@ def machine(device: str) -> str:
         model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
                       if line.startswith("model name")), model)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    gpu = "" if device == "cpu" else f"{torch.cuda.get_device_name(device)}; "
+    gpu = ""
+    if device != "cpu":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB; "
     return (f"{gpu}{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; "
-            f"torch {torch.__version__}, Python {platform.python_version()}, device {device}")
+            f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+            f"Pillow {PIL.__version__}, device {device}")

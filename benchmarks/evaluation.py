@@ -1,17 +1,16 @@
 """How much longer an evaluation takes than the bare image tower: 200 images over 397 classes, SUN397's number.
 
-    python benchmarks/evaluation.py [--images 200] [--classes 397] [--precision fp32] [--device cpu] [--repeats 1]
+    python benchmarks/evaluation.py [--images 200] [--classes 397] [--precisions fp32] [--device cpu] [--repeats 1]
     python benchmarks/evaluation.py --quick    a dry run of seconds on a tiny tower
 
 Ours is what a trainer does in a test: the classes (the first of ImageNet's) encoded once, the images in the batches of
 the shipped configuration, with prompts, and logits. The bare image tower is open_clip's own on the same batches. The
 two take turns, batch by batch. Weights and images are random; reading images is not counted.
 """
-import argparse
 import statistics
 
 import torch
-from common import Setting, build, machine, made_up, seconds
+from common import Setting, build, machine, made_up, options, precisions, seconds
 from tabulate import tabulate
 
 from p2c.trainers.maple import MaPLe
@@ -37,26 +36,28 @@ def evaluate(trainer: MaPLe, images: torch.Tensor, device: str) -> tuple[float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--classes", type=int, default=397)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a dry run of seconds on a tiny tower")
+    parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
+    parser.add_argument("--repeats", type=int, help="evaluations, of which the median counts (default: 1; on a GPU 5)")
     args = parser.parse_args()
+    gpu = args.device != "cpu"
     if args.quick:
-        args.images, args.classes = 8, 30
+        args.images, args.classes, args.repeats = 8, 30, 1
     print(machine(args.device), flush=True)
-    trainer = build(MaPLe, Setting(args.classes, 4, args.precision, args.device, args.quick))
-    images, _ = made_up(trainer, args.images, args.classes)
-    evaluate(trainer, images[:2], args.device)  # warm-up
-    ours, texts, tower = map(statistics.median,
-                             zip(*[evaluate(trainer, images, args.device) for _ in range(args.repeats)], strict=True))
-    print(tabulate([[args.images, args.classes, args.precision, f"{ours:.3f}", f"{texts:.3f}", f"{tower:.3f}",
-                     f"{ours / tower:.2f}"]],
-                   ["images", "classes", "precision", "ours (s)", "of that texts", "bare tower (s)", "ours / bare"],
-                   disable_numparse=True, stralign="right"))
+    rows = []
+    for precision in args.precisions or precisions(args.device):
+        trainer = build(MaPLe, Setting(args.classes, 4, precision, args.device, args.quick))
+        images, _ = made_up(trainer, args.images, args.classes)
+        evaluate(trainer, images if gpu else images[:2], args.device)  # warm-up, on a GPU for each size of a batch
+        repeats = args.repeats or (5 if gpu else 1)
+        ours, texts, tower = map(statistics.median, zip(
+            *[evaluate(trainer, images, args.device) for _ in range(repeats)], strict=True))
+        rows.append([args.images, args.classes, precision, f"{ours:.3f}", f"{texts:.3f}", f"{tower:.3f}",
+                     f"{ours / tower:.2f}"])
+    print(tabulate(rows, ["images", "classes", "precision", "ours (s)", "of that texts", "bare tower (s)",
+                          "ours / bare"], disable_numparse=True, stralign="right"))
     print(machine(args.device))
 
 

@@ -1,28 +1,25 @@
 """How many images a second are read for training and for evaluation, and where the time goes.
 
-    python benchmarks/loading.py [--images N] [--epochs E] [--workers 0 1 2] [--quick]
+    python benchmarks/loading.py [--images N] [--epochs E] [--workers 0 1 2] [--device cpu] [--quick]
 
 The images are JPEGs of 500 x 375 pixels, made in a temporary folder, with CLIP's transforms to 224 x 224. "float": the
-loader hands out normalised floats, as other people's trainers take them; "bytes": uint8, as ours take them, and
-normalising a batch (here on the CPU) is counted. "cached": training images are kept decoded. The first epoch reads
-every file and starts the workers; of the later ones the median is shown.
+loader hands out normalised floats, as other people's trainers take them; "bytes": uint8, as ours take them. Taking a
+batch to the device, and normalising it there if it is in bytes, is counted. "cached": training images are kept decoded.
+The first epoch reads every file and starts the workers; of the later ones the median is shown. N is the number of
+images for each worker. The files were just written, so that they come from memory.
 """
-import argparse
 import contextlib
 import io
 import os
-import platform
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-import PIL
 import torch
-import torchvision
+from common import machine, options, seconds
 from PIL import Image
 from tabulate import tabulate
 from torchvision import transforms as T
@@ -40,79 +37,100 @@ except ImportError:
 
 WIDTH, HEIGHT, SIZE = 500, 375, 224
 BATCH, TEST_BATCH = 4, 100  # those of the published configurations
+DISTINCT = 100  # images; more of them are copies
 STATISTICS = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 
 
 @DATASET_REGISTRY.register()
 class SyntheticJpegs(DatasetBase):
-    """All images in DATASET.ROOT, for training and for test."""
+    """The first DATASET.NUM_SHOTS images in DATASET.ROOT, all of one class, for training and for test."""
 
     def __init__(self, cfg):
-        items = [Datum(str(path), 0, classname="noise") for path in sorted(Path(cfg.DATASET.ROOT).glob("*.jpg"))]
+        paths = sorted(Path(cfg.DATASET.ROOT).glob("*.jpg"))[:cfg.DATASET.NUM_SHOTS]
+        items = [Datum(str(path), 0, classname="noise") for path in paths]
         super().__init__(train_x=items, test=items)
 
 
-def make_images(folder: Path, count: int) -> None:
+def make_images(folder: Path, count: int) -> list[Path]:
     """Smooth blobs with grain, which compress about as photographs do (60 KB)."""
     rng = np.random.default_rng(0)
-    for index in range(count):
+    paths = [folder / f"{index:05}.jpg" for index in range(count)]
+    for index, path in enumerate(paths):
+        if index >= DISTINCT:
+            path.write_bytes(paths[index % DISTINCT].read_bytes())
+            continue
         blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         pixels = np.asarray(blobs.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
         pixels = pixels + rng.normal(0, 8, pixels.shape)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:05}.jpg", quality=90)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return paths
 
 
-def build(folder: Path, workers: int, cached: bool, compact: bool) -> tuple[DataManager, Callable]:
-    """The loaders, and what is done to a batch of images afterwards."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    cfg.merge_from_list([
-        "DATASET.NAME", "SyntheticJpegs", "DATASET.ROOT", str(folder), "SEED", 1, "VERBOSE", False,
-        "INPUT.INTERPOLATION", "bicubic", "INPUT.TRANSFORMS", ["random_resized_crop", "random_flip", "normalize"],
-        "INPUT.PIXEL_MEAN", STATISTICS[0], "INPUT.PIXEL_STD", STATISTICS[1], "DATALOADER.NUM_WORKERS", workers,
-        "DATALOADER.CACHE", -1 if cached else 0, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH,
-        "DATALOADER.TEST.BATCH_SIZE", TEST_BATCH,
-    ])
-    with contextlib.redirect_stdout(io.StringIO()):
-        data = DataManager(cfg)
-    normalization = Normalization(STATISTICS, torch.device("cpu"))
-    if not compact:
-        return data, lambda images: images
-    for loader in (data.train_loader_x, data.test_loader):
-        loader.dataset.transform = as_bytes(loader.dataset.transform, normalization)
-    return data, normalization
+class Loading:
+    """The loaders over the first `images` of a folder, and what is done to a batch of images afterwards."""
+
+    def __init__(self, folder: Path, images: int, workers: int, device: str, cached: bool, compact: bool):
+        cfg = get_cfg_default()
+        extend_cfg(cfg)
+        cfg.merge_from_list([
+            "DATASET.NAME", "SyntheticJpegs", "DATASET.ROOT", str(folder), "DATASET.NUM_SHOTS", images, "SEED", 1,
+            "VERBOSE", False, "INPUT.INTERPOLATION", "bicubic",
+            "INPUT.TRANSFORMS", ["random_resized_crop", "random_flip", "normalize"],
+            "INPUT.PIXEL_MEAN", STATISTICS[0], "INPUT.PIXEL_STD", STATISTICS[1], "DATALOADER.NUM_WORKERS", workers,
+            "DATALOADER.CACHE", -1 if cached else 0, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH,
+            "DATALOADER.TEST.BATCH_SIZE", TEST_BATCH, "USE_CUDA", device != "cpu",
+        ])
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.data = DataManager(cfg)
+        self.device = device
+        self.finish = normalization = Normalization(STATISTICS, torch.device(device))
+        if not compact:
+            self.finish = lambda images: images
+            return
+        for loader in (self.data.train_loader_x, self.data.test_loader):
+            loader.dataset.transform = as_bytes(loader.dataset.transform, normalization)
+
+    def training(self, epochs: int) -> tuple[float, float]:
+        """Images a second of the first epoch, and the median of the others."""
+        rates = []
+        for epoch in range(epochs):
+            set_epoch(self.data.train_loader_x, epoch)
+            rates.append(self._rate(self.data.train_loader_x))
+        return rates[0], median(rates[1:])
+
+    def evaluation(self, passes: int) -> float:
+        """Images a second, the median of some passes."""
+        return median(self._rate(self.data.test_loader) for _ in range(passes))
+
+    def _rate(self, loader) -> float:
+        counts = []
+
+        def read() -> None:
+            for batch in loader:
+                counts.append(len(self.finish(batch["img"].to(self.device, non_blocking=True))))
+
+        time = seconds(read, self.device)
+        return sum(counts) / time
 
 
-def rate(loader, finish: Callable) -> float:
-    """Images a second of one pass."""
-    start, count = time.perf_counter(), 0
-    for batch in loader:
-        count += len(finish(batch["img"]))
-    return count / (time.perf_counter() - start)
-
-
-def measure_training(folder: Path, workers: Sequence[int], epochs: int) -> list[dict]:
+def measure_training(folder: Path, images: int, workers: Sequence[int], epochs: int, device: str) -> list[dict]:
     rows = []
     for number in workers:
         for cached in (False, True):
             for compact in (False, True):
-                data, finish = build(folder, number, cached, compact)
-                rates = []
-                for epoch in range(epochs):
-                    set_epoch(data.train_loader_x, epoch)
-                    rates.append(rate(data.train_loader_x, finish))
+                loading = Loading(folder, images * max(1, number), number, device, cached, compact)
+                first, later = loading.training(epochs)
                 rows.append({"workers": number, "images": "cached" if cached else "read", "batches": kind(compact),
-                             "first epoch": rates[0], "later": median(rates[1:])})
+                             "first epoch": first, "later": later})
     return rows
 
 
-def measure_evaluation(folder: Path, workers: Sequence[int], passes: int) -> list[dict]:
+def measure_evaluation(folder: Path, images: int, workers: Sequence[int], passes: int, device: str) -> list[dict]:
     rows = []
     for number in workers:
         for compact in (False, True):
-            data, finish = build(folder, number, cached=False, compact=compact)
-            rates = [rate(data.test_loader, finish) for _ in range(passes)]
-            rows.append({"workers": number, "batches": kind(compact), "images/s": median(rates)})
+            loading = Loading(folder, images * max(1, number), number, device, cached=False, compact=compact)
+            rows.append({"workers": number, "batches": kind(compact), "images/s": loading.evaluation(passes)})
     return rows
 
 
@@ -122,12 +140,7 @@ def kind(compact: bool) -> str:
 
 def milliseconds(function: Callable, inputs: Sequence) -> float:
     """Median time of a call."""
-    times = []
-    for value in inputs:
-        start = time.perf_counter()
-        function(value)
-        times.append(1000 * (time.perf_counter() - start))
-    return median(times)
+    return 1000 * median(seconds(lambda value=value: function(value), "cpu") for value in inputs)
 
 
 def measure_stages(paths: Sequence[Path]) -> list[dict]:
@@ -175,44 +188,35 @@ def compare_decoders(paths: Sequence[Path]) -> str:
     return "Where torchvision's pixels differ from Pillow's: " + ", ".join(texts)
 
 
-def describe_machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (f"{cpu}, {os.cpu_count()} cores{load}; Python {platform.python_version()}, torch {torch.__version__}, "
-            f"torchvision {torchvision.__version__}, Pillow {PIL.__version__}")
-
-
 def table(title: str, rows: list[dict]) -> None:
     print(f"\n{title}\n{tabulate(rows, headers='keys', floatfmt='.1f')}", flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=4, help="at least 2")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="a dry run of seconds, whose numbers mean nothing")
-    args = parser.parse_args(argv)
+    counts = [number for number in (0, 1, 2, 4, 8) if number <= (os.cpu_count() or 1)]  # 8: the shipped number
+    parser.add_argument("--workers", type=int, nargs="+", default=counts)
+    args = parser.parse_args()
     if args.quick:
         args.images, args.epochs, args.workers = 8, 2, [0, 1]
     if args.epochs < 2 or args.images < BATCH:
         parser.error(f"at least 2 epochs and {BATCH} images are needed")
     torch.set_num_threads(1)  # as in a worker, so that the numbers of workers can be compared
-    print(describe_machine())
+    print(machine(args.device), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_images(folder, args.images)
-        paths = sorted(folder.iterdir())
+        paths = make_images(folder, args.images * max(1, *args.workers))
         size = sum(path.stat().st_size for path in paths) / len(paths) / 1000
-        print(f"{args.images} JPEGs of {WIDTH} x {HEIGHT}, {size:.0f} KB each")
+        print(f"{len(paths)} JPEGs of {WIDTH} x {HEIGHT}, {size:.0f} KB each")
         table("One image, in one process", measure_stages(paths[:100]))
         if decode_jpeg:
             print(compare_decoders(paths[:100]))
-        table(f"Training, batches of {BATCH}: images/s", measure_training(folder, args.workers, args.epochs))
-        table(f"Evaluation, batches of {TEST_BATCH}", measure_evaluation(folder, args.workers, args.epochs))
+        table(f"Training, batches of {BATCH}: images/s",
+              measure_training(folder, args.images, args.workers, args.epochs, args.device))
+        table(f"Evaluation, batches of {TEST_BATCH}",
+              measure_evaluation(folder, args.images, args.workers, args.epochs, args.device))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """How long a training step of MaPLe (and of P2C, whose towers run the same) takes, and how much memory, on ViT-B/16.
 
     python benchmarks/step.py [--classes 10 50 ...] [--batch 4 ...] [--precisions fp32 ...] [--device cpu] [--steps 3]
+                              [--compile]
     python benchmarks/step.py --quick          a dry run of seconds on a tiny tower
 
 Forward and backward on random weights, the first C of ImageNet's class names, against a plain path: every class padded
-to the tower's 77 tokens, in one batch, through open_clip's own blocks. Each path is a process of its own, for its peak
-memory; they take turns, step by step, so that a busy machine slows both. Times are medians after one step of warm-up.
+to the tower's 77 tokens, in one batch, through open_clip's own blocks. "compiled" is ours with TRAIN.COMPILE. Each path
+is a process of its own, for its peak memory; they take turns, step by step, so that a busy machine slows all. Times are
+medians after some steps of warm-up. A path that fails, for want of memory say, is named and left out.
 
 Operations are those of the matrix products that the method needs, the backward pass counted as the forward one, since
 no weight has a gradient: ours on real tokens (no padding, the shared prefix once), the plain path on padded ones. Their
 ratio is what counting allows. "of matmul" is the path's own count over time, as a share of the rate of a large matrix
 product measured beside it.
 """
-import argparse
 import multiprocessing
 import statistics
 from collections.abc import Sequence
 
 import torch
-from common import Setting, build, machine, made_up, matmul_rate, peak_memory, seconds
+from common import Setting, build, machine, made_up, matmul_rate, options, peak_memory, precisions, seconds
 from open_clip import CLIP
 from tabulate import tabulate
 from torch import Tensor
@@ -81,28 +82,37 @@ class Path:
     """One way of computing the step, in a process of its own."""
 
     def __init__(self, name: str, setting: Setting):
-        self.setting = setting
-        self.trainer = build(PATHS[name], setting)
+        trainer, pairs = PATHS[name]
+        self.setting, self.peak = setting, 0
+        self.trainer = build(trainer, setting, *pairs)
         self.batch = made_up(self.trainer, setting.batch, setting.classes)
 
     def step(self) -> float:
         """Seconds of forward and backward."""
-        return seconds(self._step, self.setting.device)
+        device, trainer = self.setting.device, self.trainer
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats(device)  # of the products in `rate`
+        time = seconds(self._step, device)
+        self.peak = max(self.peak, peak_memory(device))
+        trainer.scaler.unscale_(trainer.optim)
+        trainer.scaler.update()  # as in training, until nothing overflows
+        return time
 
     def _step(self) -> None:
         trainer = self.trainer
+        torch.compiler.cudagraph_mark_step_begin()
         trainer.optim.zero_grad()
-        self.loss = sum(trainer.losses(*self.batch).values())
-        trainer.scaler.scale(self.loss).backward()
+        loss = sum(trainer.losses(*self.batch).values())
+        trainer.scaler.scale(loss).backward()
+        self.loss = loss.detach()
 
     def results(self) -> tuple[float, list]:
         """Loss and gradients of the last step."""
-        scale = self.trainer.scaler.get_scale()
-        gradients = [parameter.grad / scale for parameter in self.trainer.prompts.parameters()]
-        return self.loss.item(), [gradient.cpu().numpy() for gradient in gradients]
+        return self.loss.item(), [parameter.grad.cpu().numpy() for parameter in self.trainer.prompts.parameters()]
 
     def peak_memory(self) -> int:
-        return peak_memory(self.setting.device)
+        """Bytes that the steps took."""
+        return self.peak
 
     def rate(self) -> float:
         return matmul_rate(self.setting)
@@ -142,7 +152,15 @@ class Path:
         return plain / own
 
 
-PATHS = {"ours": MaPLe, "plain": PlainMaPLe}  # every way of computing the step
+PATHS = {  # every way of computing the step: a trainer, and settings that it gets
+    "ours": (MaPLe, ()),
+    "compiled": (MaPLe, ("TRAIN.COMPILE", True)),
+    "plain": (PlainMaPLe, ()),
+}
+
+
+class Failed(Exception):
+    """A path cannot go on."""
 
 
 class Child:
@@ -156,9 +174,19 @@ class Child:
         end.close()
 
     def __call__(self, method: str):
-        """What a method of the Path returns."""
-        self.pipe.send(method)
-        return self.pipe.recv()
+        """What a method of the Path returns.
+
+        Raises:
+            Failed: with what was raised there.
+        """
+        try:
+            self.pipe.send(method)
+            result = self.pipe.recv()
+        except (EOFError, OSError):
+            raise Failed("the process was ended, perhaps for want of memory") from None
+        if isinstance(result, Failed):
+            raise result
+        return result
 
     def end(self) -> None:
         self.pipe.close()
@@ -166,44 +194,60 @@ class Child:
 
 
 def serve(pipe, name: str, setting: Setting) -> None:
-    """Call the methods of a Path that come through the pipe until it closes."""
-    path = Path(name, setting)
+    """Call the methods of a Path that come through the pipe, until it closes or one fails."""
+    path = None
     while True:
         try:
             method = pipe.recv()
         except EOFError:
             return
-        pipe.send(getattr(path, method)())
+        try:
+            path = path or Path(name, setting)
+            pipe.send(getattr(path, method)())
+        except Exception as error:  # whatever it is, the other paths go on
+            pipe.send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"))
+            return
 
 
-def measure(setting: Setting, steps: int) -> tuple[list, list | None, float]:
-    """Rows of the two tables (None for the second without the plain path), and the median step of ours in seconds."""
-    names = ["ours", "plain"] if setting.classes <= PLAIN_LIMIT else ["ours"]
+def measure(setting: Setting, names: Sequence[str], steps: int) -> tuple[list, list, float]:
+    """Rows of the two tables, the second against the plain path, if that ran, and the median step of ours in seconds.
+    """
     children = {name: Child(name, setting) for name in names}
     times, rates = {name: [] for name in names}, []
-    for step in range(1 + steps):
-        for name, child in children.items():
-            times[name].append(child("step"))
-        if step:
+    warm_up = 1 if setting.device == "cpu" else 4  # a CUDA graph runs freely, and is recorded, before it is replayed
+    for step in range(warm_up + steps):
+        for name, child in list(children.items()):
+            try:
+                times[name].append(child("step"))
+            except Failed as error:
+                text = f"{name}, {setting.classes} classes, batch {setting.batch}, {setting.precision}: {error}"
+                if name == "ours":
+                    raise SystemExit(text) from None
+                print(text, flush=True)
+                children.pop(name).end()
+        if step >= warm_up:
             rates.append(children["ours"]("rate"))
     rate = statistics.median(rates)
-    median = {name: statistics.median(some[1:]) for name, some in times.items()}
+    median = {name: statistics.median(times[name][warm_up:]) for name in children}
     memory = {name: child("peak_memory") for name, child in children.items()}
     count = {name: child("operations") for name, child in children.items()}
-    rows = [[setting.classes, setting.batch, name, child("tokens")[0], f"{median[name]:.3f}",
+    rows = [[setting.classes, setting.batch, name, child("tokens")[0], f"{median[name]:.4f}",
              f"{setting.batch / median[name]:.2f}", f"{memory[name] / 2**30:.2f}", f"{count[name] / 1e12:.3f}",
              f"{count[name] / median[name] / rate:.0%}"] for name, child in children.items()]
-    comparison = None
+    comparisons = []
     if "plain" in children:
-        (loss, gradients), (plain_loss, plain_gradients) = (children[name]("results") for name in names)
-        allowed, reached = count["plain"] / count["ours"], median["plain"] / median["ours"]
-        comparison = [setting.classes, setting.batch, f"{reached:.2f}", f"{allowed:.2f}", f"{reached / allowed:.0%}",
-                      f"{memory['ours'] / memory['plain']:.0%}", f"{loss:.6f}", f"{abs(loss / plain_loss - 1):.1e}",
-                      f"{difference(gradients, plain_gradients):.1e}",
-                      f"{children['plain']('against_encode_text'):.2f}"]
+        plain_loss, plain_gradients = children["plain"]("results")
+        against_own = children["plain"]("against_encode_text")
+        for name in [name for name in children if name != "plain"]:
+            loss, gradients = children[name]("results")
+            allowed, reached = count["plain"] / count[name], median["plain"] / median[name]
+            comparisons.append([
+                setting.classes, setting.batch, name, f"{reached:.2f}", f"{allowed:.2f}", f"{reached / allowed:.0%}",
+                f"{memory[name] / memory['plain']:.0%}", f"{loss:.6f}", f"{abs(loss / plain_loss - 1):.1e}",
+                f"{difference(gradients, plain_gradients):.1e}", f"{against_own:.2f}"])
     for child in children.values():
         child.end()
-    return rows, comparison, median["ours"]
+    return rows, comparisons, median["ours"]
 
 
 def difference(gradients: Sequence, expected: Sequence) -> float:
@@ -213,32 +257,33 @@ def difference(gradients: Sequence, expected: Sequence) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, nargs="+", help="default: 10, 50, 100, 500 and 1000")
+    parser = options(__doc__)
+    parser.add_argument("--classes", type=int, nargs="+", help="default: 10 50 100 500 1000")
     parser.add_argument("--batch", type=int, nargs="+", help="default: 4; on a GPU 4 and 32")
     parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=3, help="steps of each path that count")
-    parser.add_argument("--quick", action="store_true", help="a dry run of seconds on a tiny tower")
+    parser.add_argument("--steps", type=int, help="steps of each path that count (default: 3; on a GPU 10)")
+    parser.add_argument("--compile", action="store_true", help="ours with TRAIN.COMPILE too (default on a GPU)")
     args = parser.parse_args()
-    if args.quick:
-        args.steps = 1
-    args.classes = args.classes or ([3, 30] if args.quick else [10, 50, 100, 500, 1000])
     gpu = args.device != "cpu"
+    args.steps = 1 if args.quick else args.steps or (10 if gpu else 3)
+    args.classes = args.classes or ([3, 30] if args.quick else [10, 50, 100, 500, 1000])
     print(machine(args.device), flush=True)
-    for precision in args.precisions or (["fp16", "bf16", "amp", "fp32"] if gpu else ["fp32"]):
+    for precision in args.precisions or precisions(args.device):
         rows, comparisons, medians = [], [], {}
         for batch in args.batch or ([4, 32] if gpu else [4]):
             for classes in args.classes:
-                measured, comparison, medians[batch, classes] = measure(
-                    Setting(classes, batch, precision, args.device, args.quick), args.steps)
+                left_out = {"plain"} if classes > PLAIN_LIMIT else set()
+                left_out |= set() if gpu or args.compile else {"compiled"}
+                measured, compared, medians[batch, classes] = measure(
+                    Setting(classes, batch, precision, args.device, args.quick),
+                    [name for name in PATHS if name not in left_out], args.steps)
                 rows += measured
-                comparisons += [comparison] if comparison else []
+                comparisons += compared
         print(f"\n{precision}: forward and backward")
         print(tabulate(rows, ["classes", "batch", "path", "text tokens", "step (s)", "images/s", "peak (GiB)",
                               "TFLOP", "of matmul"], disable_numparse=True, stralign="right"))
-        print(f"\n{precision}: ours against the plain path")
-        print(tabulate(comparisons, ["classes", "batch", "plain / ours", "counted", "reached", "memory", "loss",
+        print(f"\n{precision}: against the plain path")
+        print(tabulate(comparisons, ["classes", "batch", "path", "plain / path", "counted", "reached", "memory", "loss",
                                      "loss differs", "gradients differ", "plain / encode_text"],
                        disable_numparse=True, stralign="right"), flush=True)
         for (batch, classes), median in medians.items():
