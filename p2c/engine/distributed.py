@@ -123,7 +123,7 @@ def parallel(module: nn.Module, some_unused: bool) -> nn.Module:
     """
     if processes() == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=some_unused)
+    return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 
 # Shares
