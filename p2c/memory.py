@@ -12,7 +12,8 @@ def total_memory(device: torch.device) -> int:
     """Bytes of a GPU or, for a CPU, of the machine (or its container); the same whatever else runs."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min(_machine("MemTotal"), _limit() or _machine("MemTotal"))
+    total = _machine("MemTotal")
+    return min(total, _limit() or total)
 
 
 def free_memory() -> int:

@@ -54,3 +54,11 @@ def test_only_parameters_that_require_gradients_are_optimised():
     assert {id(parameter) for parameter in group["params"]} == {
         id(parameter) for parameter in (model.ctx, *model.mid.parameters(), *model.new.parameters())
     }
+
+
+def test_groups_may_give_their_parameters_by_a_generator_or_one_alone():
+    model = torch.nn.Linear(2, 3)
+    opts = get_cfg_default().OPTIM
+    built = build_optimizer(None, opts, [{"params": model.parameters()}])
+    assert [len(group["params"]) for group in built.param_groups] == [2]
+    assert build_optimizer(None, opts, [{"params": model.bias}]).param_groups[0]["params"][0] is model.bias

@@ -67,7 +67,7 @@ class PromptTrainer(TrainerX):
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
         if not 0 <= cfg.TRAIN.TEXT_MEMORY < math.inf:
-            raise ValueError("TRAIN.TEXT_MEMORY must be a number of GiB, or 0 to choose by what is free, but got "
+            raise ValueError("TRAIN.TEXT_MEMORY must be a number of GiB, or 0 for a quarter of the device's, but got "
                              f"{cfg.TRAIN.TEXT_MEMORY}")
         check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and not self.takes_attributes:

@@ -4,7 +4,6 @@ Two denoisers are added while training: annealed noise on the text context (Dyna
 any learner can have it), and a loss that makes the input prompts' vision-language mapper a denoising autoencoder. With
 both off this is MaPLe, number for number.
 """
-
 from torch import Tensor
 from yacs.config import CfgNode
 

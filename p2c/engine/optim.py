@@ -59,11 +59,17 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
     if param_groups is None:
         param_groups = _groups(model, optim_cfg)
     optimizer, arguments = OPTIMIZERS[optim_cfg.NAME]
-    param_groups = list(param_groups)
+    param_groups = [{**group, "params": _listed(group["params"])} if isinstance(group, dict) else group
+                    for group in param_groups]
     options = arguments(optim_cfg)
     if optimizer in FUSED and _all_on_gpu(param_groups):
         options["fused"] = True
     return optimizer(param_groups, lr=optim_cfg.LR, **options)
+
+
+def _listed(parameters) -> list:
+    """The parameters of a group, which may be one, or a generator that can be read once only."""
+    return [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
 
 
 def _all_on_gpu(param_groups: list) -> bool:
