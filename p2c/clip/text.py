@@ -186,13 +186,14 @@ class TextTower:
         shared = self._encode_prefix(prefix, [prompt.to(self._dtype) for prompt in deep], prompts.slots)
         training = any(states.requires_grad for states in (suffix, *shared))
         parts = self._parts(prompts.buckets, *prefix.shape[:2], training)
-        features, tokens, classes = [], 0, 0
-        for i, buckets in enumerate(parts):
-            states = suffix[tokens:(tokens := tokens + _tokens(buckets))]
-            eot = prompts.eot[classes:(classes := classes + sum(bucket.classes for bucket in buckets))]
-            inputs = states, eot - (tokens - len(states)), buckets, shared
+        tokens = list(map(_tokens, parts))
+        ends = prompts.eot.split([sum(bucket.classes for bucket in buckets) for buckets in parts])
+        starts = accumulate(tokens[:-1], initial=0)
+        features = []
+        for buckets, states, eot, start in zip(parts, suffix.split(tokens), ends, starts, strict=True):
+            inputs = states, eot - start, buckets, shared
             # The last part keeps its activations: it is the first in the backward pass, and gone when the others begin.
-            features.append(self._encode_suffixes(*inputs) if i == len(parts) - 1 or not training else
+            features.append(self._encode_suffixes(*inputs) if buckets is parts[-1] or not training else
                             checkpoint(self._encode_suffixes, *inputs, use_reentrant=False, preserve_rng_state=False))
         features = torch.cat(features, dim=1).index_select(1, prompts.order)            # (P, C, E)
         return features if several else features[0]
