@@ -19,7 +19,7 @@ LEARNER = "MultiModalPromptLearner"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of a training on half of the classes, of its test on the others, and of zero-shot CLIP; and the data."""
+    """Folders of a training, of its test on half of the classes, and of a test of zero-shot CLIP; and the data."""
     place, stdout = tmp_path_factory.mktemp("runs"), sys.stdout
     make_pets(place / "data")
 
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "collect_env_info", str)  # takes seconds
-        call("P2C", "trained", *TINY, "DATASET.SUBSAMPLE_CLASSES", "base")
+        call("P2C", "trained", *TINY)
         call("P2C", "tested", "--eval-only", "--model-dir", str(place / "trained"), *TINY,
              "DATASET.SUBSAMPLE_CLASSES", "new")
         call("ZeroshotCLIP", "zeroshot", "--eval-only", *TINY)
@@ -66,12 +66,12 @@ def copy(runs, tmp_path):
 
 @pytest.fixture
 def data(runs, tmp_path):
-    """A copy of the data: its root, and the paths of the test images of the base classes."""
+    """A copy of the data: its root, split, and test images."""
     shutil.copytree(runs.data, tmp_path / "data")
     split = read_json(runs.data / "oxford_pets/split_zhou_OxfordPets.json")
     images = tmp_path / "data/oxford_pets/images"
     return SimpleNamespace(root=tmp_path / "data", split=images.parent / "split_zhou_OxfordPets.json",
-                           tested=[images / path for path, label, _ in split["test"] if label < 2])
+                           tested=[images / path for path, _, _ in split["test"]])
 
 
 def state_of(folder):
