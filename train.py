@@ -20,7 +20,7 @@ import torch
 
 from p2c import compat
 from p2c.commands import MISTAKES, Parser, one_line
-from p2c.config import extend_cfg
+from p2c.config import check_settings, extend_cfg
 
 try:
     compat.choose_engine()
@@ -33,6 +33,7 @@ try:
         Run,
         build_trainer,
         changed_keys,
+        check_values,
         collect_env_info,
         get_cfg_default,
         is_main,
@@ -124,6 +125,8 @@ def setup_cfg(args: argparse.Namespace):
             node, _, leaf = key.rpartition(".")
             functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
     cfg.merge_from_list(args.opts)
+    check_values(cfg)
+    check_settings(cfg)
     if cfg.PLUGIN != (args.plugin or ""):
         raise ValueError("PLUGIN records what --plugin gives; give --plugin instead")
     if launched() and compat.engine() == compat.DASSL:
@@ -228,7 +231,7 @@ def set_up_and_run(args: argparse.Namespace) -> int:
     try:
         if args.eval_only:
             if recorded:
-                write_started(cfg, cfg.OUTPUT_DIR, **task)
+                write_started(cfg, cfg.OUTPUT_DIR, started=trainer.started, **task)
             trainer.test()
             if recorded:
                 trainer.write_results(**task)

@@ -40,9 +40,6 @@ class Folder(FewShotDataset):
 
     def __init__(self, cfg):
         settings = cfg.DATASET.FOLDER
-        if settings.TEMPLATE.count("{}") != 1:
-            raise ValueError("DATASET.FOLDER.TEMPLATE needs one {} where the class name stands, but got "
-                             f"{settings.TEMPLATE!r}")
         self.template, self.split, self.names_file = settings.TEMPLATE, settings.SPLIT, settings.CLASSNAMES
         super().__init__(cfg)
 

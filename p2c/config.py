@@ -10,12 +10,14 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from p2c import compat, configs
 from p2c.commands import DONE, MISTAKE, Parser, say, show
+from p2c.ranges import Range, above, at_least, faults, number, one_of, whole
 
 SETTINGS = {
     "PLUGIN": "",  # module with trainers or data sets of one's own; train.py --plugin sets it
@@ -141,6 +143,84 @@ SETTINGS = {
         },
     },
 }
+
+
+PRECISION = one_of("fp16", "fp32", "amp", "bf16")
+
+# The ranges that SETTINGS tells of. What a model or a data set bounds (layers, tokens) is refused when that is known.
+RANGES = {
+    "DATASET.SUBSAMPLE_CLASSES": one_of("all", "base", "new"),
+    "DATASET.CHECKS": one_of("partial", "published", "strict"),
+    "DATASET.FOLDER.TEMPLATE": Range(lambda text, cfg: isinstance(text, str) and text.count("{}") == 1,
+                                     "it needs one {} where the class name stands"),
+    "DATALOADER.CACHE": Range(lambda gib, cfg: type(gib) is int and gib >= -1,
+                              "it must be a whole number of GiB, 0 (off) or -1 (automatic)"),
+    "TRAIN.TEXT_MEMORY": at_least(0),
+    "TRAINER.PROMPT_DENOISING.NOISE_TYPE": one_of("gaussian_mixture", "gaussian"),
+    "TRAINER.PROMPT_DENOISING.NOISE_STD": at_least(0),
+    "TRAINER.PROMPT_DENOISING.NOISE_UNIT": one_of("embedding", "absolute"),
+    "TRAINER.PROMPT_DENOISING.SCHEDULE": one_of("cosine", "linear", "sigmoid", "constant"),
+    "TRAINER.PROMPT_DENOISING.ANNEAL": one_of("epoch", "step"),
+    "TRAINER.PROMPT_DENOISING.WARMUP_EPOCHS": Range(
+        lambda epochs, cfg: type(epochs) is int and 0 <= epochs < cfg.OPTIM.MAX_EPOCH,
+        "it must be a whole number from 0 to OPTIM.MAX_EPOCH - 1"),
+    "TRAINER.PROMPT_DENOISING.SIGMOID_K": above(0),
+    "TRAINER.PROMPT_DENOISING.GMM_COMPONENTS": Range(
+        lambda count, cfg: count == len(cfg.TRAINER.PROMPT_DENOISING.GMM_MEANS) > 0,
+        "it must be the number of entries of GMM_MEANS, at least 1"),
+    "TRAINER.PROMPT_DENOISING.GMM_MEANS": Range(lambda means, cfg: len(means) > 0 and all(map(number, means)),
+                                                "it must be a list of finite numbers, at least one"),
+    "TRAINER.PROMPT_DENOISING.GMM_STDS": Range(
+        lambda stds, cfg: len(stds) == len(cfg.TRAINER.PROMPT_DENOISING.GMM_MEANS)
+        and all(number(std) and std > 0 for std in stds),
+        "it must be as many finite numbers above 0 as GMM_MEANS has entries"),
+    "TRAINER.PROMPT_DENOISING.GMM_WEIGHTS": Range(
+        lambda weights, cfg: len(weights) == 0 or len(weights) == len(cfg.TRAINER.PROMPT_DENOISING.GMM_MEANS)
+        and all(number(weight) and weight >= 0 for weight in weights) and sum(weights) > 0,
+        "it must be empty, or as many finite numbers as GMM_MEANS has entries, none below 0 and not all 0"),
+    "TRAINER.ATPROMPT.ATT_NUM": whole(0, 3),
+    "TRAINER.ATPROMPT.N_ATT1": whole(1),
+    "TRAINER.ATPROMPT.N_ATT2": whole(1),
+    "TRAINER.ATPROMPT.N_ATT3": whole(1),
+    "TRAINER.ZEROSHOTCLIP.PREC": PRECISION,
+    "TRAINER.COOP.N_CTX": whole(1),
+    "TRAINER.COOP.PREC": PRECISION,
+    "TRAINER.COOP.CLASS_TOKEN_POSITION": one_of("end", "middle", "front"),
+    "TRAINER.COCOOP.N_CTX": whole(1),
+    "TRAINER.COCOOP.PREC": PRECISION,
+    "TRAINER.VPT.N_CTX_VISION": whole(1),
+    "TRAINER.VPT.PREC": PRECISION,
+    "TRAINER.VPT.PROMPT_DEPTH_VISION": whole(1),
+    **{f"TRAINER.{node}.{key}": range_ for node in ("IVLP", "PROMPTSRC") for key, range_ in {
+        "N_CTX_VISION": Range(lambda count, cfg, node=node: type(count) is int
+                              and count >= (cfg.TRAINER[node].PROMPT_DEPTH_VISION > 0),
+                              "it must be a whole number, at least 1 unless PROMPT_DEPTH_VISION is 0"),
+        "N_CTX_TEXT": whole(1),
+        "PREC": PRECISION,
+        "PROMPT_DEPTH_VISION": whole(0),
+        "PROMPT_DEPTH_TEXT": whole(1),
+    }.items()},
+    "TRAINER.MAPLE.N_CTX": whole(1),
+    "TRAINER.MAPLE.PREC": PRECISION,
+    "TRAINER.MAPLE.PROMPT_DEPTH": whole(1),
+    "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT": at_least(0),
+    "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT": at_least(0),
+    "TRAINER.PROMPTSRC.GPA_STD": above(0),
+    "TRAINER.P2C.N_CTX": whole(1),
+    "TRAINER.P2C.PREC": PRECISION,
+    "TRAINER.P2C.PROMPT_DEPTH": whole(1),
+    "TRAINER.P2C.MAPPER.HIDDEN_SCALE": above(0),
+    "TRAINER.P2C.MAPPER.LOSS_WEIGHT": at_least(0),
+    "TRAINER.P2C.MAPPER.NOISE_STD": at_least(0),
+}
+
+
+def check_settings(cfg: CfgNode, nodes: Collection[str] | None = None) -> None:
+    """Raise ValueError with every setting of SETTINGS out of its range, but for nodes of TRAINER not among `nodes`."""
+    settings = SETTINGS if nodes is None else {
+        **SETTINGS, "TRAINER": {name: node for name, node in SETTINGS["TRAINER"].items() if name in nodes}}
+    if found := faults(cfg, settings, RANGES):
+        raise ValueError("; ".join(found))
 
 
 def config_file(*parts: str) -> str:

@@ -28,7 +28,7 @@ from p2c.engine import (
     write_json,
 )
 from p2c.engine.checkpoint import BEST
-from p2c.engine.config import SHARED_NODES
+from p2c.engine.config import SHARED_NODES, check_values
 from p2c.engine.distributed import (
     first_on_each_machine,
     is_main,
@@ -41,20 +41,30 @@ from p2c.engine.distributed import (
 )
 from p2c.engine.files import UnreadableImage, to_rgb, write_csv
 from p2c.engine.logger import only_warnings
-from p2c.engine.progress import check_finite
-from p2c.engine.results import changed_keys, flatten, read_results, to_plain, versions, write_started
+from p2c.engine.numerics import NonFiniteLoss, SkippedSteps, check_finite, keep_state
+from p2c.engine.provenance import versions
+from p2c.engine.results import (
+    changed_keys,
+    describe_data,
+    digest_weights,
+    measured,
+    read_results,
+    to_plain,
+    write_started,
+)
 from p2c.engine.run import Run
 from p2c.engine.seeds import random_state_kept
 
 __all__ = [
     "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
-    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase",
-    "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform",
-    "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "first_on_each_machine",
-    "flatten", "get_cfg_default", "is_main", "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights",
-    "local_processes", "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json",
-    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed",
-    "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
+    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "SkippedSteps", "TRAINER_REGISTRY",
+    "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer",
+    "build_transform", "changed_keys", "check_availability", "check_values", "clean_cfg", "collect_env_info",
+    "compute_accuracy", "describe_data", "digest_weights", "first_on_each_machine", "get_cfg_default", "is_main",
+    "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights", "local_processes", "measured",
+    "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json", "read_legacy_pickle",
+    "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed", "setup_logger", "to_plain",
+    "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
 ]
 
 if compat.engine() == compat.OURS:
@@ -117,8 +127,12 @@ else:
             self.begin_run()
 
         def checked(self, summary: dict) -> dict:
-            """What a training step reports, as it is; FloatingPointError if a loss is not finite."""
-            check_finite(summary, (self.epoch, self.max_epoch), (self.batch_idx, self.num_batches))
+            """What a training step reports, as it is; NonFiniteLoss, a FloatingPointError, if a loss is not finite."""
+            try:
+                check_finite(summary, (self.epoch, self.max_epoch), (self.batch_idx, self.num_batches),
+                             self.get_current_lr())
+            except NonFiniteLoss as error:
+                raise keep_state(self, error) from error
             return summary
 
         def after_epoch(self) -> None:

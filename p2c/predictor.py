@@ -26,7 +26,6 @@ from p2c.framework import (
     SimpleTrainer,
     UnreadableImage,
     build_transform,
-    flatten,
     get_cfg_default,
     load_checkpoint,
     random_state_kept,
@@ -38,6 +37,7 @@ from p2c.framework import (
     write_atomically,
 )
 from p2c.prompts.context import readable
+from p2c.ranges import flatten
 from p2c.trainers.base import PromptTrainer
 
 CLASSIFIER_FORMAT = "p2c-text-classifier"
@@ -77,10 +77,7 @@ class Predictor:
             FileNotFoundError: there is no such run, or its checkpoint or CLIP's weights are missing.
             ValueError: a run that is not finished or does not fit this program, or class names that make no sense.
         """
-        record = read_results(run)
-        if record is None:
-            raise FileNotFoundError(f"No run at {run}: it has no results.json; give the --output-dir of a run of "
-                                    "train.py")
+        record = read_record(run)
         cfg = recorded_cfg(record, run)
         model_dir, epoch = recorded_model(record, run, epoch)
         names, template = recorded_classes(record, run, model_dir, epoch)
@@ -209,6 +206,19 @@ def separate(items: list[tuple[int, Tensor | UnreadableImage]]) -> tuple[list[in
 
 
 # What a run records
+
+
+def read_record(run: str | os.PathLike) -> dict:
+    """What a run's results.json says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or another program's.
+    """
+    record = read_results(run)
+    if record is None:
+        raise FileNotFoundError(f"No run at {run}: it has no results.json; give the --output-dir of a run of train.py")
+    return record
 
 
 def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:

@@ -1,12 +1,19 @@
 """Every YAML that ships: it merges, its repeated facts agree, and the scripts and registries know its names."""
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import yaml
 
 from p2c import registry
-from p2c.config import SETTINGS, extend_cfg
-from p2c.framework import get_cfg_default
+from p2c.clip.precision import PRECISIONS
+from p2c.config import RANGES, SETTINGS, check_settings, extend_cfg
+from p2c.datasets.base import CHECKS, HALVES
+from p2c.denoising.mixture import NOISE_TYPES
+from p2c.denoising.noise import ANNEALS
+from p2c.denoising.schedules import SCHEDULES
+from p2c.framework import check_values, get_cfg_default
+from p2c.ranges import flatten
 
 CONFIGS = Path("configs")
 TRAINER_FILES = sorted(CONFIGS.glob("trainers/*/*.yaml"))
@@ -197,3 +204,56 @@ def test_language_prompting_on_shapes_is_ivlp_without_image_prompts():
                       for name in ("tiny_shapes_language_only", "tiny_shapes"))
     assert language["TRAINER"]["IVLP"] == both["TRAINER"]["IVLP"] | {"N_CTX_VISION": 0, "PROMPT_DEPTH_VISION": 0}
     assert {**language, "TRAINER": None} == {**both, "TRAINER": None}
+
+
+# Ranges
+
+@pytest.mark.parametrize("path", [*TRAINER_FILES, *DATASET_FILES], ids=str)
+def test_every_file_is_in_range(path):
+    check_values(merged(path))
+    check_settings(merged(path))
+
+
+def test_ranges_are_of_settings_that_exist_and_name_the_choices_that_the_code_has():
+    assert set(RANGES) <= set(flatten(SETTINGS))
+    for key, choices in (("DATASET.SUBSAMPLE_CLASSES", HALVES), ("DATASET.CHECKS", CHECKS),
+                         (f"{DPD}NOISE_TYPE", NOISE_TYPES), (f"{DPD}SCHEDULE", SCHEDULES), (f"{DPD}ANNEAL", ANNEALS)):
+        assert sorted(RANGES[key].words.removeprefix("choose from ").split(", ")) == sorted(choices)
+    assert RANGES["TRAINER.P2C.PREC"].words == f"choose from {', '.join(PRECISIONS)}"
+    assert {key for key in flatten(SETTINGS) if key.endswith(".PREC")} <= set(RANGES)
+
+
+NAN, INF = float("nan"), float("inf")
+DPD = "TRAINER.PROMPT_DENOISING."
+
+
+@pytest.mark.parametrize("key, values", [
+    ("DATASET.SUBSAMPLE_CLASSES", ("novel", None, 1)), ("DATASET.CHECKS", ("none",)),
+    ("DATASET.FOLDER.TEMPLATE", ("a leaf", "{} {}", None)), ("DATALOADER.CACHE", (-2, 0.5, NAN, True)),
+    ("TRAIN.TEXT_MEMORY", (-1.0, NAN, INF, None, "4")),
+    (f"{DPD}NOISE_STD", (-1.0, NAN, INF)), (f"{DPD}SIGMOID_K", (0.0, NAN, INF)), (f"{DPD}SCHEDULE", ("cos", None)),
+    (f"{DPD}WARMUP_EPOCHS", (-1, 10, 0.5)), (f"{DPD}GMM_COMPONENTS", (0, 2)),
+    (f"{DPD}GMM_MEANS", ((), (0.0, NAN, 1.0), ("a", "b", "c"), None)),
+    (f"{DPD}GMM_STDS", ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, INF, 1.0))),
+    (f"{DPD}GMM_WEIGHTS", ((1.0,), (0.0, 0.0, 0.0), (1.0, -1.0, 1.0), (NAN, 1.0, 1.0))),
+    ("TRAINER.ATPROMPT.ATT_NUM", (-1, 4)), ("TRAINER.ATPROMPT.N_ATT2", (0,)), ("TRAINER.COOP.N_CTX", (0, 1.5)),
+    ("TRAINER.IVLP.PROMPT_DEPTH_VISION", (-1,)), ("TRAINER.PROMPTSRC.N_CTX_VISION", (0,)),
+    ("TRAINER.PROMPTSRC.GPA_STD", (0, NAN)), ("TRAINER.P2C.MAPPER.HIDDEN_SCALE", (0.0, INF, 10**400)),
+    ("TRAINER.P2C.CTX_INIT", (None,)), ("TRAINER.P2C.MAPPER.ENABLED", (None,)),
+])
+def test_a_setting_out_of_its_range_is_named_with_value_and_range(key, values):
+    for value in values:
+        cfg = merged()
+        node, leaf = key.rsplit(".", 1)
+        attrgetter(node)(cfg)[leaf] = value
+        with pytest.raises(ValueError) as error:
+            check_settings(cfg)
+        assert f"{key} is {value!r}; " in str(error.value)
+
+
+def test_settings_of_other_trainers_do_not_stop_one_that_names_its_own():
+    cfg = merged()
+    cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.P2C.N_CTX = 0, -1
+    with pytest.raises(ValueError) as error:
+        check_settings(cfg, {"P2C", "PROMPT_DENOISING"})
+    assert str(error.value) == "TRAINER.P2C.N_CTX is -1; it must be a whole number, at least 1"

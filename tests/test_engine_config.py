@@ -1,4 +1,6 @@
 """The config tree of this engine: its nodes, and what is refused or reported."""
+import re
+
 import pytest
 from yacs.config import CfgNode
 
@@ -34,12 +36,30 @@ def test_values_out_of_range_are_refused_all_at_once():
 @pytest.mark.parametrize("key, value", [
     ("OPTIM.MAX_EPOCH", 0), ("OPTIM.LR", -0.1), ("OPTIM.LR", float("nan")), ("OPTIM.LR", float("inf")),
     ("OPTIM.WEIGHT_DECAY", -1.0), ("OPTIM.GAMMA", -0.1), ("OPTIM.WARMUP_CONS_LR", float("nan")),
-    ("DATALOADER.TRAIN_X.N_INS", 0),
+    ("DATALOADER.TRAIN_X.N_INS", 0), ("OPTIM.MAX_EPOCH", None),
 ])
 def test_numbers_out_of_range_are_refused(key, value):
     cfg = get_cfg_default()
     cfg.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=f"{key} is {value}; it must be a finite number, at least"):
+    with pytest.raises(ValueError, match=f"{key} is {value}; it must be a (finite|whole) number, at least"):
+        check_values(cfg)
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("OPTIM.NAME", "lion", "choose from adam"), ("OPTIM.LR_SCHEDULER", "step", "choose from single_step"),
+    ("OPTIM.WARMUP_TYPE", "cubic", "choose from constant, linear"), ("INPUT.INTERPOLATION", "lanczos", "choose from"),
+    ("OPTIM.ADAM_BETA2", 1.0, "it must be a number from 0 to below 1"), ("INPUT.RANDAUGMENT_M", 31, "from 0 to 30"),
+    ("INPUT.SIZE", (224,), "two whole numbers"), ("INPUT.PIXEL_STD", [1.0, 0.0, 1.0], "above 0"),
+    ("INPUT.GB_K", 20, "an odd whole number"), ("INPUT.GB_P", 1.5, "a number from 0 to 1"),
+    ("INPUT.GN_MEAN", float("nan"), "it must be a finite number"), ("OUTPUT_DIR", None, "it must be text"),
+    ("TEST.NO_TEST", None, "it must be True or False"), ("SEED", None, "it must be a whole number"),
+    ("SEED", 1 << 63, "below 2.63"), ("OPTIM.SGD_DAMPNING", None, "it must be a number"),
+    ("DATASET.SOURCE_DOMAINS", None, "it must be a list"),
+])
+def test_values_are_refused_with_what_they_may_be(key, value, words):
+    cfg = get_cfg_default()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{key} is {value!r}; ')}.*{words}"):
         check_values(cfg)
 
 

@@ -1,13 +1,18 @@
 """results.json, and which differences of a config make another run."""
 import hashlib
 import os
+import subprocess
+from datetime import datetime, timedelta, timezone
 
 import pytest
+import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import tiny_config
 
+import p2c
 from p2c.engine import DATASET_REGISTRY, read_json
-from p2c.engine.results import changed_keys, changes, fingerprint, read_results, write_started
+from p2c.engine.provenance import commit
+from p2c.engine.results import changed_keys, changes, digest_weights, fingerprint, read_results, write_started
 
 
 def test_results_of_a_training_run(tiny_trainer, tmp_path):
@@ -25,7 +30,12 @@ def test_results_of_a_training_run(tiny_trainer, tmp_path):
     assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total"]
     assert metrics["total"] == 24 and metrics["accuracy"] == 100 * metrics["correct"] / 24
     assert record["config"]["INPUT"]["SIZE"] == [32, 32]
-    assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "p2c", "dassl"}
+    assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "pillow", "cuda",
+                                       "p2c", "dassl"}
+    assert record["code"]["version"] == p2c.__version__ and record["gpu"] is None and record["threads"] == 1
+    began, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+    assert timedelta() <= ended - began < timedelta(minutes=5) and ended.utcoffset() == timedelta()
+    assert datetime.now(timezone.utc) - ended < timedelta(minutes=5)
     assert {key: record["data"][key] for key in ("train_x", "val", "test", "num_classes")} == {
         "train_x": 72, "val": 24, "test": 24, "num_classes": 6
     }
@@ -45,6 +55,54 @@ def test_results_of_an_evaluation(tiny_trainer, tmp_path):
     assert record["model_dir"] == "somewhere"
     assert record["metrics"] == read_results(trained.output_dir)["metrics"]
     assert read_results(tmp_path / "nowhere") is None
+
+
+def test_a_resumed_run_began_when_it_was_first_started(tiny_trainer, monkeypatch):
+    first = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 1)
+    first.started = first.max_epoch = 2
+    first.train()
+    tiny_trainer("TRAIN.CHECKPOINT_FREQ", 1).train()
+    assert read_results(first.output_dir)["started"] == "1970-01-01T00:00:02+00:00"
+
+
+def test_the_digest_of_weights_tells_any_bit_of_them_apart(tiny_trainer):
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 1)
+    trainer.train()
+    record = read_results(trainer.output_dir)
+    assert record["weights"] == digest_weights(trainer) and len(record["weights"]) == 64
+    with torch.no_grad():
+        trainer.model.linear.bias[0] = torch.nextafter(trainer.model.linear.bias[0], torch.tensor(torch.inf))
+    assert record["weights"] != digest_weights(trainer)
+
+
+def git(folder, *words):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=folder, check=True,
+                   capture_output=True)
+
+
+def test_the_commit_is_read_from_the_files_of_a_checkout(tmp_path):
+    """Git itself says what is right: of branches, packed ones, detached heads and worktrees."""
+    assert commit(tmp_path) is None
+    root, side = tmp_path / "root", tmp_path / "side"
+    root.mkdir()
+    git(root, "init", "-b", "a/b")
+    assert commit(root) is None
+    git(root, "commit", "--allow-empty", "-m", "one")
+
+    def compare(folder):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+        assert commit(folder) == done.stdout.strip()
+
+    compare(root)
+    git(root, "worktree", "add", side, "-b", "c")
+    git(side, "commit", "--allow-empty", "-m", "two")
+    compare(side)
+    assert commit(side) != commit(root)
+    git(root, "pack-refs", "--all")
+    compare(root)
+    compare(side)
+    git(side, "checkout", "--detach")
+    compare(side)
 
 
 def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):

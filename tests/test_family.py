@@ -89,7 +89,7 @@ def test_contexts_of_words_with_several_tokens_learn_as_many_as_there_are_words(
 
 
 def test_an_unknown_position_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="CLASS_TOKEN_POSITION 'start'; choose from end, middle, front"):
+    with pytest.raises(ValueError, match="CLASS_TOKEN_POSITION is 'start'; choose from end, middle, front"):
         make_trainer("CoOp", "TRAINER.COOP.CLASS_TOKEN_POSITION", "start")
 
 
@@ -163,14 +163,14 @@ def test_without_vision_depth_ivlp_prompts_the_text_alone(exact):
 
 
 @pytest.mark.parametrize("name, pairs, message", [
-    ("IVLP", ("TRAINER.IVLP.PROMPT_DEPTH_TEXT", 0), "PROMPT_DEPTH_TEXT must be from 1 to 4"),
+    ("IVLP", ("TRAINER.IVLP.PROMPT_DEPTH_TEXT", 0), "PROMPT_DEPTH_TEXT is 0; it must be a whole number, at least 1"),
     ("IVLP", ("TRAINER.IVLP.PROMPT_DEPTH_VISION", 5), "PROMPT_DEPTH_VISION must be from 0 to 4"),
-    ("IVLP", ("TRAINER.IVLP.N_CTX_VISION", 0), "N_CTX_VISION must be at least 1, but got 0"),
-    ("IVLP", ("TRAINER.IVLP.N_CTX_TEXT", 0), "TRAINER.IVLP.N_CTX_TEXT must be from 1 to 74"),
-    ("VPT", ("TRAINER.VPT.PROMPT_DEPTH_VISION", 0), "PROMPT_DEPTH_VISION must be from 1 to 4"),
+    ("IVLP", ("TRAINER.IVLP.N_CTX_VISION", 0), "N_CTX_VISION is 0; .* at least 1 unless PROMPT_DEPTH_VISION is 0"),
+    ("IVLP", ("TRAINER.IVLP.N_CTX_TEXT", 75), "TRAINER.IVLP.N_CTX_TEXT must be from 1 to 74"),
+    ("VPT", ("TRAINER.VPT.PROMPT_DEPTH_VISION", 5), "PROMPT_DEPTH_VISION must be from 1 to 4"),
     ("CoOp", ("TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 75), "TRAINER.COOP.N_CTX must be from 1 to 74"),
-    ("PromptSRC", ("TRAINER.PROMPTSRC.GPA_STD", 0), "GPA_STD must be positive, but got 0"),
-    ("PromptSRC", ("TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", -1), "TEXT_LOSS_WEIGHT must be at least 0, but got -1"),
+    ("PromptSRC", ("TRAINER.PROMPTSRC.GPA_STD", 0), "GPA_STD is 0; it must be a finite number above 0"),
+    ("PromptSRC", ("TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", -1), "TEXT_LOSS_WEIGHT is -1; .* at least 0"),
 ])
 def test_senseless_settings_are_refused_by_name(make_trainer, name, pairs, message):
     with pytest.raises(ValueError, match=message):
@@ -296,10 +296,10 @@ def test_ones_own_attributes_and_their_number_are_settings(make_trainer):
     ("IVLP", (), "IVLP takes no attributes; set TRAINER.ATPROMPT.USE_ATPROMPT False"),
     ("CoOp", ("TRAINER.COOP.CSC", True), "Attributes need one context for all classes"),
     ("CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "front"), "Attributes need one context for all classes"),
-    ("CoOp", ("TRAINER.ATPROMPT.ATT_NUM", 4), "ATT_NUM must be from 1 to 3, or 0 .* but got 4"),
+    ("CoOp", ("TRAINER.ATPROMPT.ATT_NUM", 4), "ATT_NUM is 4; it must be a whole number from 0 to 3"),
     ("CoOp", ("TRAINER.ATPROMPT.ATT_NUM", 2, "TRAINER.ATPROMPT.ATT1_TEXT", "color"),
      "ATT2_TEXT must give the words of attribute 2, but is 'none'"),
-    ("MaPLe", ("TRAINER.ATPROMPT.N_ATT3", 0), "must be at least 1, but are .2, 3, 0."),
+    ("MaPLe", ("TRAINER.ATPROMPT.N_ATT3", 0), "N_ATT3 is 0; it must be a whole number, at least 1"),
 ])
 def test_attributes_that_make_no_sense_are_refused(make_trainer, name, pairs, message):
     with pytest.raises(ValueError, match=message):

@@ -51,6 +51,7 @@ def test_a_run_leaves_dassls_files_and_results_with_every_fact(call, tmp_path):
     assert results["metrics"]["total"] == 12
     assert results["metrics"]["accuracy"] == 100 * results["metrics"]["correct"] / 12
     assert results["data"]["train_x"] == 16 and len(results["data"]["fingerprint"]) == 64
+    assert results["skipped_steps"] == 0 and len(results["weights"]) == 64 and results["ended"] >= results["started"]
     assert results["config"]["TRAINER"]["P2C"]["N_CTX"] == 2 and results["versions"]["torch"] == torch.__version__
 
 
@@ -68,6 +69,16 @@ def test_workers_change_neither_metrics_nor_tensors(call, tmp_path, workers):
     a, b = tensors(tmp_path / "none"), tensors(tmp_path / "some")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert accuracy(tmp_path / "none") == accuracy(tmp_path / "some")
+
+
+def test_neither_cache_nor_log_frequency_nor_evaluations_between_epochs_change_tensors(call, tmp_path):
+    pairs = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')", "DATALOADER.CACHE")
+    assert call(out="plain", pairs=(*pairs, "0", "TRAIN.PRINT_FREQ", "3")) == 0
+    assert call(out="busy", pairs=(*pairs, "1", "TRAIN.PRINT_FREQ", "1", "TEST.FINAL_MODEL", "best_val",
+                                   "TRAIN.CHECKPOINT_FREQ", "1")) == 0
+    a, b = tensors(tmp_path / "plain"), tensors(tmp_path / "busy")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert "Evaluate on the *val* set" in (tmp_path / "busy" / "log.txt").read_text()
 
 
 def test_evaluation_only_repeats_the_training_runs_accuracy(call, tmp_path):
@@ -163,13 +174,13 @@ def test_seed_zero_is_a_seed(call, tmp_path):
     (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
     (dict(pairs=("OPTIM.LR", "1")), "OPTIM.LR"),
     (dict(pairs=("OPTIM.LR",)), "odd length"),
-    (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "Unknown noise schedule 'cos'; choose from cosine"),
+    (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "SCHEDULE is 'cos'; choose from cosine"),
     (dict(pairs=("TRAINER.P2C.N_CTX", "90")), "N_CTX must be from 1 to 74, since the text tower takes 77"),
     (dict(pairs=("TRAINER.P2C.N_CTX", "74")), "tokens, but the text tower takes 77 at most"),
     (dict(words=("--eval-only",)), "give its folder with --model-dir"),
     (dict(words=("--config-file", "train.py")), "train.py must be YAML"),
-    (dict(pairs=("TRAINER.PROMPT_DENOISING.NOISE_STD", "-1.0")), "NOISE_STD must be at least 0, but got -1.0"),
-    (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), "must be one of all, base, new, but got 'novel'"),
+    (dict(pairs=("TRAINER.PROMPT_DENOISING.NOISE_STD", "-1.0")), "NOISE_STD is -1.0; it must be a finite number"),
+    (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), "SUBSAMPLE_CLASSES is 'novel'; choose from all, base, new"),
     (dict(pairs=("DATASET.NUM_SHOTS", "0")), "DATASET.NUM_SHOTS must be a positive number"),
     (dict(words=("--config-file", "nowhere.yaml")), "No configuration file nowhere.yaml"),
     (dict(words=("--eval-only", "--model-dir", "nowhere")), "No trained prompts at nowhere/MultiModalPromptLearner"),
@@ -179,6 +190,20 @@ def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
     assert call(*words.pop("words", ()), **words) == train.MISTAKE
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+
+
+@pytest.mark.parametrize("pairs, message", [
+    (("OPTIM.LR", "float('nan')"), "OPTIM.LR"), (("OPTIM.LR", "1e999"), "OPTIM.LR is inf; it must be a finite number"),
+    (("DATALOADER.CACHE", "-2"), "DATALOADER.CACHE is -2; it must be a whole number of GiB"),
+    (("DATALOADER.CACHE", "much"), "DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
+    (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it needs one {}"),
+    (("TRAINER.COOP.N_CTX", "0", "OPTIM.MAX_EPOCH", "1"), "TRAINER.COOP.N_CTX is 0; it must be a whole number"),
+    (("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0"), "at least 0; TRAIN.PRINT_FREQ is 0; it must be a whole number"),
+])
+def test_a_value_out_of_range_is_refused_before_anything_is_read_or_written(call, tmp_path, capsys, pairs, message):
+    assert call(root="nowhere", pairs=pairs) == train.MISTAKE
+    error, = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ") and message in error and not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_that_cannot_be_is_one_line(call, tmp_path, capsys):

@@ -3,7 +3,6 @@
 A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 """
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,13 +13,16 @@ from yacs.config import CfgNode
 
 from p2c import trainable
 from p2c.clip.loading import CLIP_NAMES, Backbone, load_backbone
-from p2c.clip.precision import PRECISIONS, Precision
+from p2c.clip.precision import Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
+from p2c.config import check_settings
 from p2c.denoising.mixture import build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import (
+    SHARED_NODES,
+    SkippedSteps,
     TrainerX,
     build_lr_scheduler,
     build_optimizer,
@@ -43,7 +45,6 @@ log = get_logger(__name__)
 
 GIB = 1 << 30  # bytes
 TEXT_SHARE = 0.25  # of a device's memory, for the class texts' activations
-NOISE_UNITS = ("absolute", "embedding")
 
 
 class PromptTrainer(TrainerX):
@@ -66,10 +67,7 @@ class PromptTrainer(TrainerX):
             if node not in cfg.TRAINER:
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
-        if not 0 <= cfg.TRAIN.TEXT_MEMORY < math.inf:
-            raise ValueError("TRAIN.TEXT_MEMORY must be a number of GiB, or 0 for a quarter of the device's, but got "
-                             f"{cfg.TRAIN.TEXT_MEMORY}")
-        check_choice("PREC", cfg.TRAINER[self.node].PREC, tuple(PRECISIONS), self.node)
+        check_settings(cfg, {self.node, *SHARED_NODES})
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and not self.takes_attributes:
             raise ValueError(f"{type(self).__name__} takes no attributes; set TRAINER.ATPROMPT.USE_ATPROMPT False")
         if cfg.TRAINER.PROMPT_DENOISING.ENABLED and not self.prompts_text:
@@ -139,6 +137,7 @@ class PromptTrainer(TrainerX):
         self.optim = build_optimizer(self.prompts, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaling)
+        self.skipped = SkippedSteps(self.scaler, self.device)
         self.register_model(self.learner_name, self.prompts, self.optim, self.sched)
         # Words of the attributes that are not in use have tokens that learn nothing.
         self.training_losses = parallel(Losses(self), some_unused=cfg.TRAINER.ATPROMPT.USE_ATPROMPT)
@@ -150,9 +149,7 @@ class PromptTrainer(TrainerX):
     @functools.cached_property
     def noise_unit(self) -> float:
         """What a noise level of 1 means in the embedding's numbers."""
-        unit = self.cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT
-        check_choice("NOISE_UNIT", unit, NOISE_UNITS, "PROMPT_DENOISING")
-        if unit == "absolute":
+        if self.cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT == "absolute":
             return 1.0
         log.info(f"Noise levels are in units of {self.clip.token_std:.6f}, the standard deviation of the token "
                  "embedding")
@@ -292,15 +289,35 @@ class PromptTrainer(TrainerX):
         self.optim.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optim)
-        self.scaler.update()
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
+        self.skipped.update()
         summary = {"loss": loss.detach()}
         if len(losses) > 1:
             summary |= {name: value.detach() for name, value in losses.items()}
         if self.denoising is not None:
             summary["noise"] = self.noise_level()
-        return self.checked(summary)
+        summary = self.checked(summary)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def after_epoch(self) -> None:
+        """Say how many steps loss scaling has left out, where it did."""
+        if skipped := self.skipped_steps:
+            steps = (self.epoch + 1) * self.num_batches
+            log.info(f"Loss scaling has left out {skipped} of {steps} steps so far: their gradients were not finite")
+        super().after_epoch()
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that loss scaling has left out."""
+        return self.skipped.count if self.get_model_names() else 0
+
+    def run_state(self) -> dict:
+        return {**super().run_state(), "skipped_steps": self.skipped_steps}
+
+    def load_run_state(self, checkpoint: dict) -> None:
+        super().load_run_state(checkpoint)
+        self.skipped.before = checkpoint.get("skipped_steps", 0)
 
     def parse_batch_train(self, batch: Mapping) -> tuple[Tensor, Tensor]:
         """Images, as floats, and labels, on the device."""
@@ -428,12 +445,6 @@ def find_checkpoint(folder: Path, epoch: int | None) -> Path:
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal to what half precision leaves of them."""
     return a.shape == b.shape and bool((a - b).norm() <= 0.01 * b.norm())
-
-
-def check_choice(key: str, value: str, choices: tuple[str, ...], node: str) -> None:
-    """Raises ValueError naming TRAINER.node.key if the value is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"Unknown TRAINER.{node}.{key} '{value}'; choose from {', '.join(choices)}")
 
 
 def text_memory(gib: float, device: torch.device) -> float:

@@ -1,9 +1,7 @@
 """CoOp: a learned text context (Learning to Prompt for Vision-Language Models, arXiv 2109.01134)."""
 from p2c.framework import TRAINER_REGISTRY
 from p2c.prompts.context import ContextLearner
-from p2c.trainers.base import PromptTrainer, check_choice, length_and_words
-
-POSITIONS = ("end", "middle", "front")
+from p2c.trainers.base import PromptTrainer, length_and_words
 
 
 @TRAINER_REGISTRY.register()
@@ -16,7 +14,6 @@ class CoOp(PromptTrainer):
     def check_cfg(self, cfg):
         super().check_cfg(cfg)
         settings = cfg.TRAINER.COOP
-        check_choice("CLASS_TOKEN_POSITION", settings.CLASS_TOKEN_POSITION, POSITIONS, self.node)
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and (settings.CSC or settings.CLASS_TOKEN_POSITION != "end"):
             raise ValueError("Attributes need one context for all classes before their names; set TRAINER.COOP.CSC "
                              "False and CLASS_TOKEN_POSITION end, or TRAINER.ATPROMPT.USE_ATPROMPT False")

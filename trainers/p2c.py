@@ -25,13 +25,7 @@ class P2C(PromptTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        mapper = cfg.TRAINER.P2C.MAPPER
-        if not mapper.HIDDEN_SCALE > 0:
-            raise ValueError(f"TRAINER.P2C.MAPPER.HIDDEN_SCALE must be positive, but got {mapper.HIDDEN_SCALE}")
-        for key in ("LOSS_WEIGHT", "NOISE_STD"):
-            if not mapper[key] >= 0:
-                raise ValueError(f"TRAINER.P2C.MAPPER.{key} must be at least 0, but got {mapper[key]}")
-        if not (mapper.ENABLED or cfg.TRAINER.PROMPT_DENOISING.ENABLED):
+        if not (cfg.TRAINER.P2C.MAPPER.ENABLED or cfg.TRAINER.PROMPT_DENOISING.ENABLED):
             log.info("P2C with both denoisers off is MaPLe")
 
     def build_prompts(self):

@@ -57,15 +57,6 @@ class PromptSRC(PromptTrainer):
     learner_name = "VLPromptLearner"
     average: dict[str, Tensor] | None = None  # sum so far of the epochs' prompts, each with its weight
 
-    def check_cfg(self, cfg):
-        super().check_cfg(cfg)
-        settings = cfg.TRAINER.PROMPTSRC
-        for key in ("TEXT_LOSS_WEIGHT", "IMAGE_LOSS_WEIGHT"):
-            if not settings[key] >= 0:
-                raise ValueError(f"TRAINER.PROMPTSRC.{key} must be at least 0, but got {settings[key]}")
-        if not settings.GPA_STD > 0:
-            raise ValueError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, but got {settings.GPA_STD}")
-
     def build_prompts(self):
         self.epoch_weights = epoch_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
         return build_independent_prompts(self)

@@ -19,7 +19,9 @@ class Precision:
 
     @classmethod
     def from_name(cls, name: str, device: torch.device) -> "Precision":
-        """The policy called PREC in the configuration."""
+        """The policy called PREC in the configuration. Raises ValueError for a name that is none."""
+        if name not in PRECISIONS:
+            raise ValueError(f"Unknown precision '{name}' (PREC); choose from {', '.join(PRECISIONS)}")
         if device.type == "cpu" and name in ("fp16", "amp"):
             log.info(f"PREC {name} needs a GPU; this run uses fp32")
             name = "fp32"

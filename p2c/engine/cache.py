@@ -22,13 +22,8 @@ AUTOMATIC, SHARE = -1, 4  # by itself the cache takes at most a quarter of the f
 
 
 def cache_budget(cfg) -> int:
-    """Bytes that DATALOADER.CACHE allows this process; none if its workers could not share them or cfg lacks the key.
-
-    Raises ValueError for a value that makes no sense.
-    """
+    """Bytes that DATALOADER.CACHE allows this process; none if workers could not share them or cfg lacks the key."""
     gib = cfg.DATALOADER.get("CACHE", 0)
-    if gib < AUTOMATIC:
-        raise ValueError(f"DATALOADER.CACHE is {gib}; it must be a number of GiB, 0 (off) or {AUTOMATIC} (automatic)")
     if cfg.DATALOADER.NUM_WORKERS and start_method() != "fork":
         return 0
     budget = free_memory() // SHARE if gib == AUTOMATIC else gib << 30

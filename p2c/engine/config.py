@@ -1,9 +1,12 @@
 """The default config tree (Dassl's keys, types and defaults) and what can be said about a config as a whole."""
-import math
 import os
 from operator import attrgetter
 
 from yacs.config import CfgNode
+
+from p2c.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
+from p2c.engine.transforms import INTERPOLATION_MODES
+from p2c.ranges import Range, at_least, between, faults, number, one_of, several, whole
 
 DEFAULTS = CfgNode({
     "VERSION": 1,
@@ -110,28 +113,56 @@ UNUSED_KEYS = (
     "MODEL.HEAD.HIDDEN_LAYERS", "MODEL.HEAD.ACTIVATION", "MODEL.HEAD.BN", "MODEL.HEAD.DROPOUT",
 )
 
-CHOICES = {
-    "TEST.SPLIT": ("test", "val"),
-    "TEST.FINAL_MODEL": ("last_step", "best_val"),
-    "TRAIN.COUNT_ITER": ("train_x", "train_u", "smaller_one"),
-}
+BETA = Range(lambda beta, cfg: number(beta) and 0 <= beta < 1, "it must be a number from 0 to below 1")
 
-MINIMUMS = {
-    "DATALOADER.NUM_WORKERS": 0,
-    "DATALOADER.K_TRANSFORMS": 1,
-    "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
-    "DATALOADER.TRAIN_X.N_INS": 1,
-    "DATALOADER.TRAIN_U.BATCH_SIZE": 1,
-    "DATALOADER.TRAIN_U.N_INS": 1,
-    "DATALOADER.TEST.BATCH_SIZE": 1,
-    "OPTIM.LR": 0,
-    "OPTIM.WEIGHT_DECAY": 0,
-    "OPTIM.GAMMA": 0,
-    "OPTIM.BASE_LR_MULT": 0,
-    "OPTIM.MAX_EPOCH": 1,
-    "OPTIM.WARMUP_CONS_LR": 0,
-    "OPTIM.WARMUP_MIN_LR": 0,
-    "TRAIN.PRINT_FREQ": 1,
+# What the keys may be, where that is not said by their type. Numbers are finite.
+RANGES = {
+    "SEED": Range(lambda seed, cfg: type(seed) is int and seed < 1 << 63, "it must be a whole number below 2^63"),
+    "INPUT.SIZE": several(lambda side: type(side) is int and side >= 1, 2, "two whole numbers, at least 1"),
+    "INPUT.INTERPOLATION": one_of(*INTERPOLATION_MODES),
+    "INPUT.PIXEL_MEAN": several(lambda mean: True, 3, "three finite numbers"),
+    "INPUT.PIXEL_STD": several(lambda std: std > 0, 3, "three finite numbers above 0"),
+    "INPUT.CROP_PADDING": whole(0),
+    "INPUT.RRCROP_SCALE": several(lambda share: 0 < share <= 1, 2, "two numbers above 0, at most 1"),
+    "INPUT.CUTOUT_N": whole(0),
+    "INPUT.CUTOUT_LEN": whole(0),
+    "INPUT.GN_STD": at_least(0),
+    "INPUT.RANDAUGMENT_N": whole(0),
+    "INPUT.RANDAUGMENT_M": whole(0, 30),
+    "INPUT.COLORJITTER_B": at_least(0),
+    "INPUT.COLORJITTER_C": at_least(0),
+    "INPUT.COLORJITTER_S": at_least(0),
+    "INPUT.COLORJITTER_H": between(0, 0.5),
+    "INPUT.RGS_P": between(0, 1),
+    "INPUT.GB_P": between(0, 1),
+    "INPUT.GB_K": Range(lambda size, cfg: size >= 1 and size % 2 == 1, "it must be an odd whole number, at least 1"),
+    "DATALOADER.NUM_WORKERS": whole(0),
+    "DATALOADER.K_TRANSFORMS": whole(1),
+    "DATALOADER.TRAIN_X.BATCH_SIZE": whole(1),
+    "DATALOADER.TRAIN_X.N_DOMAIN": whole(0),
+    "DATALOADER.TRAIN_X.N_INS": whole(1),
+    "DATALOADER.TRAIN_U.BATCH_SIZE": whole(1),
+    "DATALOADER.TRAIN_U.N_DOMAIN": whole(0),
+    "DATALOADER.TRAIN_U.N_INS": whole(1),
+    "DATALOADER.TEST.BATCH_SIZE": whole(1),
+    "OPTIM.NAME": one_of(*OPTIMIZERS),
+    "OPTIM.LR": at_least(0),
+    "OPTIM.WEIGHT_DECAY": at_least(0),
+    "OPTIM.MOMENTUM": at_least(0),
+    "OPTIM.RMSPROP_ALPHA": at_least(0),
+    "OPTIM.ADAM_BETA1": BETA,
+    "OPTIM.ADAM_BETA2": BETA,
+    "OPTIM.BASE_LR_MULT": at_least(0),
+    "OPTIM.LR_SCHEDULER": one_of(*SCHEDULES),
+    "OPTIM.GAMMA": at_least(0),
+    "OPTIM.MAX_EPOCH": whole(1),
+    "OPTIM.WARMUP_TYPE": one_of(*WARMUPS),
+    "OPTIM.WARMUP_CONS_LR": at_least(0),
+    "OPTIM.WARMUP_MIN_LR": at_least(0),
+    "TRAIN.PRINT_FREQ": whole(1),
+    "TRAIN.COUNT_ITER": one_of("train_x", "train_u", "smaller_one"),
+    "TEST.SPLIT": one_of("test", "val"),
+    "TEST.FINAL_MODEL": one_of("last_step", "best_val"),
 }
 
 
@@ -154,16 +185,7 @@ def unused_keys(cfg: CfgNode) -> list[str]:
 
 def check_values(cfg: CfgNode) -> None:
     """Raise ValueError with every engine setting out of its range, or FileNotFoundError for RESUME."""
-    faults = []
-    for key, choices in CHOICES.items():
-        value = attrgetter(key)(cfg)
-        if value not in choices:
-            faults.append(f"{key} is {value!r}; choose from {', '.join(choices)}")
-    for key, least in MINIMUMS.items():
-        value = attrgetter(key)(cfg)
-        if not least <= value < math.inf:  # NaN fails too
-            faults.append(f"{key} is {value}; it must be a finite number, at least {least}")
-    if faults:
-        raise ValueError("; ".join(faults))
+    if found := faults(cfg, DEFAULTS, RANGES):
+        raise ValueError("; ".join(found))
     if cfg.RESUME and not os.path.isdir(cfg.RESUME):
         raise FileNotFoundError(f'RESUME names a folder that does not exist: "{cfg.RESUME}"')

@@ -2,9 +2,9 @@
 
 The numbers of each batch stay on the device until a line is due, so that the loop does not wait for the GPU.
 """
-import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
@@ -14,9 +14,12 @@ from tqdm import tqdm
 from p2c.engine.distributed import average
 from p2c.engine.logger import on_terminal
 from p2c.engine.meters import AverageMeter, MetricMeter
+from p2c.engine.numerics import check_finite
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
+
+RECENT = 100  # batches whose numbers are kept to look into
 
 
 class EpochProgress:
@@ -36,7 +39,8 @@ class EpochProgress:
         self.write_scalar = write_scalar
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
         self.metrics = MetricMeter()
-        self.pending = []  # (batch, its numbers, rate), not yet read
+        self.pending = []  # (batch, its numbers, rate after it, rate in it), not yet read
+        self.read = deque(maxlen=RECENT)  # likewise, read
 
     def __enter__(self):
         self.bar = tqdm(
@@ -57,14 +61,14 @@ class EpochProgress:
             self.data_time.update(time.time() - self.mark)
             yield batch
 
-    def record(self, batch: int, summary: dict | None, lr: float) -> None:
-        """Take what a batch returned (name to number or one-element tensor) and the rate after it."""
+    def record(self, batch: int, summary: dict | None, lr: float, used_lr: float) -> None:
+        """Take what a batch returned (name to number or one-element tensor), the rate after it, and that used in it."""
         self.batch_time.update(time.time() - self.mark)
         detached = {
             name: value.detach().clone() if isinstance(value, torch.Tensor) else value
             for name, value in (summary or {}).items()
         }
-        self.pending.append((batch, detached, lr))
+        self.pending.append((batch, detached, lr, used_lr))
         self.bar.update()
         if (batch + 1) % self.every == 0:
             self._read()
@@ -73,14 +77,25 @@ class EpochProgress:
 
     def _read(self) -> None:
         """Copy the pending numbers to the host at once, check the losses, count and write them."""
-        for (batch, _, lr), summary in zip(self.pending, _to_host([s for _, s, _ in self.pending]), strict=True):
-            check_finite(summary, (self.epoch, self.max_epoch), (batch, self.num_batches))
+        numbers = _to_host([summary for _, summary, _, _ in self.pending])
+        window = [(batch, summary, *rates) for (batch, _, *rates), summary in zip(self.pending, numbers, strict=True)]
+        self.read.extend(window)
+        self.pending.clear()
+        for batch, summary, lr, used_lr in window:
+            check_finite(summary, (self.epoch, self.max_epoch), (batch, self.num_batches), used_lr)
             self.metrics.update(summary)
             step = self.epoch * self.num_batches + batch
             for name in summary:
                 self.write_scalar(f"train/{name}", self.metrics.meters[name].avg, step)
             self.write_scalar("train/lr", lr, step)
-        self.pending.clear()
+
+    def recent(self) -> list[dict]:
+        """What the last batches of this epoch reported, with their rates; of several processes, where not yet read,
+        this one's."""
+        return [
+            {"epoch": self.epoch, "batch": batch, "lr": lr, **{name: float(value) for name, value in summary.items()}}
+            for batch, summary, _, lr in (*self.read, *self.pending)
+        ]
 
     def _show(self, batch: int, lr: float) -> None:
         remaining = self.num_batches - batch - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
@@ -97,14 +112,6 @@ class EpochProgress:
         log.info(" ".join(part for part in parts if part), extra={"progress": True})
         if "loss" in self.metrics.meters:
             self.bar.set_postfix_str(f"loss {self.metrics.meters['loss'].avg:.4f}")
-
-
-def check_finite(summary: dict, epoch: tuple[int, int], batch: tuple[int, int]) -> None:
-    """FloatingPointError if a loss of a step is not finite; `epoch` and `batch` are (index, number of them)."""
-    for name, value in summary.items():
-        if "loss" in name and not math.isfinite(value):
-            raise FloatingPointError(f"Loss is infinite or NaN! {name} is {value} at epoch [{epoch[0] + 1}/{epoch[1]}] "
-                                     f"batch [{batch[0] + 1}/{batch[1]}]")
 
 
 def _to_host(summaries: list[dict]) -> list[dict]:

@@ -1,17 +1,16 @@
 """results.json: what a run was and what came out, unrounded, for programs to read."""
 import hashlib
 import os
-import platform
-from importlib import metadata
+from datetime import datetime, timezone
 
-import numpy as np
 import torch
 
-import p2c
-from p2c import compat
+from p2c import compat, trainable
 from p2c.engine.distributed import is_main, processes
 from p2c.engine.files import read_json, write_json
+from p2c.engine.provenance import code, machine, versions
 from p2c.engine.seeds import run_seed
+from p2c.ranges import flatten
 
 FILE = "results.json"
 FORMAT = "p2c-results"
@@ -23,28 +22,38 @@ MAY_CHANGE = (
 )
 
 
-def write_started(cfg, directory: str, mode: str = "train", **source) -> None:
-    """Record a run that begins; `source` says what an evaluated model was loaded from."""
+def write_started(cfg, directory: str, mode: str = "train", started: float | None = None, **source) -> None:
+    """Record a run that begins, or began at `started` (seconds since the epoch); `source` says what an evaluated model
+    was loaded from."""
     if is_main():
-        write_json({**_describe(cfg), "finished": False, "mode": mode, **source}, os.path.join(directory, FILE))
+        record = {**_describe(cfg), "finished": False, "mode": mode, **source, "started": _timestamp(started)}
+        write_json(record, os.path.join(directory, FILE))
 
 
 def write_finished(trainer, mode: str, **source) -> None:
     """Record in the trainer's output folder that a run is over ("train") or that a model was evaluated ("eval")."""
     if not is_main():
         return
-    cfg, results = trainer.cfg, trainer.results
+    cfg = trainer.cfg
     record = {**_describe(cfg), "finished": True, "mode": mode, **source}
     record["epoch"] = trainer.deployed_epoch
-    if results is not None:
-        record["split"] = trainer.tested_split
-        evaluator = trainer.evaluator  # real Dassl's has the counts under private names
-        counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
-        record["metrics"] = {**results, **{name: count for name, count in counts.items() if count is not None}}
-    record["device"], record["processes"] = str(trainer.device), processes()
-    record["data"] = _describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
+    record["weights"] = digest_weights(trainer)
+    if trainer.results is not None:
+        record["split"], record["metrics"] = trainer.tested_split, measured(trainer)
+    if mode == "train" and hasattr(trainer, "skipped_steps"):
+        record["skipped_steps"] = trainer.skipped_steps
+    record |= {**machine(trainer.device), "processes": processes()}
+    record["data"] = describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
+    record["started"], record["ended"] = _timestamp(trainer.started), _timestamp()
     record["seconds"] = trainer.elapsed()
     write_json(record, os.path.join(trainer.output_dir, FILE))
+
+
+def measured(trainer) -> dict:
+    """What a trainer's last test gave: every metric, and the counts."""
+    evaluator = trainer.evaluator  # real Dassl's has the counts under private names
+    counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
+    return {**trainer.results, **{name: count for name, count in counts.items() if count is not None}}
 
 
 def read_results(directory: str) -> dict | None:
@@ -93,14 +102,6 @@ def to_plain(node):
     return [to_plain(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """Dotted key to value."""
-    flat = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
 def fingerprint(dataset, root: str) -> str:
     """SHA-256 over the images of train_x, val and test: path below the data root, label, class name.
 
@@ -116,6 +117,18 @@ def fingerprint(dataset, root: str) -> str:
             path = path.replace(os.sep, "/")
             digest.update(f"{path}\t{item.label}\t{item.classname}\n".encode())
     return digest.hexdigest()
+
+
+def digest_weights(trainer) -> str | None:
+    """SHA-256 over what is trained, as it is now: names, shapes and values. None where nothing is."""
+    names = trainer.get_model_names()
+    digest = hashlib.sha256()
+    for name in names:
+        for key, value in trainable.state_dict(trainer._models[name]).items():
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{name}\t{key}\t{value.dtype}\t{tuple(value.shape)}\n".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if names else None
 
 
 def describe_classes(dataset) -> dict:
@@ -134,31 +147,13 @@ def _describe(cfg) -> dict:
         "num_shots": cfg.DATASET.NUM_SHOTS,
         "seed": run_seed(cfg),
         "config": to_plain(cfg),
+        "code": code(),
         "versions": versions(),
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of what computes."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "open_clip_torch": _version("open_clip_torch"),
-        "numpy": np.__version__,
-        "p2c": p2c.__version__,
-        "dassl": compat.dassl_version(),
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _describe_data(dataset, root: str) -> dict:
+def describe_data(dataset, root: str) -> dict:
+    """What a run's images and classes are: how many, their names, and the fingerprint."""
     sizes = {split: len(getattr(dataset, split) or ()) for split in ("train_x", "val", "test")}
     return {
         **sizes,
@@ -166,3 +161,9 @@ def _describe_data(dataset, root: str) -> dict:
         **describe_classes(dataset),
         "fingerprint": fingerprint(dataset, root),
     }
+
+
+def _timestamp(seconds: float | None = None) -> str:
+    """A time, or now, in UTC: 2026-01-31T12:00:00+00:00."""
+    moment = datetime.now(timezone.utc) if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="seconds")

@@ -129,7 +129,7 @@ class Run(Checkpoints):
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
         self.seed = run_seed(cfg)
-        self.time_built = time.time()
+        self.time_built = self.started = time.time()
         self.seconds_before = 0.0  # training time of the runs that this one continues
         self.deployed_epoch = 0  # epochs of training behind the weights in use
         self.results = self.tested_split = None  # of the last test
@@ -137,7 +137,7 @@ class Run(Checkpoints):
     def begin_run(self) -> None:
         """Record that training begins at start_epoch."""
         self.deployed_epoch = self.start_epoch if self._models else 0
-        write_started(self.cfg, self.output_dir)
+        write_started(self.cfg, self.output_dir, started=self.started)
         self.time_start = time.time() - self.seconds_before
 
     def use_data(self, dm) -> None:
@@ -209,6 +209,7 @@ class Run(Checkpoints):
             "config": to_plain(self.cfg),
             "best_result": self.best_result,
             "seconds": self.elapsed(),
+            "started": self.started,
             **describe_classes(self.dm.dataset),
             "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
         }
@@ -233,6 +234,7 @@ class Run(Checkpoints):
         if checkpoint.get("scaler") and hasattr(getattr(self, "scaler", None), "load_state_dict"):
             self.scaler.load_state_dict(checkpoint["scaler"])
         self.seconds_before = checkpoint.get("seconds", 0.0)
+        self.started = checkpoint.get("started", self.started)
         self._take_over_best_model(checkpoint)
 
     def _take_over_best_model(self, checkpoint: dict) -> None:

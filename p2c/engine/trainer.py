@@ -16,6 +16,7 @@ from p2c.engine.checkpoint import (
 from p2c.engine.data import DataManager, set_epoch
 from p2c.engine.distributed import first_on_each_machine, is_main, processes
 from p2c.engine.files import mkdir_if_missing
+from p2c.engine.numerics import NonFiniteLoss, check_finite, keep_state
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
 from p2c.engine.run import Checkpoints, Run
@@ -150,10 +151,11 @@ class TrainerBase(Checkpoints):
                 self._scheds[name].step()
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """FloatingPointError if a loss is not finite."""
-        if not torch.isfinite(loss).all():
-            epoch, batch = getattr(self, "epoch", 0) + 1, getattr(self, "batch_idx", 0) + 1
-            raise FloatingPointError(f"Loss is infinite or NaN! It is {loss.item()} at epoch {epoch}, batch {batch}")
+        """NonFiniteLoss, a FloatingPointError, if a loss is not finite."""
+        epoch, batch = getattr(self, "epoch", 0), getattr(self, "batch_idx", 0)
+        lr = next((optim.param_groups[0]["lr"] for optim in self._optims.values() if optim is not None), float("nan"))
+        check_finite({"loss": loss.detach()}, (epoch, getattr(self, "max_epoch", epoch + 1)),
+                     (batch, getattr(self, "num_batches", batch + 1)), lr)
 
     def model_zero_grad(self, names: str | list[str] | None = None) -> None:
         for name in self.get_model_names(names):
@@ -273,10 +275,15 @@ class TrainerX(SimpleTrainer):
         self.set_model_mode("train")
         self.num_batches = num_batches
         freq = self.cfg.TRAIN.PRINT_FREQ
-        with EpochProgress(self.epoch, self.max_epoch, num_batches, freq, self.write_scalar) as progress:
-            for self.batch_idx, batch in enumerate(progress.timed(batches)):
-                summary = self.forward_backward(*batch)
-                progress.record(self.batch_idx, summary, self.get_current_lr())
+        progress = EpochProgress(self.epoch, self.max_epoch, num_batches, freq, self.write_scalar)
+        try:
+            with progress:
+                for self.batch_idx, batch in enumerate(progress.timed(batches)):
+                    used_lr = self.get_current_lr()
+                    summary = self.forward_backward(*batch)
+                    progress.record(self.batch_idx, summary, self.get_current_lr(), used_lr)
+        except NonFiniteLoss as error:
+            raise keep_state(self, error, progress.recent()) from error
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
         """Image, label and domain on the device."""

@@ -41,14 +41,11 @@ def choose_attributes(settings: Mapping, dataset: str) -> list[Attribute]:
     """The attributes that TRAINER.ATPROMPT asks for; none if it is off.
 
     Raises:
-        ValueError: numbers out of range, words that are not given, or a data set without published ones.
+        ValueError: words that are not given, or a data set without published ones.
     """
     if not settings["USE_ATPROMPT"]:
         return []
     number = settings["ATT_NUM"]
-    if not 0 <= number <= MOST:
-        raise ValueError(f"TRAINER.ATPROMPT.ATT_NUM must be from 1 to {MOST}, or 0 for the data set's published "
-                         f"attributes, but got {number}")
     if number:
         words = [settings[f"ATT{i}_TEXT"] for i in range(1, number + 1)]
     elif dataset in PUBLISHED:
@@ -63,15 +60,8 @@ def choose_attributes(settings: Mapping, dataset: str) -> list[Attribute]:
 
 
 def token_numbers(settings: Mapping) -> list[int]:
-    """How many learnable tokens each of the three attributes has, in use or not.
-
-    Raises:
-        ValueError: fewer than one.
-    """
-    numbers = [settings[f"N_ATT{i}"] for i in range(1, MOST + 1)]
-    if min(numbers) < 1:
-        raise ValueError(f"TRAINER.ATPROMPT.N_ATT1 to N_ATT{MOST} must be at least 1, but are {numbers}")
-    return numbers
+    """How many learnable tokens each of the three attributes has, in use or not."""
+    return [settings[f"N_ATT{i}"] for i in range(1, MOST + 1)]
 
 
 def start_tokens(settings: Mapping, width: int, generator: Generator) -> list[Tensor]:

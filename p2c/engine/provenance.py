@@ -1,0 +1,86 @@
+"""What computed a result: the code's version, the packages', the device."""
+import functools
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import p2c
+from p2c import compat
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "open_clip_torch": _version("open_clip_torch"),
+        "numpy": np.__version__,
+        "pillow": _version("pillow"),
+        "cuda": torch.version.cuda,
+        "p2c": p2c.__version__,
+        "dassl": compat.dassl_version(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def code() -> dict:
+    """The version of this package and, where it is a git checkout, the commit and whether tracked files differ from it.
+
+    The last is None where git cannot tell.
+    """
+    root = Path(p2c.__file__).resolve().parents[1]
+    found = commit(root)
+    return {"version": p2c.__version__, "commit": found, "dirty": found and _dirty(root)}
+
+
+def commit(root: Path) -> str | None:
+    """The commit that a checkout is at, as its files say; None where that is no checkout."""
+    try:
+        git = root / ".git"
+        if git.is_file():  # of a worktree or submodule: "gitdir: PATH"
+            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref:"):
+            return head
+        name = head.removeprefix("ref:").strip()
+        common = git / "commondir"  # where a worktree's branches are
+        shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
+        for place in (git, shared):
+            if (place / name).is_file():
+                return (place / name).read_text(encoding="utf-8").strip()
+        packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _dirty(root: Path) -> bool | None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
+    try:
+        status = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return bool(status.stdout) if status.returncode == 0 else None
+
+
+def machine(device: torch.device) -> dict:
+    """The device that computes, the GPU's name, and the CPU threads that sums may depend on."""
+    return {
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }

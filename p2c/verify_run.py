@@ -1,0 +1,166 @@
+"""Test a finished run again and compare with what it recorded.
+
+    python -m p2c.verify_run output/RUN                # data where they were
+    python -m p2c.verify_run output/RUN --root DATA    # data that have moved
+
+RUN is the folder of a training or an evaluation by train.py. Its checkpoint is tested with the recorded configuration;
+nothing is written to RUN. Every metric and count, the trained weights, the data and the versions are compared, all
+exactly: on a GPU, or on another device than the run's, rounding may change single predictions.
+
+Exit status: 0 all is as recorded, 1 something is not (the last line says what), 2 a mistaken call: no run, one that is
+not finished, or its checkpoint or its data are missing.
+"""
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tabulate import tabulate
+
+from p2c import registry
+from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, say, show
+from p2c.framework import (
+    DATASET_REGISTRY,
+    SimpleTrainer,
+    build_trainer,
+    describe_data,
+    digest_weights,
+    measured,
+    only_warnings,
+    random_state_kept,
+    set_random_seed,
+    versions,
+)
+from p2c.predictor import read_record, recorded_cfg, recorded_model, use_cuda
+
+NEEDED = ("metrics", "split", "epoch", "data", "versions", "device", "seed")  # entries of a record
+WIDTH = 24  # characters of a value that are shown
+
+
+class Row(NamedTuple):
+    """One thing that is compared: its kind and name, what was recorded, what is found now."""
+
+    kind: str
+    name: str
+    recorded: Any
+    found: Any
+
+    @property
+    def same(self) -> bool:
+        return self.recorded == self.found
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m p2c.verify_run", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--root", help="folder that holds all data sets; default: the recorded one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the run's, or the CPU if there is no GPU")
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """What the command does; returns the exit status."""
+    args = parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            record = read_record(args.run)
+            check_complete(record, args.run)
+            model_dir, epoch = recorded_model(record, args.run, None)
+            with only_warnings():
+                trainer = rebuild(record, args, scratch)
+        except (*MISTAKES, torch.OutOfMemoryError) as error:
+            say(f"error: {one_line(error)}")
+            return MISTAKE
+        try:
+            with only_warnings():
+                if trainer.get_model_names():
+                    trainer.load_model(str(model_dir), epoch=epoch)
+                trainer.test(record["split"])
+        except FileNotFoundError as error:
+            say(f"error: {one_line(error)}")
+            return MISTAKE
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            say(f"Not confirmed: {one_line(error)}")
+            return FAILED
+    rows = compare(record, trainer)
+    table = [(row.name, brief(row.recorded), brief(row.found), "same" if row.same else "DIFFERS") for row in rows]
+    show(tabulate(table, headers=("", "recorded", "now", ""), disable_numparse=True))
+    show(verdict(rows, record["device"], str(trainer.device)))
+    return DONE if all(row.same for row in rows) else FAILED
+
+
+def check_complete(record: dict, run: str) -> None:
+    """Raises ValueError for a record of a run that is not over or that has nothing to confirm."""
+    if not record["finished"]:
+        raise ValueError(f"{run} is not finished: repeat its command, which continues it")
+    if missing := [name for name in NEEDED if name not in record]:
+        raise ValueError(f"{run} does not record {', '.join(missing)}, so that there is nothing to compare with; "
+                         "metrics are missing where no test was made (TEST.NO_TEST)")
+
+
+def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrainer:
+    """The trainer of a run with its data, not trained; what it writes goes to the folder `scratch`.
+
+    Raises:
+        FileNotFoundError, ValueError: the data are not there, or a record that does not fit this program.
+    """
+    cfg = recorded_cfg(record, args.run)
+    was_gpu = record["device"].startswith("cuda") and torch.cuda.is_available()
+    cfg.USE_CUDA = use_cuda(args.device or ("cuda" if was_gpu else "cpu"))
+    cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = scratch, "", ""  # the checkpoint has all there is
+    cfg.SEED, cfg.VERBOSE, cfg.DATALOADER.CACHE = record["seed"], False, 0
+    cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
+    cfg.freeze()
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
+        raise FileNotFoundError(f"No data at {cfg.DATASET.ROOT}; give --root the folder that holds all data sets")
+    with random_state_kept():
+        set_random_seed(cfg.SEED)
+        return build_trainer(cfg)
+
+
+def compare(record: dict, trainer: SimpleTrainer) -> list[Row]:
+    """What a run recorded beside what a trainer's test gave; of a record by an earlier version what it has."""
+    found = {
+        "numbers": measured(trainer),
+        "weights": {"epoch": trainer.deployed_epoch, "weights": digest_weights(trainer)},
+        "data": {"split": trainer.tested_split, **describe_data(trainer.dm.dataset, trainer.cfg.DATASET.ROOT)},
+        "versions": versions(),
+    }
+    recorded = {
+        "numbers": record["metrics"],
+        "weights": {name: record[name] for name in ("epoch", "weights") if name in record},
+        "data": {"split": record["split"], **record["data"]},
+        "versions": record["versions"],
+    }
+    return [Row(kind, name, value, found[kind].get(name)) for kind in found for name, value in recorded[kind].items()]
+
+
+def brief(value) -> str:
+    """A value as one short text."""
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= WIDTH else f"{text[:WIDTH - 3]}..."
+
+
+def verdict(rows: Sequence[Row], recorded_device: str, device: str) -> str:
+    """The comparison in one line."""
+    different: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.same:
+            different.setdefault(row.kind, []).append(row.name)
+    if not different:
+        return f"Confirmed: numbers, weights, data and versions are as recorded (on {device})"
+    line = "Not confirmed, different: " + "; ".join(f"{kind} ({', '.join(names)})" for kind, names in different.items())
+    if list(different) == ["versions"]:
+        return f"{line}. Numbers, weights and data are as recorded"
+    if "numbers" in different and (device != "cpu" or device != recorded_device):
+        line += f". The run was on {recorded_device}, this test on {device}: rounding may change single predictions"
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
