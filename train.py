@@ -10,10 +10,12 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import functools
+import math
 import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ try:
         CannotResume,
         Logger,
         Run,
+        Stopped,
         build_trainer,
         changed_keys,
         collect_env_info,
@@ -54,6 +57,7 @@ FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # 
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -194,10 +198,15 @@ def run(args: argparse.Namespace) -> int:
     """Set up and run; returns the exit status."""
     try:
         return set_up_and_run(args)
+    except Stopped as stopped:
+        ignore_signals()
+        say(f"{stopped}; the same command continues from there (give --seed if it was drawn)")
+        return INTERRUPTED
     except KeyboardInterrupt:
         say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
         return INTERRUPTED
     finally:
+        interrupt.trainer, interrupt.asked = None, -math.inf
         leave()
 
 
@@ -233,6 +242,7 @@ def set_up_and_run(args: argparse.Namespace) -> int:
             if recorded:
                 trainer.write_results(**task)
         else:
+            interrupt.trainer = trainer if recorded else None
             trainer.train()
     except CannotResume as error:
         return report(error, args.debug, MISTAKE)
@@ -267,11 +277,32 @@ def say(line: str) -> None:
         sys.stdout.write_file(f"{line}\n")
 
 
-def interrupt(signum, frame):
-    """A second signal, as a terminal's Ctrl-C brings through the scripts, must not disturb what ends on the first."""
+def ignore_signals() -> None:
+    """What ends on the first is not to be disturbed by another."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+
+
+class Interrupt:
+    """The handler of signals: a training that can save where it stands is asked to; all else ends at once, as does such
+    a training on a second signal."""
+
+    def __init__(self):
+        self.trainer = None
+        self.asked = -math.inf  # when
+
+    def __call__(self, signum, frame) -> None:
+        now = time.monotonic()
+        if now - self.asked < TOGETHER and self.trainer is not None:
+            return
+        if self.asked == -math.inf and self.trainer is not None and self.trainer.ask_to_stop():
+            self.asked = now
+            return
+        ignore_signals()
+        raise KeyboardInterrupt
+
+
+interrupt = Interrupt()
 
 
 def main() -> None:

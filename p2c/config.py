@@ -45,6 +45,9 @@ SETTINGS = {
         # torch.compile of both towers for training steps, with CUDA graphs on a GPU. The first step then takes minutes;
         # results differ by no more than rounding.
         "COMPILE": False,
+        # Steps, >= 0, between the points inside an epoch that a training can go on from; 0: none. For this package's
+        # trainers on its own engine; CHECKPOINT_FREQ is for whole epochs.
+        "CHECKPOINT_STEPS": 0,
         # GiB, >= 0 (such as 4.0), that the class texts' activations may take; what exceeds it is encoded in parts, and
         # again in the backward pass. 0: a quarter of the device's memory. Results differ by no more than rounding.
         "TEXT_MEMORY": 0.0,

@@ -40,7 +40,9 @@ from p2c.engine.distributed import (
     rank,
 )
 from p2c.engine.files import UnreadableImage, to_rgb, write_csv
+from p2c.engine.lock import FolderInUse, folder_lock
 from p2c.engine.logger import only_warnings
+from p2c.engine.position import Stopped
 from p2c.engine.progress import check_finite
 from p2c.engine.results import changed_keys, flatten, read_results, to_plain, versions, write_started
 from p2c.engine.run import Run
@@ -48,13 +50,14 @@ from p2c.engine.seeds import random_state_kept
 
 __all__ = [
     "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
-    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "TRAINER_REGISTRY", "TrainerBase",
-    "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer", "build_transform",
-    "changed_keys", "check_availability", "clean_cfg", "collect_env_info", "compute_accuracy", "first_on_each_machine",
-    "flatten", "get_cfg_default", "is_main", "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights",
-    "local_processes", "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json",
-    "read_legacy_pickle", "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed",
-    "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
+    "EVALUATOR_REGISTRY", "FolderInUse", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "Stopped",
+    "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer",
+    "build_trainer", "build_transform", "changed_keys", "check_availability", "clean_cfg", "collect_env_info",
+    "compute_accuracy", "first_on_each_machine", "flatten", "folder_lock", "get_cfg_default", "is_main", "join",
+    "launched", "leave", "load_checkpoint", "load_pretrained_weights", "local_processes", "only_warnings", "parallel",
+    "random_state_kept", "rank", "read_image", "read_json", "read_legacy_pickle", "read_results", "run_seed",
+    "sample_shots", "save_checkpoint", "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions",
+    "write_atomically", "write_csv", "write_json", "write_started",
 ]
 
 if compat.engine() == compat.OURS:

@@ -5,6 +5,7 @@ else draws random numbers, and after a resume.
 """
 import contextlib
 import random
+import signal
 from collections.abc import Callable
 
 import numpy as np
@@ -154,9 +155,22 @@ def build_data_loader(
     return (TrainingLoader if keep_workers else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_trainer,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         **batches,
     )
+
+
+def _leave_signals_to_trainer(worker: int) -> None:
+    """A scheduler, or a terminal, signals all processes of a job; the training still needs this one to end well.
+
+    The second SIGTERM is the training's own, which ends its workers so if all else fails.
+    """
+    def first(signum, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def set_epoch(loader, epoch: int | str) -> None:
@@ -164,6 +178,12 @@ def set_epoch(loader, epoch: int | str) -> None:
     for part in (loader, *(getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler"))):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
+
+
+def start_at(loader: DataLoader, batch: int) -> None:
+    """Have the epoch that `set_epoch` has announced begin with this batch, without reading those before it."""
+    batches = loader.batch_sampler
+    batches.sampler.start_at(batch * batches.batch_size)
 
 
 class DataManager:
