@@ -39,8 +39,8 @@ from p2c.engine.distributed import (
     parallel,
     rank,
 )
-from p2c.engine.files import UnreadableImage, to_rgb, write_csv
-from p2c.engine.lock import FolderInUse, folder_lock
+from p2c.engine.files import DiskFull, UnreadableImage, remove_leftovers, to_rgb, write_csv
+from p2c.engine.lock import folder_lock
 from p2c.engine.logger import only_warnings
 from p2c.engine.position import Stopped
 from p2c.engine.progress import check_finite
@@ -49,14 +49,14 @@ from p2c.engine.run import Run
 from p2c.engine.seeds import random_state_kept
 
 __all__ = [
-    "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
-    "EVALUATOR_REGISTRY", "FolderInUse", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "Stopped",
+    "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "DiskFull",
+    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "Stopped",
     "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer",
     "build_trainer", "build_transform", "changed_keys", "check_availability", "clean_cfg", "collect_env_info",
     "compute_accuracy", "first_on_each_machine", "flatten", "folder_lock", "get_cfg_default", "is_main", "join",
     "launched", "leave", "load_checkpoint", "load_pretrained_weights", "local_processes", "only_warnings", "parallel",
-    "random_state_kept", "rank", "read_image", "read_json", "read_legacy_pickle", "read_results", "run_seed",
-    "sample_shots", "save_checkpoint", "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions",
+    "random_state_kept", "rank", "read_image", "read_json", "read_legacy_pickle", "read_results", "remove_leftovers",
+    "run_seed", "sample_shots", "save_checkpoint", "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions",
     "write_atomically", "write_csv", "write_json", "write_started",
 ]
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from p2c.engine.files import mkdir_if_missing
+from p2c.engine.files import mkdir_if_missing, named_errors, write_atomically
 
 FILE = "run.lock"
 BEAT = 10  # seconds
@@ -39,16 +39,17 @@ def folder_lock(folder: str) -> Iterator[str]:
     mine = {**_myself(), "id": uuid.uuid4().hex}
     taken_over = ""
     while not _create(path, mine):
-        owner, age = _read(path)
+        owner = _owner(path)
         if owner is None:  # it has just gone
             continue
         who = f"{owner.get('host', 'unknown')}, process {owner.get('pid', 'unknown')}, since " \
               f"{owner.get('since', 'unknown')}"
-        if not _is_dead(owner, age):
+        if not _is_dead(owner, path):
             raise FolderInUse(f"{folder} is in use: {who}; wait for that run, or choose another --output-dir (if it "
                               f"died on another machine, this passes {STALE} s after its last sign of life)")
-        if _remove(path, owner):
+        if _take_over(path, owner, mine):
             taken_over = f"Taking {folder} over from a run that died ({who})"
+            break
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, done), daemon=True)
     beat.start()
@@ -57,7 +58,7 @@ def folder_lock(folder: str) -> Iterator[str]:
     finally:
         done.set()
         beat.join()
-        if _read(path)[0] == mine:
+        if _owner(path) == mine:
             os.remove(path)
 
 
@@ -67,7 +68,7 @@ def _create(path: str, owner: dict) -> bool:
     except FileExistsError:
         return False
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with named_errors(path), open(descriptor, "w", encoding="utf-8") as file:
             json.dump(owner, file)
     except BaseException:
         os.remove(path)
@@ -75,39 +76,53 @@ def _create(path: str, owner: dict) -> bool:
     return True
 
 
-def _read(path: str) -> tuple[dict | None, float]:
-    """The owner by a lock file, None if there is no file, and how many seconds ago it gave a sign of life."""
-    probe = f"{path}.{uuid.uuid4().hex}.tmp"
+def _owner(path: str) -> dict | None:
+    """The owner by a lock file; None if there is no file."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            content, beat = file.read(), os.fstat(file.fileno()).st_mtime
-        with open(probe, "xb") as file:
-            now = os.fstat(file.fileno()).st_mtime
+            owner = json.load(file)
     except FileNotFoundError:
-        return None, 0.0
+        return None
+    except ValueError:  # being written, or by somebody whose disk was full
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _age(path: str) -> float:
+    """Seconds since a lock's last sign of life, 0 if it is gone."""
+    probe = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with named_errors(path), open(probe, "xb") as file:
+            now = os.fstat(file.fileno()).st_mtime
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(probe)
     try:
-        owner = json.loads(content)
-    except ValueError:  # being written, or by somebody whose disk was full
-        owner = {}
-    return owner if isinstance(owner, dict) else {}, now - beat
-
-
-def _remove(path: str, owner: dict) -> bool:
-    """Remove a dead owner's lock; False if it has become another's meanwhile, which stays."""
-    aside = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        os.rename(path, aside)
+        with open(path, "rb") as file:  # opening asks a network's server anew
+            return now - os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
+        return 0.0
+
+
+def _take_over(path: str, dead: dict, mine: dict) -> bool:
+    """Put one's own lock in the place of a dead owner's; False if somebody else is about to, or has done it.
+
+    The lock is there at all times, so that nobody can create it meanwhile, and a second file lets in one at a time.
+    """
+    guard = f"{path}.taking"
+    if not _create(guard, mine):
+        if _age(guard) > STALE:  # that process has died just there
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(guard)
+        time.sleep(0.05)
         return False
-    dead = _read(aside)[0] == owner
-    if not dead:
-        with contextlib.suppress(OSError):
-            os.link(aside, path)
-    os.remove(aside)
-    return dead
+    try:
+        if _owner(path) != dead:
+            return False
+        write_atomically(path, json.dumps(mine))
+        return True
+    finally:
+        os.remove(guard)
 
 
 def _beat(path: str, done: threading.Event) -> None:
@@ -141,10 +156,10 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def _is_dead(owner: dict, age: float) -> bool:
+def _is_dead(owner: dict, path: str) -> bool:
     machine, pid = _machine(), owner.get("pid")
     if machine is None or owner.get("machine") != machine or not isinstance(pid, int):
-        return age > STALE
+        return _age(path) > STALE
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -26,7 +26,7 @@ from p2c.engine.distributed import barrier, collect, from_main, is_main, process
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.position import InsideEpoch, checkpoint_steps
-from p2c.engine.results import changes, describe_classes, to_plain, write_finished, write_started
+from p2c.engine.results import changed_keys, changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed
 from p2c.logs import get_logger
 
@@ -126,6 +126,10 @@ class Run(Checkpoints):
     """What a SimpleTrainer's run keeps; `open_run` comes before anything else, `begin_run` when training begins."""
 
     start_batch = 0  # batches of start_epoch that are done already
+    length_matters = True  # whether the trainer itself does something else in an epoch if more are to come
+    resume_anyway = False  # whether another configuration or class list is no reason not to resume
+    resumed_anyway: list[str] = []  # in words, what differed
+    own_options: dict[str, list[dict]] = {}  # by model, the optimiser's settings where a checkpoint's are others
     several_processes = False  # whether the trainer averages its gradients over the processes of torchrun
 
     def open_run(self, cfg) -> None:
@@ -225,30 +229,42 @@ class Run(Checkpoints):
             "config": to_plain(self.cfg),
             "best_result": self.best_result,
             "seconds": self.elapsed(),
+            "resumed_anyway": self.resumed_anyway,
             **describe_classes(self.dm.dataset),
             "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
         }
 
     def check_run_state(self, checkpoint: dict) -> None:
         source = self.cfg.RESUME or self.output_dir
-        if changed := changes(checkpoint.get("config") or {}, self.cfg):
-            raise CannotResume(
-                f"Cannot resume from {source}, a run with other settings: {changed}; choose another --output-dir "
-                "(and no --resume), or give the old values"
-            )
-        classnames = checkpoint.get("classnames")
-        if classnames is not None and classnames != list(self.dm.dataset.classnames):
-            raise CannotResume(
-                f"Cannot resume from {source}: it was trained on {len(classnames)} classes "
-                f"({', '.join(classnames[:3])}, ...), this data set has {self.num_classes} "
-                f"({', '.join(self.dm.dataset.classnames[:3])}, ...); choose another --output-dir"
-            )
+        config, classnames = checkpoint.get("config") or {}, checkpoint.get("classnames")
+        here = list(self.dm.dataset.classnames)
+        faults = []
+        if changed := changes(config, self.cfg, self.length_matters):
+            faults.append((f", a run with other settings: {changed}", " (and no --resume), or give the old values"))
+        if classnames is not None and classnames != here:
+            faults.append((
+                f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this data set has "
+                f"{self.num_classes} ({', '.join(here[:3])}, ...)", ""
+            ))
+        if not faults:
+            return
+        if not self.resume_anyway or "OPTIM.NAME" in changed_keys(config, self.cfg):
+            fault, remedy = faults[0]
+            raise CannotResume(f"Cannot resume from {source}{fault}; choose another --output-dir{remedy}")
+        self.resumed_anyway = [fault.partition(": ")[2] for fault, _ in faults]
+        self.own_options = {name: [{key: value for key, value in group.items() if key not in ("params", "lr")}
+                                   for group in optim.param_groups] for name, optim in self._optims.items() if optim}
+        log.warning(f"Resuming from {source} anyway: {'; '.join(self.resumed_anyway)}")
 
     def load_run_state(self, checkpoint: dict) -> None:
         super().load_run_state(checkpoint)
         if checkpoint.get("scaler") and hasattr(getattr(self, "scaler", None), "load_state_dict"):
             self.scaler.load_state_dict(checkpoint["scaler"])
         self.seconds_before = checkpoint.get("seconds", 0.0)
+        for name, options in self.own_options.items():
+            for group, own in zip(self._optims[name].param_groups, options, strict=True):
+                group.update(own)
+        self.resumed_anyway = [*checkpoint.get("resumed_anyway", ()), *self.resumed_anyway]
         self._take_over_best_model(checkpoint)
 
     def _take_over_best_model(self, checkpoint: dict) -> None:

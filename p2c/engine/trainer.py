@@ -14,7 +14,7 @@ from p2c.engine.checkpoint import BEST
 from p2c.engine.curves import cut_back
 from p2c.engine.data import DataManager, set_epoch
 from p2c.engine.distributed import first_on_each_machine, is_main, processes
-from p2c.engine.files import mkdir_if_missing
+from p2c.engine.files import mkdir_if_missing, named_errors
 from p2c.engine.position import InsideEpoch
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
@@ -87,7 +87,8 @@ class TrainerBase(Checkpoints):
     def flush_writer(self) -> None:
         """Have the points so far on the disk."""
         if self._writer is not None:
-            self._writer.flush()
+            with named_errors(self._writer.log_dir):
+                self._writer.flush()
 
     def close_writer(self) -> None:
         if self._writer is not None:
@@ -96,7 +97,8 @@ class TrainerBase(Checkpoints):
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Add a point to a curve; does nothing while there is no writer."""
         if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+            with named_errors(self._writer.log_dir):
+                self._writer.add_scalar(tag, scalar_value, global_step)
 
     # The loop
 
