@@ -240,11 +240,12 @@ class Run(Checkpoints):
         here = list(self.dm.dataset.classnames)
         faults = []
         if changed := changes(config, self.cfg, self.length_matters):
-            faults.append((f", a run with other settings: {changed}", " (and no --resume), or give the old values"))
+            faults.append((f", a run with other settings: {changed}",
+                           " (and no --resume), give the old values, or give --resume-anyway"))
         if classnames is not None and classnames != here:
             faults.append((
                 f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this data set has "
-                f"{self.num_classes} ({', '.join(here[:3])}, ...)", ""
+                f"{self.num_classes} ({', '.join(here[:3])}, ...)", ", or give --resume-anyway"
             ))
         if not faults:
             return
