@@ -49,8 +49,9 @@ class Logger:
     def flush(self) -> None:
         self.console.flush()
         if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            with named_errors(self.file.name):
+                self.file.flush()
+                os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file; from then on only the console is written."""
