@@ -4,6 +4,7 @@ What a batch holds is a function of (seed, epoch, index of each image): the same
 else draws random numbers, and after a resume.
 """
 import contextlib
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -164,10 +165,10 @@ def build_data_loader(
 def _leave_signals_to_trainer(worker: int) -> None:
     """A scheduler, or a terminal, signals all processes of a job; the training still needs this one to end well.
 
-    The second SIGTERM is the training's own, which ends its workers so if all else fails.
+    The second SIGTERM is the training's own, which ends its workers so if all else fails. That is no death to report.
     """
     def first(signum, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
 
     signal.signal(signal.SIGTERM, first)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
