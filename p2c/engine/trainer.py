@@ -82,7 +82,8 @@ class TrainerBase(Checkpoints):
             log.warning("tensorboard is not installed: no curves are written")
             return
         log.info(f"Initialize tensorboard (log_dir={log_dir})")
-        self._writer = SummaryWriter(log_dir=log_dir)
+        # Its thread can miss that there is something to write and sleep until it flushes by itself, and a flush with it.
+        self._writer = SummaryWriter(log_dir=log_dir, flush_secs=1)
 
     def flush_writer(self) -> None:
         """Have the points so far on the disk."""
