@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from p2c.engine.checkpoint import BEST
-from p2c.engine.curves import cut_back
+from p2c.engine.curves import CurveWriter, cut_back
 from p2c.engine.data import DataManager, set_epoch
 from p2c.engine.distributed import first_on_each_machine, is_main, processes
 from p2c.engine.files import mkdir_if_missing, named_errors
@@ -77,13 +77,12 @@ class TrainerBase(Checkpoints):
         if self._writer is not None or not is_main():
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            with named_errors(log_dir):
+                self._writer = CurveWriter(log_dir)
         except ImportError:
             log.warning("tensorboard is not installed: no curves are written")
             return
         log.info(f"Initialize tensorboard (log_dir={log_dir})")
-        # Its thread can miss that there is something to write and sleep until it flushes by itself, and a flush with it.
-        self._writer = SummaryWriter(log_dir=log_dir, flush_secs=1)
 
     def flush_writer(self) -> None:
         """Have the points so far on the disk."""
@@ -93,7 +92,8 @@ class TrainerBase(Checkpoints):
 
     def close_writer(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with named_errors(self._writer.log_dir):
+                self._writer.close()
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Add a point to a curve; does nothing while there is no writer."""
