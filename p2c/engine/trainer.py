@@ -94,6 +94,7 @@ class TrainerBase(Checkpoints):
         if self._writer is not None:
             with named_errors(self._writer.log_dir):
                 self._writer.close()
+            self._writer = None
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Add a point to a curve; does nothing while there is no writer."""
