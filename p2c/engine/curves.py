@@ -16,7 +16,7 @@ FLUSH = 5  # seconds after which points go to the system with the next one
 class CurveWriter:
     """Adds points to an event file of its own.
 
-    torch's SummaryWriter leaves this to a thread; its `flush` was seen to wait for ever, and the thread prints the trace
+    torch's SummaryWriter has a thread for it; its `flush` was seen to wait for ever, and the thread prints the trace
     of an error, as of a full disk.
 
     Raises ImportError if tensorboard is not installed.
