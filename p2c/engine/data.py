@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -163,15 +164,18 @@ def build_data_loader(
 
 
 def _leave_signals_to_trainer(worker: int) -> None:
-    """A scheduler, or a terminal, signals all processes of a job; the training still needs this one to end well.
-
-    The second SIGTERM is the training's own, which ends its workers so if all else fails. That is no death to report.
-    """
-    def first(signum, frame):
-        signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
-
-    signal.signal(signal.SIGTERM, first)
+    """A scheduler, or a terminal, signals all processes of a job; the training still needs this one to end well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows lack it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(trainer: int) -> None:
+    """End this worker on SIGTERM from its trainer's process, which has no other way if all else fails."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def set_epoch(loader, epoch: int | str) -> None:
