@@ -11,7 +11,6 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 import argparse
 import contextlib
 import functools
-import gc
 import math
 import os
 import re
@@ -339,9 +338,7 @@ interrupt = Interrupt()
 def main() -> None:
     for number in SIGNALS:
         signal.signal(number, interrupt)
-    status = run(parse_args(sys.argv[1:]))
-    gc.collect()  # frees the trainer, and with it the loaders, which end their workers at once
-    sys.exit(status)
+    sys.exit(run(parse_args(sys.argv[1:])))
 
 
 if __name__ == "__main__":

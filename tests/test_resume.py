@@ -6,6 +6,7 @@ import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from p2c.engine.data import end_workers
 from p2c.engine.position import Stopped
 from p2c.framework import CannotResume, read_results
 from p2c.trainers.base import PromptTrainer
@@ -91,11 +92,12 @@ def assert_equal(a, b):
 def train_through(make_trainer, name, options, out):
     """Start a run again until it ends; how often it was killed."""
     for kills in range(10):
+        trainer = make_trainer(name, *options, out=out)
         try:
-            make_trainer(name, *options, out=out).train()
+            trainer.train()
             return kills
         except Killed:
-            pass
+            end_workers(trainer.train_loader_x)
     raise AssertionError("never ends")
 
 

@@ -191,6 +191,12 @@ def start_at(loader: DataLoader, batch: int) -> None:
     batches.sampler.start_at(batch * batches.batch_size)
 
 
+def end_workers(loader: DataLoader) -> None:
+    """Let go of workers that are kept: they end with the pass over the loader, where collecting garbage kills them."""
+    if isinstance(loader, TrainingLoader):
+        loader._iterator = None
+
+
 class DataManager:
     """The data set of a config and its loaders; building it draws nothing from the global generators."""
 

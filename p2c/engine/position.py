@@ -6,7 +6,7 @@ trainers that draw from these streams alone can do it.
 import os
 
 from p2c.engine.checkpoint import CannotResume, load_resumable, remove_position, save_position
-from p2c.engine.data import start_at
+from p2c.engine.data import end_workers, start_at
 from p2c.engine.distributed import anywhere, barrier, is_main
 from p2c.engine.progress import EpochProgress
 from p2c.logs import get_logger
@@ -67,6 +67,7 @@ class InsideEpoch:
         if stop or (every and (self.epoch * self.num_batches + done) % every == 0):
             self.save_position(self.epoch, done, progress.state())
         if stop:
+            end_workers(self.train_loader_x)
             raise Stopped(f"Stopped after epoch [{self.epoch + 1}/{self.max_epoch}] batch [{done}/{self.num_batches}]")
 
     def end_epoch(self) -> None:
@@ -76,6 +77,7 @@ class InsideEpoch:
         if self.resumes_inside_epoch and anywhere(self._stop_asked):
             if not self.saves_after(self.epoch + 1):
                 self.save_position(self.epoch + 1, 0, None)
+            end_workers(self.train_loader_x)
             raise Stopped(f"Stopped after epoch [{self.epoch + 1}/{self.max_epoch}]")
 
     # Files
