@@ -9,11 +9,14 @@ On several GPUs, with the same global batch:  torchrun --nproc-per-node 4 train.
 Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interrupted and resumable.
 """
 import argparse
+import contextlib
 import functools
+import math
 import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -29,12 +32,15 @@ try:
         DATASET_REGISTRY,
         TRAINER_REGISTRY,
         CannotResume,
+        DiskFull,
         Logger,
         Run,
+        Stopped,
         build_trainer,
         changed_keys,
         check_values,
         collect_env_info,
+        folder_lock,
         get_cfg_default,
         is_main,
         join,
@@ -42,6 +48,7 @@ try:
         leave,
         rank,
         read_results,
+        remove_leftovers,
         run_seed,
         set_random_seed,
         setup_logger,
@@ -55,6 +62,7 @@ FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # 
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -80,6 +88,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         help="epoch to test; default: the best on validation data, or the last")
     parser.add_argument("--plugin", metavar="MODULE", help="module that registers your own trainers or data sets")
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
+    parser.add_argument("--resume-anyway", action="store_true",
+                        help="continue a run although its configuration or classes were others; results.json says so")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files")
     args = parser.parse_args(argv)
@@ -172,8 +182,8 @@ def describe_task(args: argparse.Namespace) -> dict:
             "model_seconds": trained and trained.get("seconds")}
 
 
-def finished_before(cfg, task: dict) -> bool:
-    """Whether this very run has been done in OUTPUT_DIR.
+def finished_before(cfg, task: dict, anyway: bool) -> bool:
+    """Whether this very run has been done in OUTPUT_DIR; with `anyway` a training of other settings may go on there.
 
     Raises:
         ValueError: the folder belongs to another run.
@@ -183,46 +193,73 @@ def finished_before(cfg, task: dict) -> bool:
         return False
     task, results = {**task, "engine": compat.engine()}, {"engine": compat.OURS, **results}
     known = [key for key in task if key != "model_dir" or task["model_seconds"] is None]  # a folder may have moved
-    changed = [key for key in known if results.get(key) != task[key]] + changed_keys(results["config"], cfg)
+    changed = [key for key in known if results.get(key) != task[key]]
+    length_matters = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "length_matters", True)
+    settings = changed_keys(results["config"], cfg, length_matters)
+    if not changed and settings and anyway and task["mode"] == "train":
+        return False
+    changed += settings
     if changed == ["model_seconds"]:
         raise ValueError(f"{cfg.OUTPUT_DIR} holds the test of an earlier training in {task['model_dir']}; delete that "
                          "folder to test the new one")
     if changed:
         raise ValueError(f"{cfg.OUTPUT_DIR} holds a run with other settings ({', '.join(changed)}); choose another "
                          "--output-dir, or delete that folder")
-    return results["finished"]
+    return results["finished"] and not changed_keys(results["config"], cfg)  # or more epochs were asked for
 
 
 def run(args: argparse.Namespace) -> int:
     """Set up and run; returns the exit status."""
+    with contextlib.ExitStack() as held:
+        return run_holding(held, args)
+
+
+def run_holding(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
+    """As `run`; what the run takes for itself is put into `held`."""
     try:
-        return set_up_and_run(args)
+        return set_up_and_run(held, args)
+    except Stopped as stopped:
+        ignore_signals()
+        say(f"{stopped}; the same command continues from there (give --seed if it was drawn)")
+        return INTERRUPTED
     except KeyboardInterrupt:
         say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
         return INTERRUPTED
     finally:
+        interrupt.trainer, interrupt.asked = None, -math.inf
         leave()
 
 
-def set_up_and_run(args: argparse.Namespace) -> int:
+def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
     """What goes wrong before the training is the user's mistake; what goes wrong in it is a failure."""
     try:
         cfg = setup_cfg(args)
         task = describe_task(args)
-        if finished_before(cfg, task):
+        died = ""
+        done = finished_before(cfg, task, args.resume_anyway)
+        if not done and is_main():
+            died = held.enter_context(folder_lock(cfg.OUTPUT_DIR))
+            done = finished_before(cfg, task, args.resume_anyway)  # by who had the folder until now
+        if done:
             print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat "
                   "the run")
             return FINISHED
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
         setup_logger(cfg.OUTPUT_DIR if is_main() else None)
+        if died:
+            print(died)
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
         trainer = build_trainer(cfg)
+        for folder in ("", "tensorboard", *trainer.get_model_names()) if is_main() else ():
+            remove_leftovers(os.path.join(cfg.OUTPUT_DIR, folder))
         if args.eval_only:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
+    except DiskFull as error:
+        return report(error, args.debug, FAILED)
     except (*MISTAKES, torch.OutOfMemoryError) as error:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
@@ -236,6 +273,8 @@ def set_up_and_run(args: argparse.Namespace) -> int:
             if recorded:
                 trainer.write_results(**task)
         else:
+            if recorded:
+                interrupt.trainer, trainer.resume_anyway = trainer, args.resume_anyway
             trainer.train()
     except CannotResume as error:
         return report(error, args.debug, MISTAKE)
@@ -267,14 +306,36 @@ def say(line: str) -> None:
     """Write a line to stderr, and to the run's log file if there is one."""
     print(line if is_main() else f"[rank {rank()}] {line}", file=sys.stderr)
     if isinstance(sys.stdout, Logger):
-        sys.stdout.write_file(f"{line}\n")
+        with contextlib.suppress(OSError):  # a full disk is what the line may be about
+            sys.stdout.write_file(f"{line}\n")
 
 
-def interrupt(signum, frame):
-    """A second signal, as a terminal's Ctrl-C brings through the scripts, must not disturb what ends on the first."""
+def ignore_signals() -> None:
+    """What ends on the first is not to be disturbed by another."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+
+
+class Interrupt:
+    """The handler of signals: a training that can save where it stands is asked to; all else ends at once, as does such
+    a training on a second signal."""
+
+    def __init__(self):
+        self.trainer = None
+        self.asked = -math.inf  # when
+
+    def __call__(self, signum, frame) -> None:
+        now = time.monotonic()
+        if now - self.asked < TOGETHER and self.trainer is not None:
+            return
+        if self.asked == -math.inf and self.trainer is not None and self.trainer.ask_to_stop():
+            self.asked = now
+            return
+        ignore_signals()
+        raise KeyboardInterrupt
+
+
+interrupt = Interrupt()
 
 
 def main() -> None:

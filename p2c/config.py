@@ -47,6 +47,9 @@ SETTINGS = {
         # torch.compile of both towers for training steps, with CUDA graphs on a GPU. The first step then takes minutes;
         # results differ by no more than rounding.
         "COMPILE": False,
+        # Steps, >= 0, between the points inside an epoch that a training can go on from; 0: none. For this package's
+        # trainers on its own engine; CHECKPOINT_FREQ is for whole epochs.
+        "CHECKPOINT_STEPS": 0,
         # GiB, >= 0 (such as 4.0), that the class texts' activations may take; what exceeds it is encoded in parts, and
         # again in the backward pass. 0: a quarter of the device's memory. Results differ by no more than rounding.
         "TEXT_MEMORY": 0.0,
@@ -155,6 +158,7 @@ RANGES = {
                                      "it needs one {} where the class name stands"),
     "DATALOADER.CACHE": Range(lambda gib, cfg: type(gib) is int and gib >= -1,
                               "it must be a whole number of GiB, 0 (off) or -1 (automatic)"),
+    "TRAIN.CHECKPOINT_STEPS": whole(0),
     "TRAIN.TEXT_MEMORY": at_least(0),
     "TRAINER.PROMPT_DENOISING.NOISE_TYPE": one_of("gaussian_mixture", "gaussian"),
     "TRAINER.PROMPT_DENOISING.NOISE_STD": at_least(0),

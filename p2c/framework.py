@@ -39,9 +39,11 @@ from p2c.engine.distributed import (
     parallel,
     rank,
 )
-from p2c.engine.files import UnreadableImage, to_rgb, write_csv
+from p2c.engine.files import DiskFull, UnreadableImage, remove_leftovers, to_rgb, write_csv
+from p2c.engine.lock import folder_lock
 from p2c.engine.logger import only_warnings
 from p2c.engine.numerics import NonFiniteLoss, SkippedSteps, check_finite, keep_state
+from p2c.engine.position import Stopped
 from p2c.engine.provenance import versions
 from p2c.engine.results import (
     changed_keys,
@@ -56,15 +58,16 @@ from p2c.engine.run import Run
 from p2c.engine.seeds import random_state_kept
 
 __all__ = [
-    "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum",
-    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "SkippedSteps", "TRAINER_REGISTRY",
-    "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer", "build_trainer",
-    "build_transform", "changed_keys", "check_availability", "check_values", "clean_cfg", "collect_env_info",
-    "compute_accuracy", "describe_data", "digest_weights", "first_on_each_machine", "get_cfg_default", "is_main",
-    "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights", "local_processes", "measured",
-    "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json", "read_legacy_pickle",
-    "read_results", "run_seed", "sample_shots", "save_checkpoint", "set_random_seed", "setup_logger", "to_plain",
-    "to_rgb", "versions", "write_atomically", "write_csv", "write_json", "write_started",
+    "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "DiskFull",
+    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "SkippedSteps", "Stopped",
+    "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer",
+    "build_trainer", "build_transform", "changed_keys", "check_availability", "check_values", "clean_cfg",
+    "collect_env_info", "compute_accuracy", "describe_data", "digest_weights", "first_on_each_machine", "folder_lock",
+    "get_cfg_default", "is_main", "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights",
+    "local_processes", "measured", "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json",
+    "read_legacy_pickle", "read_results", "remove_leftovers", "run_seed", "sample_shots", "save_checkpoint",
+    "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json",
+    "write_started",
 ]
 
 if compat.engine() == compat.OURS:

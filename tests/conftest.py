@@ -7,10 +7,14 @@ import torch
 from clip_files import make_pets
 from engines import report
 
+import train
 from p2c import registry
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_trainer, get_cfg_default
+
+TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
+        "DATASET.CHECKS", "partial")
 
 
 def pytest_report_header() -> str:
@@ -79,6 +83,17 @@ def make_trainer(make_cfg):
         registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
         return build_trainer(cfg)
     return make
+
+
+@pytest.fixture
+def call(pets, tmp_path):
+    """call(option, value, ..., trainer=, out=): run train.py here on the small data; gives the exit status."""
+    def run(*words, trainer="P2C", out="run", root=pets, pairs=()):
+        return train.run(train.parse_args([
+            "--root", str(root), "--seed", "1", "--trainer", trainer, "--output-dir", str(tmp_path / out),
+            "--dataset-config-file", "configs/datasets/oxford_pets.yaml",
+            "--config-file", f"configs/trainers/{trainer}/tiny_shapes.yaml", *words, *TINY, *pairs]))
+    return run
 
 
 @pytest.fixture

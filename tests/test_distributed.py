@@ -28,6 +28,23 @@ class Failing(MaPLe):
 """
 
 
+SIGNALLED = """
+import os, pathlib, signal
+import torch.distributed
+from p2c.framework import TRAINER_REGISTRY
+from p2c.trainers.maple import MaPLe
+
+@TRAINER_REGISTRY.register()
+class Signalled(MaPLe):
+    def losses(self, image, label):
+        here = self.epoch, self.batch_idx, torch.distributed.get_rank()
+        if here == (0, 1, 1) and not pathlib.Path("sent").exists():
+            pathlib.Path("sent").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().losses(image, label)
+"""
+
+
 def torchrun(*arguments, cwd=ROOT):
     """Start two processes; what they left on standard output and error, and the status."""
     return subprocess.run(
@@ -98,6 +115,20 @@ def test_a_process_that_fails_ends_the_job(nine_pets, tmp_path):
     assert "[rank 1] error: the disk of rank 1 is gone" in done.stderr
     assert not read_results(str(tmp_path / "run"))["finished"]
     assert (tmp_path / "run/MultiModalPromptLearner/model.pth.tar-1").is_file()
+
+
+def test_all_processes_stop_after_the_step_in_which_one_is_told_to(nine_pets, tmp_path):
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    command = (*options("run", nine_pets, "Signalled"), "--seed", 1, "--plugin", "signalled", *SMALL,
+               "DATALOADER.TRAIN_X.BATCH_SIZE", "2")
+    stopped = torchrun(*command, cwd=tmp_path)
+    assert stopped.returncode != 0
+    for rank in ("", "[rank 1] "):
+        assert f"{rank}Stopped after epoch [1/2] batch [2/6]; the same command continues" in stopped.stderr
+    assert (tmp_path / "run/MultiModalPromptLearner/resume.pth.tar").is_file()
+    done = torchrun(*command, cwd=tmp_path)
+    assert done.returncode == 0 and "Going on after batch 2 of epoch 1" in done.stdout
+    assert read_results(str(tmp_path / "run"))["finished"]
 
 
 # Shares

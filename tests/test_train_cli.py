@@ -10,20 +10,6 @@ from clip_files import make_pets
 import train
 from p2c.framework import read_results
 
-TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
-        "DATASET.CHECKS", "partial")
-
-
-@pytest.fixture
-def call(pets, tmp_path):
-    """call(option, value, ..., trainer=, out=): run train.py here on the small data; gives the exit status."""
-    def run(*words, trainer="P2C", out="run", root=pets, pairs=()):
-        return train.run(train.parse_args([
-            "--root", str(root), "--seed", "1", "--trainer", trainer, "--output-dir", str(tmp_path / out),
-            "--dataset-config-file", "configs/datasets/oxford_pets.yaml",
-            "--config-file", f"configs/trainers/{trainer}/tiny_shapes.yaml", *words, *TINY, *pairs]))
-    return run
-
 
 def tensors(folder, epoch=2):
     return torch.load(folder / "MultiModalPromptLearner" / f"model.pth.tar-{epoch}")["state_dict"]

@@ -59,6 +59,8 @@ class PromptTrainer(TrainerX):
     prompts_text = True  # whether a text context is learned, which prompt noise needs
     per_image_classes = False  # whether the class features depend on the image: then no classifier can be exported
     several_processes = True
+    length_matters = False
+    resumes_inside_epoch = True  # all randomness is in streams: a trainer with any other must set this to False
     _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
 
     def check_cfg(self, cfg: CfgNode) -> None:

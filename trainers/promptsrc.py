@@ -55,6 +55,7 @@ class PromptSRC(PromptTrainer):
 
     node = "PROMPTSRC"
     learner_name = "VLPromptLearner"
+    length_matters = True  # the average's weights
     average: dict[str, Tensor] | None = None  # sum so far of the epochs' prompts, each with its weight
 
     def build_prompts(self):

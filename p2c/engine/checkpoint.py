@@ -1,4 +1,5 @@
 """Checkpoints: written whole or not at all, as plain tensors and values, and read without running what is in them."""
+import contextlib
 import io
 import os
 import pickle
@@ -19,6 +20,7 @@ log = get_logger(__name__)
 
 BEST = "model-best.pth.tar"
 POINTER = "checkpoint"  # text file that names the newest checkpoint of its folder
+POSITION = "resume.pth.tar"  # where a training stands inside an epoch: "epoch" whole ones and "batch" batches are done
 
 
 class UnreadableCheckpoint(ValueError):
@@ -67,17 +69,33 @@ def save_checkpoint(
     state = plain(state)
     if remove_module_from_keys:
         state["state_dict"] = _without_module(state["state_dict"])
-    content = io.BytesIO()
-    torch.save(state, content)
+    content = _serialised(state)
     name = model_name or f"model.pth.tar-{state['epoch']}"
     path = os.path.join(save_dir, name)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content)
     log.info(f"Checkpoint saved to {path}")
     write_atomically(os.path.join(save_dir, POINTER), f"{name}\n")
     if is_best:
         best = os.path.join(save_dir, BEST)
-        write_atomically(best, content.getvalue())
+        write_atomically(best, content)
         log.info(f'Best checkpoint saved to "{best}"')
+
+
+def save_position(state: dict, save_dir: str) -> None:
+    """Write `state`, which has "epoch" and "batch" beside what a checkpoint has, as the position in `save_dir`."""
+    write_atomically(os.path.join(save_dir, POSITION), _serialised(plain(state)))
+
+
+def remove_position(save_dir: str) -> None:
+    """Delete the position in `save_dir`, if there is one: a checkpoint has superseded it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(save_dir, POSITION))
+
+
+def _serialised(state: dict) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
 
 
 def load_checkpoint(fpath: str) -> dict:
@@ -128,39 +146,75 @@ def _load_with_objects(fpath: str) -> dict:
     return restricted.plain(content)
 
 
-def load_resumable(folders: list[str]) -> tuple[list[str], list[dict]]:
+def load_resumable(folders: list[str], inside_epoch: bool = False) -> tuple[list[str], list[dict]]:
     """The newest checkpoint that is readable in every one of these folders: its paths and contents.
 
-    Unreadable files are warned of and passed over.
+    Unreadable files are warned of and passed over. With `inside_epoch` a position counts too.
 
     Raises:
-        NothingToResume: the first folder has no file that names the newest checkpoint.
+        NothingToResume: the first folder has no checkpoint.
         CannotResume: nothing can be read.
     """
-    for name in _newest_first(folders[0]):
+    position = _load_position(folders) if inside_epoch else None
+    names = _newest_first(folders[0])
+    for name in names:
         paths = [os.path.join(folder, name) for folder in folders]
         try:
-            return paths, [load_checkpoint(path) for path in paths]
+            checkpoints = [load_checkpoint(path) for path in paths]
         except (UnreadableCheckpoint, FileNotFoundError) as error:
             log.warning(f"{error}; trying an older one")
+            continue
+        if position is not None and _stands_at(position[1][-1]) > _stands_at(checkpoints[-1]):
+            return position
+        return paths, checkpoints
+    if position is not None:
+        return position
+    if not names:
+        raise NothingToResume(
+            f'Cannot resume: there is no file "{os.path.join(folders[0], POINTER)}", which names the newest '
+            f"checkpoint; choose another folder, or remove {folders[0]} to start afresh"
+        )
     raise CannotResume(
         f"Cannot resume: no checkpoint can be read in {', '.join(folders)}; choose another folder, "
         "or remove these to start afresh"
     )
 
 
+def _load_position(folders: list[str]) -> tuple[list[str], list[dict]] | None:
+    """Paths and contents of the position files, if all folders have one of the same moment."""
+    paths = [os.path.join(folder, POSITION) for folder in folders]
+    try:
+        checkpoints = [load_checkpoint(path) for path in paths]
+        for path, checkpoint in zip(paths, checkpoints, strict=True):
+            if not isinstance(checkpoint.get("batch"), int):
+                raise UnreadableCheckpoint(f'"{path}" does not say after which batch it was saved')
+            if _stands_at(checkpoint) != _stands_at(checkpoints[0]):
+                raise UnreadableCheckpoint(f'"{path}" and "{paths[0]}" were saved after different batches')
+    except FileNotFoundError:
+        return None
+    except UnreadableCheckpoint as error:
+        log.warning(f"{error}; trying an older one")
+        return None
+    return paths, checkpoints
+
+
+def _stands_at(checkpoint: dict) -> tuple[int, int]:
+    """Whole epochs, and batches of the next one, that have been trained."""
+    return checkpoint["epoch"], checkpoint.get("batch", 0)
+
+
 def _newest_first(folder: str) -> list[str]:
-    pointer = os.path.join(folder, POINTER)
-    if not os.path.isfile(pointer):
-        raise NothingToResume(
-            f'Cannot resume: there is no file "{pointer}", which names the newest checkpoint; choose another folder, '
-            f"or remove {folder} to start afresh"
-        )
-    with open(pointer, encoding="utf-8", errors="replace") as file:
-        newest = file.readline().strip()
+    """The names of a folder's checkpoints of whole epochs; none if there are none."""
     numbered = [match for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, os.listdir(folder)) if match]
     numbered.sort(key=lambda match: int(match[1]), reverse=True)
-    return list(dict.fromkeys([newest, *(match[0] for match in numbered), BEST]))
+    names = [match[0] for match in numbered]
+    pointer = os.path.join(folder, POINTER)
+    if os.path.isfile(pointer):
+        with open(pointer, encoding="utf-8", errors="replace") as file:
+            names.insert(0, file.readline().strip())
+    if names or os.path.isfile(os.path.join(folder, BEST)):
+        names.append(BEST)
+    return list(dict.fromkeys(names))
 
 
 def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:

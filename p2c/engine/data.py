@@ -4,7 +4,10 @@ What a batch holds is a function of (seed, epoch, index of each image): the same
 else draws random numbers, and after a resume.
 """
 import contextlib
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -154,9 +157,25 @@ def build_data_loader(
     return (TrainingLoader if keep_workers else DataLoader)(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_trainer,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         **batches,
     )
+
+
+def _leave_signals_to_trainer(worker: int) -> None:
+    """A scheduler, or a terminal, signals all processes of a job; the training still needs this one to end well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows lack it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(trainer: int) -> None:
+    """End this worker on SIGTERM from its trainer's process, which has no other way if all else fails."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def set_epoch(loader, epoch: int | str) -> None:
@@ -164,6 +183,18 @@ def set_epoch(loader, epoch: int | str) -> None:
     for part in (loader, *(getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler"))):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
+
+
+def start_at(loader: DataLoader, batch: int) -> None:
+    """Have the epoch that `set_epoch` has announced begin with this batch, without reading those before it."""
+    batches = loader.batch_sampler
+    batches.sampler.start_at(batch * batches.batch_size)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """Let go of workers that are kept: they end with the pass over the loader, where collecting garbage kills them."""
+    if isinstance(loader, TrainingLoader):
+        loader._iterator = None
 
 
 class DataManager:

@@ -95,6 +95,15 @@ def from_main(function: Callable):
     return result[0]
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether a flag is set in any of the processes."""
+    if processes() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags)
+    return bool(flags)
+
+
 def average(numbers: Tensor) -> Tensor:
     """The mean over all processes of a tensor that each of them has."""
     if processes() > 1:

@@ -1,13 +1,15 @@
 """Reading and writing files: whole or not at all."""
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
+import re
 import urllib.request
 import uuid
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,22 +18,67 @@ from p2c.logs import get_logger
 
 log = get_logger(__name__)
 
+LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp$")
+
+
+class DiskFull(OSError):
+    """There is no space to write a file."""
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Have an error while a file is written say which one it was, and a full disk what to do about it.
+
+    Raises:
+        DiskFull: the disk is full, or one's share of it.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(error.errno, f'No space is left to write "{os.fspath(path)}" ({error.strerror}); free some, '
+                                        "then give the same command again: what was saved before is whole") from error
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a whole file or nothing: a crash leaves what was there before."""
+    """Write a whole file or nothing: a crash leaves what was there before.
+
+    Raises:
+        DiskFull: there is no space for it.
+    """
     path = os.fspath(path)
-    mkdir_if_missing(os.path.dirname(path))
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+    with named_errors(path):
+        mkdir_if_missing(os.path.dirname(path))
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.remove(temporary)
+            raise
+
+
+def remove_leftovers(folder: str) -> None:
+    """Delete what a killed `write_atomically` left in a folder in which nobody writes, and a folder of nothing else."""
+    if not os.path.isdir(folder):
+        return
+    for name in filter(LEFTOVER.search, os.listdir(folder)):
         with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
+            os.remove(os.path.join(folder, name))
+    if not os.listdir(folder):
+        os.rmdir(folder)
 
 
 def mkdir_if_missing(dirname: str) -> None:

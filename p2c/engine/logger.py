@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from p2c.engine.files import mkdir_if_missing
+from p2c.engine.files import DiskFull, mkdir_if_missing, named_errors
 
 
 def on_terminal() -> bool:
@@ -34,15 +34,24 @@ class Logger:
         return self.console.write(text)
 
     def write_file(self, text: str) -> None:
-        """Write to the file alone."""
-        if self.file is not None:
-            self.file.write(text)
+        """Write to the file alone. After an OSError (DiskFull, for one) only the console is written."""
+        if self.file is None:
+            return
+        try:
+            with named_errors(self.file.name):
+                self.file.write(text)
+        except OSError:
+            with contextlib.suppress(OSError):  # what could not be written is tried again
+                self.file.close()
+            self.file = None
+            raise
 
     def flush(self) -> None:
         self.console.flush()
         if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            with named_errors(self.file.name):
+                self.file.flush()
+                os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file; from then on only the console is written."""
@@ -77,6 +86,8 @@ class StdoutHandler(logging.Handler):
             stdout.write(line)
             console = stdout.console if isinstance(stdout, Logger) else stdout
             console.flush()  # not Logger.flush: one fsync per line is slow on network disks
+        except DiskFull:
+            raise
         except Exception:
             self.handleError(record)
 

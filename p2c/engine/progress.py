@@ -26,12 +26,12 @@ class EpochProgress:
     """Follows one epoch. Epochs and batches count from 0 here and from 1 in what is shown.
 
     `write_scalar(tag, value, step)` receives every number of every batch: its running average as train/NAME, and
-    train/lr.
+    train/lr. An epoch that goes on before the batch `first` takes `so_far`, what `state` gave then.
     """
 
     def __init__(
         self, epoch: int, max_epoch: int, num_batches: int, print_freq: int,
-        write_scalar: Callable[[str, float, int], None],
+        write_scalar: Callable[[str, float, int], None], first: int = 0, so_far: dict | None = None,
     ):
         self.epoch, self.max_epoch = epoch, max_epoch
         self.num_batches = num_batches
@@ -41,11 +41,14 @@ class EpochProgress:
         self.metrics = MetricMeter()
         self.pending = []  # (batch, its numbers, rate after it, rate in it), not yet read
         self.read = deque(maxlen=RECENT)  # likewise, read
+        self.first = first
+        if so_far is not None:
+            self._take_over(so_far)
 
     def __enter__(self):
         self.bar = tqdm(
-            total=self.num_batches, desc=f"epoch {self.epoch + 1}/{self.max_epoch}", unit="batch", leave=False,
-            disable=not on_terminal(), file=sys.stderr,
+            total=self.num_batches, initial=self.first, desc=f"epoch {self.epoch + 1}/{self.max_epoch}", unit="batch",
+            leave=False, disable=not on_terminal(), file=sys.stderr,
         )
         self.mark = time.time()
         return self
@@ -74,6 +77,18 @@ class EpochProgress:
             self._read()
             self._show(batch, lr)
         self.mark = time.time()
+
+    def state(self) -> dict:
+        """The averages so far, as plain values; all numbers have been read and checked then."""
+        self._read()
+        return {"batch_time": vars(self.batch_time).copy(), "data_time": vars(self.data_time).copy(),
+                "metrics": {name: vars(meter).copy() for name, meter in self.metrics.meters.items()}}
+
+    def _take_over(self, state: dict) -> None:
+        for name in ("batch_time", "data_time"):
+            vars(getattr(self, name)).update(state[name])
+        for name, values in state["metrics"].items():
+            vars(self.metrics.meters[name]).update(values)
 
     def _read(self) -> None:
         """Copy the pending numbers to the host at once, check the losses, count and write them."""

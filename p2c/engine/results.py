@@ -18,7 +18,7 @@ FORMAT = "p2c-results"
 # A run is the same run when only these differ.
 MAY_CHANGE = (
     "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE", "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ", "TRAIN.TEXT_MEMORY", "USE_CUDA", "VERBOSE",
+    "TRAIN.CHECKPOINT_FREQ", "TRAIN.CHECKPOINT_STEPS", "TRAIN.TEXT_MEMORY", "USE_CUDA", "VERBOSE",
 )
 
 
@@ -46,6 +46,8 @@ def write_finished(trainer, mode: str, **source) -> None:
     record["data"] = describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
     record["started"], record["ended"] = _timestamp(trainer.started), _timestamp()
     record["seconds"] = trainer.elapsed()
+    if trainer.resumed_anyway:
+        record["resumed_anyway"] = trainer.resumed_anyway
     write_json(record, os.path.join(trainer.output_dir, FILE))
 
 
@@ -76,18 +78,29 @@ def read_results(directory: str) -> dict | None:
     return record
 
 
-def changed_keys(old: dict, cfg) -> list[str]:
+def changed_keys(old: dict, cfg, length_matters: bool = True) -> list[str]:
     """The dotted keys whose values differ between the "config" of a results.json and a cfg, but for MAY_CHANGE.
 
-    A key that only one of the two has says that the program changed, not the run, and does not count.
+    A key that only one of the two has says that the program changed, not the run, and does not count. A larger
+    MAX_EPOCH counts if it matters to the trainer, to the rates or to the noise of the epochs before.
     """
+    free = not length_matters and _length_is_free(cfg)
     old, new = flatten(old), flatten(to_plain(cfg))
-    return [key for key in new if key in old and key not in MAY_CHANGE and old[key] != new[key]]
+    keys = [key for key in new if key in old and key not in MAY_CHANGE and old[key] != new[key]]
+    if free and "OPTIM.MAX_EPOCH" in keys and new["OPTIM.MAX_EPOCH"] > old["OPTIM.MAX_EPOCH"]:
+        keys.remove("OPTIM.MAX_EPOCH")
+    return keys
 
 
-def changes(old: dict, cfg, most: int = 3) -> str:
+def _length_is_free(cfg) -> bool:
+    noise = cfg.TRAINER.get("PROMPT_DENOISING")
+    constant = not noise or not noise.ENABLED or noise.SCHEDULE == "constant"
+    return constant and cfg.OPTIM.LR_SCHEDULER in ("single_step", "multi_step")  # constant but for steps
+
+
+def changes(old: dict, cfg, length_matters: bool = True, most: int = 3) -> str:
     """What `changed_keys` found, for a message: "OPTIM.LR was 0.0035, is 0.5" for the first few; "" for nothing."""
-    keys = changed_keys(old, cfg)
+    keys = changed_keys(old, cfg, length_matters)
     old, new = flatten(old), flatten(to_plain(cfg))
     parts = [f"{key} was {old[key]!r}, is {new[key]!r}" for key in keys[:most]]
     if len(keys) > most:

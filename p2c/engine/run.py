@@ -25,7 +25,8 @@ from p2c.engine.config import check_values, unused_keys
 from p2c.engine.distributed import barrier, collect, from_main, is_main, processes
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
-from p2c.engine.results import changes, describe_classes, to_plain, write_finished, write_started
+from p2c.engine.position import InsideEpoch, checkpoint_steps
+from p2c.engine.results import changed_keys, changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed
 from p2c.logs import get_logger
 
@@ -40,17 +41,19 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint of each registered model after the epoch with this index."""
         for name in self.get_model_names() if is_main() else ():
-            optim, sched = self._optims[name], self._scheds[name]
-            state = {
-                "state_dict": trainable.state_dict(self._models[name]),
-                "epoch": epoch + 1,
-                "optimizer": None if optim is None else optim.state_dict(),
-                "scheduler": None if sched is None else sched.state_dict(),
-                "val_result": val_result,
-                **self.run_state(),
-            }
+            state = {**self.model_state(name), "epoch": epoch + 1, "val_result": val_result}
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
         barrier()
+
+    def model_state(self, name: str) -> dict:
+        """What a checkpoint of a registered model holds, but for when it was saved."""
+        optim, sched = self._optims[name], self._scheds[name]
+        return {
+            "state_dict": trainable.state_dict(self._models[name]),
+            "optimizer": None if optim is None else optim.state_dict(),
+            "scheduler": None if sched is None else sched.state_dict(),
+            **self.run_state(),
+        }
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue from the checkpoints under a folder, if there are any; returns the epoch to start with.
@@ -68,12 +71,16 @@ class Checkpoints:
             log.info("No checkpoint found, train from scratch")
             return 0
         log.info(f"Found checkpoint at {directory} (will resume training)")
-        paths, checkpoints = load_resumable(folders)
+        paths, checkpoints = self.load_resumable(folders)
         self.check_run_state(checkpoints[-1])
         for name, path, checkpoint in zip(names, paths, checkpoints, strict=True):
             restore(path, checkpoint, self._models[name], self._optims[name], self._scheds[name])
         self.load_run_state(checkpoints[-1])
         return checkpoints[-1]["epoch"]
+
+    def load_resumable(self, folders: list[str]) -> tuple[list[str], list[dict]]:
+        """Paths and contents of the checkpoints to continue from."""
+        return load_resumable(folders)
 
     def run_state(self) -> dict:
         """What a checkpoint holds about the run as a whole."""
@@ -118,6 +125,11 @@ class Checkpoints:
 class Run(Checkpoints):
     """What a SimpleTrainer's run keeps; `open_run` comes before anything else, `begin_run` when training begins."""
 
+    start_batch = 0  # batches of start_epoch that are done already
+    length_matters = True  # whether the trainer itself does something else in an epoch if more are to come
+    resume_anyway = False  # whether another configuration or class list is no reason not to resume
+    resumed_anyway: list[str] = []  # in words, what differed
+    own_options: dict[str, list[dict]] = {}  # by model, the optimiser's settings where a checkpoint's are others
     several_processes = False  # whether the trainer averages its gradients over the processes of torchrun
 
     def open_run(self, cfg) -> None:
@@ -126,6 +138,8 @@ class Run(Checkpoints):
         if processes() > 1 and not self.several_processes:
             raise ValueError(f"{type(self).__name__} trains in one process, since it does not average gradients over "
                              "several; start it without torchrun")
+        if checkpoint_steps(cfg) and not (isinstance(self, InsideEpoch) and self.resumes_inside_epoch):
+            log.warning(f"TRAIN.CHECKPOINT_STEPS has no effect: {type(self).__name__} resumes at whole epochs here")
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
         self.seed = run_seed(cfg)
@@ -155,6 +169,11 @@ class Run(Checkpoints):
         """What a training step reports, as it is: this engine looks at the losses when it reads them."""
         return summary
 
+    def ask_to_stop(self) -> bool:
+        """Have the training save and stop after the step in progress; False if it cannot, as it is without a loop that
+        looks. For signals."""
+        return False
+
     # Evaluation
 
     @torch.no_grad()
@@ -171,8 +190,9 @@ class Run(Checkpoints):
             for output, label in collect(self.outputs(bar)):
                 self.evaluator.process(output, label)
         results = from_main(self.evaluator.evaluate)
+        epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # all were trained before
         for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
+            self.write_scalar(f"{split}/{name}", value, epoch)
         self.results, self.tested_split = dict(results), split
         return next(iter(results.values()))
 
@@ -198,7 +218,7 @@ class Run(Checkpoints):
 
     def resume_model_if_exist(self, directory: str) -> int:
         start_epoch = super().resume_model_if_exist(directory)
-        if self._models and self.cfg.RESUME and not start_epoch:
+        if self._models and self.cfg.RESUME and not (start_epoch or self.start_batch):
             raise NothingToResume(f'RESUME asks for "{directory}", but there is no checkpoint of this trainer in it')
         return start_epoch
 
@@ -210,24 +230,33 @@ class Run(Checkpoints):
             "best_result": self.best_result,
             "seconds": self.elapsed(),
             "started": self.started,
+            "resumed_anyway": self.resumed_anyway,
             **describe_classes(self.dm.dataset),
             "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
         }
 
     def check_run_state(self, checkpoint: dict) -> None:
         source = self.cfg.RESUME or self.output_dir
-        if changed := changes(checkpoint.get("config") or {}, self.cfg):
-            raise CannotResume(
-                f"Cannot resume from {source}, a run with other settings: {changed}; choose another --output-dir "
-                "(and no --resume), or give the old values"
-            )
-        classnames = checkpoint.get("classnames")
-        if classnames is not None and classnames != list(self.dm.dataset.classnames):
-            raise CannotResume(
-                f"Cannot resume from {source}: it was trained on {len(classnames)} classes "
-                f"({', '.join(classnames[:3])}, ...), this data set has {self.num_classes} "
-                f"({', '.join(self.dm.dataset.classnames[:3])}, ...); choose another --output-dir"
-            )
+        config, classnames = checkpoint.get("config") or {}, checkpoint.get("classnames")
+        here = list(self.dm.dataset.classnames)
+        faults = []
+        if changed := changes(config, self.cfg, self.length_matters):
+            faults.append((f", a run with other settings: {changed}",
+                           " (and no --resume), give the old values, or give --resume-anyway"))
+        if classnames is not None and classnames != here:
+            faults.append((
+                f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this data set has "
+                f"{self.num_classes} ({', '.join(here[:3])}, ...)", ", or give --resume-anyway"
+            ))
+        if not faults:
+            return
+        if not self.resume_anyway or "OPTIM.NAME" in changed_keys(config, self.cfg):
+            fault, remedy = faults[0]
+            raise CannotResume(f"Cannot resume from {source}{fault}; choose another --output-dir{remedy}")
+        self.resumed_anyway = [fault.partition(": ")[2] for fault, _ in faults]
+        self.own_options = {name: [{key: value for key, value in group.items() if key not in ("params", "lr")}
+                                   for group in optim.param_groups] for name, optim in self._optims.items() if optim}
+        log.warning(f"Resuming from {source} anyway: {'; '.join(self.resumed_anyway)}")
 
     def load_run_state(self, checkpoint: dict) -> None:
         super().load_run_state(checkpoint)
@@ -235,6 +264,10 @@ class Run(Checkpoints):
             self.scaler.load_state_dict(checkpoint["scaler"])
         self.seconds_before = checkpoint.get("seconds", 0.0)
         self.started = checkpoint.get("started", self.started)
+        for name, options in self.own_options.items():
+            for group, own in zip(self._optims[name].param_groups, options, strict=True):
+                group.update(own)
+        self.resumed_anyway = [*checkpoint.get("resumed_anyway", ()), *self.resumed_anyway]
         self._take_over_best_model(checkpoint)
 
     def _take_over_best_model(self, checkpoint: dict) -> None:

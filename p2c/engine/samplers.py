@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import Sampler
 
 from p2c.engine.seeds import run_seed
 from p2c.streams import generator, seed_of
@@ -16,10 +16,21 @@ class EpochSampler(Sampler):
     def __init__(self, data_source: Sequence, seed: int = 0):
         self.data_source = data_source
         self.seed = seed
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int | str) -> None:
-        self.epoch = epoch
+        self.epoch, self.start = epoch, 0
+
+    def start_at(self, position: int) -> None:
+        """Pass over so many images of the epoch that `set_epoch` has announced; its length stays the whole one."""
+        self.start = position
+
+    def order(self) -> list[int]:
+        """The epoch's images."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order()[self.start:])
 
     def rng(self) -> random.Random:
         return random.Random(seed_of(self.seed, "order", self.epoch))
@@ -28,22 +39,25 @@ class EpochSampler(Sampler):
 class RandomSampler(EpochSampler):
     """Every image once, in random order."""
 
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self.data_source), generator=generator(self.seed, "order", self.epoch))
-        return iter(order.tolist())
+    def order(self) -> list[int]:
+        return torch.randperm(len(self.data_source), generator=generator(self.seed, "order", self.epoch)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+
+class SequentialSampler(EpochSampler):
+    """Every image once, in the order of the data."""
+
+    def order(self) -> list[int]:
+        return list(range(len(self.data_source)))
 
     def __len__(self) -> int:
         return len(self.data_source)
 
 
 class _BatchwiseSampler(EpochSampler):
-    """Fixes an epoch's order as a list of indices, whose length depends on the draw."""
-
-    def order(self) -> list[int]:
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order())
+    """An order whose length depends on the draw."""
 
     def __len__(self) -> int:
         return len(self.order())

@@ -10,13 +10,13 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from p2c.engine.checkpoint import (
-    BEST,
-)
+from p2c.engine.checkpoint import BEST
+from p2c.engine.curves import CurveWriter, cut_back
 from p2c.engine.data import DataManager, set_epoch
 from p2c.engine.distributed import first_on_each_machine, is_main, processes
-from p2c.engine.files import mkdir_if_missing
+from p2c.engine.files import mkdir_if_missing, named_errors
 from p2c.engine.numerics import NonFiniteLoss, check_finite, keep_state
+from p2c.engine.position import InsideEpoch
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
 from p2c.engine.run import Checkpoints, Run
@@ -78,21 +78,30 @@ class TrainerBase(Checkpoints):
         if self._writer is not None or not is_main():
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            with named_errors(log_dir):
+                self._writer = CurveWriter(log_dir)
         except ImportError:
             log.warning("tensorboard is not installed: no curves are written")
             return
         log.info(f"Initialize tensorboard (log_dir={log_dir})")
-        self._writer = SummaryWriter(log_dir=log_dir)
+
+    def flush_writer(self) -> None:
+        """Have the points so far on the disk."""
+        if self._writer is not None:
+            with named_errors(self._writer.log_dir):
+                self._writer.flush()
 
     def close_writer(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with named_errors(self._writer.log_dir):
+                self._writer.close()
+            self._writer = None
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Add a point to a curve; does nothing while there is no writer."""
         if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+            with named_errors(self._writer.log_dir):
+                self._writer.add_scalar(tag, scalar_value, global_step)
 
     # The loop
 
@@ -107,10 +116,14 @@ class TrainerBase(Checkpoints):
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
+            self.end_epoch()
         self.after_train()
 
     def begin_epoch(self) -> None:
         """What must hold at the start of each epoch, whatever the hooks do."""
+
+    def end_epoch(self) -> None:
+        """What must be done at the end of each epoch, after the hooks."""
 
     def before_train(self) -> None:
         """Hook."""
@@ -216,9 +229,38 @@ class SimpleTrainer(Run, TrainerBase):
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         self.begin_run()
+        if not self.cfg.RESUME:
+            self.save_missing_model()
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
+        if is_main():
+            cut_back(writer_dir, self.stays_in_curves)
         self.init_writer(writer_dir)
+
+    def save_missing_model(self) -> None:
+        """Write the last epoch's checkpoint if the run was killed when only the best model was saved."""
+        due = self._models and self.start_epoch and not self.start_batch and self.saves_after(self.start_epoch)
+        name = f"model.pth.tar-{self.start_epoch}"
+        if due and not all(os.path.isfile(os.path.join(self.output_dir, model, name)) for model in self._models):
+            self.save_model(self.start_epoch - 1, self.output_dir)
+
+    def stays_in_curves(self, tag: str, step: int) -> bool:
+        """Whether this run, as it goes on, will not write a curve's point again."""
+        kind = tag.partition("/")[0]
+        if kind == "val":
+            return step < self.start_epoch
+        if kind == "test":
+            return step < min(self.start_epoch, self.max_epoch - 1)
+        return step < self.start_epoch * self.batches_per_epoch() + self.start_batch
+
+    def batches_per_epoch(self) -> int:
+        """The length of an epoch."""
+        return len(self.train_loader_x)
+
+    def save_model(self, epoch: int, directory: str, *args, **kwargs) -> None:
+        """The curves are on the disk before the checkpoint: a run that goes on from there does not draw them again."""
+        self.flush_writer()
+        super().save_model(epoch, directory, *args, **kwargs)
 
     def begin_epoch(self) -> None:
         """Make the epoch's random numbers a function of seed and epoch, whatever was drawn before."""
@@ -233,9 +275,13 @@ class SimpleTrainer(Run, TrainerBase):
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
-        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
-        if (freq > 0 and (self.epoch + 1) % freq == 0) or self.epoch + 1 == self.max_epoch:
+        if self.saves_after(self.epoch + 1):
             self.save_model(self.epoch, self.output_dir)
+
+    def saves_after(self, epochs: int) -> bool:
+        """Whether so many epochs of training leave a checkpoint."""
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        return (freq > 0 and epochs % freq == 0) or epochs == self.max_epoch
 
     def after_train(self) -> None:
         log.info("Finish training")
@@ -263,25 +309,31 @@ class SimpleTrainer(Run, TrainerBase):
         return self._optims[name].param_groups[0]["lr"]
 
 
-class TrainerX(SimpleTrainer):
+class TrainerX(InsideEpoch, SimpleTrainer):
     """Trains on labeled data: `forward_backward(batch)` once per batch of train_loader_x."""
 
     def run_epoch(self) -> None:
         batches = ((batch,) for batch in self.train_loader_x)
-        self.run_batches(batches, len(self.train_loader_x))
+        self.run_batches(batches, self.batches_per_epoch())
 
     def run_batches(self, batches: Iterable[tuple], num_batches: int) -> None:
-        """One epoch over tuples of arguments for `forward_backward`, with progress lines and curves."""
+        """An epoch over tuples of arguments for `forward_backward`, with progress lines and curves.
+
+        Batches before `first_batch` are done, and not among these.
+        """
         self.set_model_mode("train")
         self.num_batches = num_batches
         freq = self.cfg.TRAIN.PRINT_FREQ
-        progress = EpochProgress(self.epoch, self.max_epoch, num_batches, freq, self.write_scalar)
+        first = self.first_batch
+        progress = EpochProgress(self.epoch, self.max_epoch, num_batches, freq, self.write_scalar, first,
+                                 self.progress_before)
         try:
             with progress:
-                for self.batch_idx, batch in enumerate(progress.timed(batches)):
+                for self.batch_idx, batch in enumerate(progress.timed(batches), first):
                     used_lr = self.get_current_lr()
                     summary = self.forward_backward(*batch)
                     progress.record(self.batch_idx, summary, self.get_current_lr(), used_lr)
+                    self.after_step(progress)
         except NonFiniteLoss as error:
             raise keep_state(self, error, progress.recent()) from error
 
@@ -293,10 +345,13 @@ class TrainerX(SimpleTrainer):
 class TrainerXU(TrainerX):
     """Trains on labeled and unlabeled data: `forward_backward(batch_x, batch_u)`."""
 
-    def run_epoch(self) -> None:
+    def batches_per_epoch(self) -> int:
         length_x, length_u = len(self.train_loader_x), len(self.train_loader_u)
         lengths = {"train_x": length_x, "train_u": length_u, "smaller_one": min(length_x, length_u)}
-        num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
+        return lengths[self.cfg.TRAIN.COUNT_ITER]
+
+    def run_epoch(self) -> None:
+        num_batches = self.batches_per_epoch()
         batches_x = self._restarting(self.train_loader_x, "labeled")
         batches_u = self._restarting(self.train_loader_u, "unlabeled")
         self.run_batches(((next(batches_x), next(batches_u)) for _ in range(num_batches)), num_batches)

@@ -1,0 +1,94 @@
+"""TensorBoard's files, in which a run that goes on must find no point that it is going to write again."""
+import os
+import platform
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+from p2c.engine.files import write_atomically
+
+HEADER, FOOTER = 12, 4  # bytes of a record before its content (length and checksum) and after it (checksum)
+
+
+FLUSH = 5  # seconds after which points go to the system with the next one
+
+
+class CurveWriter:
+    """Adds points to an event file of its own.
+
+    torch's SummaryWriter has a thread for it; its `flush` was seen to wait for ever, and the thread prints the trace
+    of an error, as of a full disk.
+
+    Raises ImportError if tensorboard is not installed.
+    """
+
+    def __init__(self, log_dir: str):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.log_dir = log_dir
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}.{time.time_ns()}"
+        self._records = RecordWriter(open(os.path.join(log_dir, name), "xb"))
+        self._flushed = time.monotonic()
+        self._add(file_version="brain.Event:2")
+        self.flush()
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Add a point to a curve; without a step it is at 0."""
+        value = self._summary.Value(tag=tag, simple_value=float(scalar_value))
+        self._add(step=global_step or 0, summary=self._summary(value=[value]))
+
+    def _add(self, **content) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        if time.monotonic() - self._flushed > FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand all points so far to the system."""
+        self._records.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._records.close()
+
+
+def cut_back(folder: str, keep: Callable[[str, int], bool]) -> None:
+    """Drop the points for which `keep(tag, step)` is False from a folder's event files, and what a crash left half.
+
+    Does nothing if tensorboard is not installed.
+    """
+    try:
+        from google.protobuf.message import DecodeError
+        from tensorboard.compat.proto.event_pb2 import Event
+    except ImportError:
+        return
+
+    def kept(record: bytes) -> bool:
+        try:
+            event = Event.FromString(record[HEADER:-FOOTER])
+        except DecodeError:
+            return False
+        return all(keep(value.tag, event.step) for value in event.summary.value)
+
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not name.startswith("events.out.tfevents.") or not os.path.isfile(path):
+            continue
+        with open(path, "rb") as file:
+            content = file.read()
+        rest = b"".join(filter(kept, _records(content)))
+        if rest != content:
+            write_atomically(path, rest)
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The whole records of an event file."""
+    start = 0
+    while start + HEADER <= len(content):
+        length, = struct.unpack_from("<Q", content, start)
+        end = start + HEADER + length + FOOTER
+        if end > len(content):
+            return
+        yield content[start:end]
+        start = end
