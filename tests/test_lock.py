@@ -71,7 +71,7 @@ def test_a_number_that_another_process_has_now_is_not_the_owner(others, tmp_path
         assert note
 
 
-@pytest.mark.parametrize("pid", [None, os.getpid()])
+@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["gone", "alive"])
 def test_another_machines_lock_is_judged_by_its_last_sign_of_life(others, tmp_path, pid):
     others(STALE - 20, machine="elsewhere", host="node7", pid=pid or gone())
     with pytest.raises(FolderInUse, match="node7"), folder_lock(tmp_path):
