@@ -6,6 +6,7 @@ import pytest
 import torch
 from clip_files import make_pets
 from engines import report
+from hypothesis import settings
 
 import train
 from p2c import registry
@@ -15,6 +16,10 @@ from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_train
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
         "DATASET.CHECKS", "partial")
+
+# The same examples in every run, however slow the machine is.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 
 
 def pytest_report_header() -> str:
