@@ -155,12 +155,12 @@ def read_csv(path: Path) -> dict[str, list[Item]]:
     """The items of a CSV file: columns path, class and, optionally, split; without it they are divided.
 
     Raises:
-        ValueError: no CSV, missing columns, a row without a value, or an unknown part.
+        ValueError: missing columns, a row without a value, or an unknown part.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path)), skipinitialspace=True))
     except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as a CSV file ({error}); correct the file") from error
+        raise ValueError(f"{path} is no table: {error}; correct the file") from error
     columns = set(rows[0]) if rows else set()
     if not {"path", "class"} <= columns:
         raise ValueError(f"{path} needs a first line with the columns path, class and, if you choose it yourself, "

@@ -102,10 +102,13 @@ def test_exactly_the_keys_that_differ_and_matter_have_changed(values):
     assert set(changed_keys(to_plain(cfg), whole_tree())) == differ
 
 
-@given(st.recursive(st.integers(), lambda trees: st.dictionaries(st.text("abc", min_size=1), trees, min_size=1), max_leaves=8))
+TREES = st.recursive(
+    st.integers(), lambda trees: st.dictionaries(st.text("abc", min_size=1), trees, min_size=1), max_leaves=8)
+
+
+@given(TREES)
 def test_a_flat_tree_has_every_leaf_under_its_path(tree):
-    if not isinstance(tree, dict):
-        tree = {"a": tree}
+    tree = {"a": tree}
     flat, leaves = flatten(tree), 0
     stack = [tree]
     while stack:
