@@ -346,7 +346,7 @@ def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(t
             time.sleep(0.1)
         training.terminate()
         _, error = training.communicate(timeout=60)
-    assert training.returncode == 75 and "Interrupted" in error
+    assert training.returncode == 75 and "Stopped after epoch" in error
     assert not read_results(str(run))["finished"]
     done = script("p2c/base2new_train.sh", *words, "TRAIN.PRINT_FREQ", "100", cwd=tmp_path, PYTHON=sys.executable,
                   CFG="tiny_shapes")
