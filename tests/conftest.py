@@ -1,4 +1,7 @@
 """Fixtures that several test files use: a small data set, and a configuration for any trainer on it."""
+import copy
+import functools
+import json
 import signal
 import sys
 
@@ -10,6 +13,7 @@ from hypothesis import settings
 
 import train
 from p2c import registry
+from p2c.clip import loading
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_trainer, get_cfg_default
@@ -24,6 +28,22 @@ settings.load_profile("suite")
 
 def pytest_report_header() -> str:
     return report()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once():
+    """What each run makes anew and always alike, the larger part of a small run's time, is made once a process.
+
+    These are the tokenizer, the random weights of tiny-shapes, and the report on the machine.
+    """
+    tiny = json.loads((loading.BUILTIN / f"{loading.TINY}.json").read_text())["model"]
+    draw = loading._random
+    drawn = functools.cache(lambda: draw(tiny))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_random", lambda config: copy.deepcopy(drawn()) if config == tiny else draw(config))
+        patch.setattr(loading, "SimpleTokenizer", functools.cache(loading.SimpleTokenizer))
+        patch.setattr(train, "collect_env_info", functools.cache(train.collect_env_info))
+        yield
 
 
 @pytest.fixture(autouse=True)
