@@ -10,6 +10,7 @@ import torch
 from clip_files import make_pets
 from engines import report
 from hypothesis import settings
+from processes import Starter
 
 import train
 from p2c import registry
@@ -44,6 +45,14 @@ def made_once():
         patch.setattr(loading, "SimpleTokenizer", functools.cache(loading.SimpleTokenizer))
         patch.setattr(train, "collect_env_info", functools.cache(train.collect_env_info))
         yield
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """start(word, ..., cwd=, env=): run `python word ...` in a process of its own; see processes.py."""
+    starter = Starter(tmp_path_factory.mktemp("started"))
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(autouse=True)
