@@ -5,6 +5,7 @@ Only other people's packages are imported beforehand, so that a program imports 
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 300  # seconds that a program may take
 
 
 class Starter:
@@ -42,19 +44,22 @@ class Starter:
 
 
 def become(rank: int, words: list[str], cwd: str, env: dict, out: str) -> int:
-    """Run a program here; its exit status."""
+    """Run a program here; its exit status. What waits for ever, as for a process that failed, ends with an alarm."""
+    signal.alarm(LIMIT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(f"{out}/{name}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    code = words[0] == "-c"
-    sys.path[:1] = ["" if code else os.path.dirname(os.path.abspath(words[0])),
+    kind = words[0] if words[0] in ("-c", "-m") else ""
+    sys.path[:1] = ["" if kind else os.path.dirname(os.path.abspath(words[0])),
                     *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = ["-c", *words[2:]] if code else words
+    sys.argv = [kind, *words[2:]] if kind else words
     try:
-        if code:
+        if kind == "-m":
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif kind == "-c":
             main = sys.modules["__main__"] = types.ModuleType("__main__")
             exec(compile(words[1], "<string>", "exec"), vars(main))
         else:
@@ -92,3 +97,4 @@ if __name__ == "__main__":
 
     for line in sys.stdin:
         print(json.dumps(launch(*json.loads(line))), flush=True)
+    os._exit(0)  # spares the second that putting all away takes
