@@ -1,4 +1,5 @@
 """Going on inside an epoch: an interrupted run ends as the undisturbed one does, bit for bit."""
+import gc
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,8 @@ def train_through(make_trainer, name, options, out):
             return kills
         except Killed:
             end_workers(trainer.train_loader_x)
+        del trainer
+        gc.collect()  # its open files hand over what they hold now, and not when the next run has begun
     raise AssertionError("never ends")
 
 
