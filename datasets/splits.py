@@ -62,8 +62,11 @@ class Sizes(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """A text file as UTF-8, without a byte-order mark."""
-    return path.read_text(encoding="utf-8-sig")
+    """A text file as UTF-8, without a byte-order mark; ValueError if it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); correct it, or get it again") from error
 
 
 def read_lines(path: Path) -> list[str]:
