@@ -14,10 +14,10 @@ from typing import NamedTuple
 import data_trees
 import torch
 from clip_files import make_pets, save_openai_archive
-from faults import processes
-from faults.plugin import KILL, STEP, Fault
 from outcomes import assert_equal, outcome
 
+from faults import processes
+from faults.plugin import KILL, STEP, Fault
 from p2c.clip.loading import load_backbone
 from p2c.framework import read_results
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 from clip_files import make_pets
+from outcomes import assert_equal, outcome
+
 from faults import processes
 from faults.plugin import BYTES, FULL, RENAME, SYNC, Fault
-from outcomes import assert_equal, outcome
 
 SETTINGS = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_STEPS", "3", "TRAIN.CHECKPOINT_FREQ", "1", "TEST.FINAL_MODEL",
             "best_val", "DATASET.NUM_SHOTS", "3", "TEST.COMPUTE_CMAT", "True")

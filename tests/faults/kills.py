@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 from clip_files import make_pets
+from outcomes import assert_equal, outcome
+
 from faults import processes
 from faults.plugin import BYTES, KILL, RENAME, RENAMED, STEP, SYNC, Fault
-from outcomes import assert_equal, outcome
 
 CHECKPOINTS = r"\.pth\.tar|/checkpoint$"
 BEST = ("TEST.FINAL_MODEL", "best_val")
