@@ -114,6 +114,15 @@ def load_checkpoint(fpath: str) -> dict:
     return checkpoint
 
 
+def is_readable(fpath: str) -> bool:
+    """Whether there is a checkpoint that can be read."""
+    try:
+        load_checkpoint(fpath)
+    except (FileNotFoundError, UnreadableCheckpoint):
+        return False
+    return True
+
+
 def read(fpath: str) -> dict:
     """The dict that a file of torch.save's holds, tensors on the CPU.
 

@@ -214,7 +214,10 @@ class Scenes:
             named = path.name in ended.err or str(path.parent) in ended.err or KEY.search(ended.err)
             return what, REFUSED, "" if named else f"the file is not named: {ended.err.strip()}"
         warned = WARNING.search(ended.out + ended.err)
-        found = self.look(case.scene, ended)
+        try:
+            found = self.look(case.scene, ended)
+        except Exception as error:
+            return what, "broken", f"what it left cannot be read: {error}"
         try:
             assert_equal(found, expected)
         except AssertionError as difference:
