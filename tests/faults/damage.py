@@ -19,6 +19,7 @@ from outcomes import assert_equal, outcome
 from faults import processes
 from faults.plugin import KILL, STEP, Fault
 from p2c.clip.loading import load_backbone
+from p2c.engine import lock
 from p2c.framework import read_results
 
 SETTINGS = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_STEPS", "3", "TRAIN.CHECKPOINT_FREQ", "1", "TEST.FINAL_MODEL",
@@ -26,8 +27,8 @@ SETTINGS = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_STEPS", "3", "TRAIN.CHECKP
 LEARNER = "MultiModalPromptLearner"
 TIMES = 4  # damages of each kind of file, half of them truncations
 RIGHT, WARNED, REFUSED, UNSEEN = "right", "right with a warning", "refused", "other pixels"
-KEY = re.compile(r"\b[A-Z]+(\.[A-Z0-9_]+)+\b")
-WARNING = re.compile("trying an older one|is damaged|is not used|from a run that died")
+KEY = re.compile(r"\b[A-Z]+(\.[A-Z0-9_]+)+\b|the first that differs, \d+, was ")  # or the class
+WARNING = re.compile("trying an older one|is damaged|is not used")
 
 
 class Case(NamedTuple):
@@ -207,6 +208,8 @@ class Scenes:
             (self.place / case.lost).unlink()
         path = rng.choice(sorted(self.place.glob(case.file)))
         what = spoil(rng, path, truncate)
+        if path.name == lock.FILE and rng.random() < 0.5:
+            os.utime(path, (1e9, 1e9))  # of an owner that gave its last sign of life long ago
         ended = processes.run(self.commands[case.scene])
         if ended.fault:
             return what, "broken", ended.fault
