@@ -23,7 +23,7 @@ def test_a_sample_of_the_fault_harness_holds():
     assert ended.returncode == 0, ended.stdout + ended.stderr
     kills, full, damages = (int(re.search(rf"^{section}: (\d+) .*all held$", ended.stdout, re.M)[1])
                             for section in ("kills", "full_disk", "damage"))
-    assert kills >= 4 and full >= 1 and damages >= 4
+    assert kills >= 3 and full >= 1 and damages >= 4
 
 
 @pytest.fixture

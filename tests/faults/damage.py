@@ -26,7 +26,9 @@ SETTINGS = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_STEPS", "3", "TRAIN.CHECKP
             "best_val", "DATASET.NUM_SHOTS", "3")
 LEARNER = "MultiModalPromptLearner"
 TIMES = 4  # damages of each kind of file, half of them truncations
-RIGHT, WARNED, REFUSED, UNSEEN = "right", "right with a warning", "refused", "other pixels"
+RIGHT, WARNED, REFUSED = "right", "right with a warning", "refused"
+POINTS = "right, but for lost points of curves"  # a killed run leaves such files too: only what follows is drawn again
+UNSEEN, BROKEN = "other pixels", "BROKEN"
 KEY = re.compile(r"\b[A-Z]+(\.[A-Z0-9_]+)+\b|the first that differs, \d+, was ")  # or the class
 WARNING = re.compile("trying an older one|is damaged|is not used")
 
@@ -81,7 +83,7 @@ def main(seed: int, quick: bool) -> bool:
     total, faults = Counter(), []
     with tempfile.TemporaryDirectory() as scratch:
         scenes = Scenes(Path(scratch))
-        for case in random.Random(f"{seed}.cases").sample(CASES[:9], 3) if quick else CASES:
+        for case in random.Random(f"{seed}.cases").sample(CASES[:9], 2) if quick else CASES:
             rng = random.Random(f"{seed}.{case.name}")
             counts = Counter()
             for number in range(2 if quick else TIMES):
@@ -212,7 +214,7 @@ class Scenes:
             os.utime(path, (1e9, 1e9))  # of an owner that gave its last sign of life long ago
         ended = processes.run(self.commands[case.scene])
         if ended.fault:
-            return what, "broken", ended.fault
+            return what, BROKEN, ended.fault
         if ended.status:
             named = path.name in ended.err or str(path.parent) in ended.err or KEY.search(ended.err)
             return what, REFUSED, "" if named else f"the file is not named: {ended.err.strip()}"
@@ -220,13 +222,15 @@ class Scenes:
         try:
             found = self.look(case.scene, ended)
         except Exception as error:
-            return what, "broken", f"what it left cannot be read: {error}"
+            return what, BROKEN, f"what it left cannot be read: {error}"
         try:
             assert_equal(found, expected)
         except AssertionError as difference:
-            if warned and path.parent.name == "tensorboard" and only_points_are_lost(found, expected):
-                return what, WARNED, ""
-            return what, UNSEEN, "" if case.unseen else f"other numbers: {str(difference)[:300]}"
+            if path.parent.name == "tensorboard" and only_points_are_lost(found, expected):
+                return what, POINTS, ""
+            if case.unseen:
+                return what, UNSEEN, ""
+            return what, BROKEN, f"other numbers: {str(difference)[:300]}"
         return what, WARNED if warned else RIGHT, ""
 
 

@@ -24,7 +24,7 @@ RUNS = (  # trainer, settings
     ("PromptSRC", ("TRAIN.CHECKPOINT_STEPS", "1", "TRAIN.CHECKPOINT_FREQ", "2", *BEST)),
 )
 KINDS = {"write": 7, "step": 6, "outside": 1}  # kills of each trainer's runs, of each kind
-QUICK = {"write": 2, "step": 2}
+QUICK = {"write": 2, "step": 1}
 EARLIEST, LATEST = 3.0, 9.0  # seconds after which a process is killed from outside
 INSIDE, MIDDLE, ELSEWHERE = "inside a checkpoint write", "mid-epoch", "elsewhere"
 STARTS = 60  # of one run, after which it does not advance
