@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 INSTALLED := $(ENV)/.p2c-installed
 export PYTHON
 
-.PHONY: demo test lint bench setup
+.PHONY: demo test lint bench faults setup
 
 demo: $(INSTALLED)
 	bash scripts/demo.sh
@@ -28,6 +28,10 @@ bench: $(INSTALLED)
 	    printf "\n== benchmarks/%s.py\n" $$name; \
 	    $(PYTHON) benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
 	done; exit $$status; } 2>&1 | tee bench$(if $(QUICK),-quick).txt'
+
+# Kills runs, fills their disks and damages their files, some ten minutes; SECTIONS="kills damage" SEED=7: a part of it.
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) tests/faults/run.py $(SECTIONS) $(if $(SEED),--seed $(SEED))
 
 setup: $(INSTALLED)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
+from p2c.datasets.splits import read_text
 from p2c.datasets.trees import SUFFIXES, images_below
 from p2c.framework import UnreadableImage, only_warnings, write_csv
 from p2c.predictor import Predictor
@@ -100,7 +101,7 @@ def read_classes(words: str) -> list[str]:
         return words.split(",")
     if not Path(words).is_file():
         raise FileNotFoundError(f"No file of class names at {words}")
-    return [line for line in Path(words).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line for line in read_text(Path(words)).splitlines() if line.strip()]
 
 
 def find_images(places: Sequence[str]) -> list[str]:

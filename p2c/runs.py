@@ -14,6 +14,8 @@ from os import listdir
 from os import path as osp
 from statistics import pstdev
 
+from p2c.checksums import is_whole
+
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
 END_OF_TRAINING = ("Finish training", "Finished training")  # Dassl from 0.6.1 on, and before
 RESULT_BLOCK = ("=> result",)
@@ -61,13 +63,13 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
 
 
 def read_results(path: str) -> dict | None:
-    """What results.json holds; None if there is none, or another program's."""
+    """What results.json holds; None if there is none, or it is damaged or another program's."""
     try:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(results, dict) and results.get("format") == "p2c-results" and all(
+    ours = isinstance(results, dict) and results.get("format") == "p2c-results" and is_whole(results) and all(
         isinstance(results.get(name, {}), dict) for name in ("metrics", "config"))
     return results if ours else None
 

@@ -10,6 +10,7 @@ from clip_files import make_pets
 
 import train
 from p2c import verify_run
+from p2c.checksums import sealed
 from p2c.framework import read_json, write_json
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
@@ -59,7 +60,7 @@ def copy(runs, tmp_path):
         shutil.copytree(runs.place / "trained", folder)
         record = read_json(folder / "results.json")
         change(record)
-        write_json(record, folder / "results.json")
+        write_json(sealed(record), folder / "results.json")
         return folder
     return make
 

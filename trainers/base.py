@@ -285,7 +285,8 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
         """One step: losses, their sum backward, update. Returns what is logged, without waiting for the device."""
         image, label = self.parse_batch_train(batch)
-        torch.compiler.cudagraph_mark_step_begin()
+        if self.cfg.TRAIN.COMPILE:
+            torch.compiler.cudagraph_mark_step_begin()  # its import of the compiler alone takes seconds
         losses = self.training_losses(image, label)
         loss = sum(losses.values())
         self.optim.zero_grad()
@@ -436,7 +437,7 @@ def find_checkpoint(folder: Path, epoch: int | None) -> Path:
     elif (folder / "model-best.pth.tar").is_file() or not (folder / "checkpoint").is_file():
         path = folder / "model-best.pth.tar"
     else:
-        path = folder / (folder / "checkpoint").read_text(encoding="utf-8").strip()
+        path = folder / (folder / "checkpoint").read_text(encoding="utf-8", errors="replace").strip()
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("model*"))) or "nothing"
         raise FileNotFoundError(f"No checkpoint at {path} (the folder holds {there}); train first, or give --model-dir "

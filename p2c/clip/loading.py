@@ -18,6 +18,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from p2c.checksums import check_archive
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
@@ -230,6 +231,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError: the file is none of these.
     """
     try:
+        check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)

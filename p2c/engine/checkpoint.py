@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from p2c import trainable
+from p2c.checksums import check_archive
 from p2c.engine import restricted
 from p2c.engine.files import write_atomically
 from p2c.logs import get_logger
@@ -113,6 +114,15 @@ def load_checkpoint(fpath: str) -> dict:
     return checkpoint
 
 
+def is_readable(fpath: str) -> bool:
+    """Whether there is a checkpoint that can be read."""
+    try:
+        load_checkpoint(fpath)
+    except (FileNotFoundError, UnreadableCheckpoint):
+        return False
+    return True
+
+
 def read(fpath: str) -> dict:
     """The dict that a file of torch.save's holds, tensors on the CPU.
 
@@ -125,6 +135,7 @@ def read(fpath: str) -> dict:
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
+        check_archive(fpath)
         try:
             content = torch.load(fpath, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:

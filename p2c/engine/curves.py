@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from p2c.engine.files import write_atomically
+from p2c.logs import get_logger
+
+log = get_logger(__name__)
 
 HEADER, FOOTER = 12, 4  # bytes of a record before its content (length and checksum) and after it (checksum)
 
@@ -54,13 +57,14 @@ class CurveWriter:
 
 
 def cut_back(folder: str, keep: Callable[[str, int], bool]) -> None:
-    """Drop the points for which `keep(tag, step)` is False from a folder's event files, and what a crash left half.
+    """Drop the points for which `keep(tag, step)` is False from a folder's event files, and what is damaged or half.
 
     Does nothing if tensorboard is not installed.
     """
     try:
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
     except ImportError:
         return
 
@@ -77,18 +81,25 @@ def cut_back(folder: str, keep: Callable[[str, int], bool]) -> None:
             continue
         with open(path, "rb") as file:
             content = file.read()
-        rest = b"".join(filter(kept, _records(content)))
+        rest = b"".join(filter(kept, _records(content, path, masked_crc32c)))
         if rest != content:
             write_atomically(path, rest)
 
 
-def _records(content: bytes) -> Iterator[bytes]:
-    """The whole records of an event file."""
+def _records(content: bytes, path: str, checksum: Callable[[bytes], int]) -> Iterator[bytes]:
+    """The whole records of an event file; says so if it is damaged before its end."""
     start = 0
     while start + HEADER <= len(content):
-        length, = struct.unpack_from("<Q", content, start)
+        length, length_sum = struct.unpack_from("<QI", content, start)
         end = start + HEADER + length + FOOTER
+        if checksum(content[start:start + 8]) != length_sum:
+            log.warning(f"{path} is damaged: the points of its last {len(content) - start} bytes are lost")
+            return
         if end > len(content):
             return
-        yield content[start:end]
+        record = content[start:end]
+        if checksum(record[HEADER:-FOOTER]) == struct.unpack("<I", record[-FOOTER:])[0]:
+            yield record
+        else:
+            log.warning(f"{path} is damaged: a point of its curves is lost")
         start = end

@@ -162,7 +162,7 @@ def _is_dead(owner: dict, path: str) -> bool:
         return _age(path) > STALE
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter: a number that no process has
         return True
     except PermissionError:  # alive, somebody else's
         pass

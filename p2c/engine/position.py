@@ -90,8 +90,16 @@ class InsideEpoch:
     def after_epoch(self) -> None:
         super().after_epoch()
         if self.saves_after(self.epoch + 1):
-            for name in self.get_model_names() if is_main() else ():
-                remove_position(os.path.join(self.output_dir, name))
+            self.remove_positions()
+
+    def save_missing_model(self) -> None:
+        super().save_missing_model()
+        if self.start_epoch and not self.start_batch and self.saves_after(self.start_epoch):
+            self.remove_positions()  # of a run that died before it could
+
+    def remove_positions(self) -> None:
+        for name in self.get_model_names() if is_main() else ():
+            remove_position(os.path.join(self.output_dir, name))
 
     def load_resumable(self, folders: list[str]) -> tuple[list[str], list[dict]]:
         return load_resumable(folders, self.resumes_inside_epoch)

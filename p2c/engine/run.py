@@ -244,9 +244,12 @@ class Run(Checkpoints):
             faults.append((f", a run with other settings: {changed}",
                            " (and no --resume), give the old values, or give --resume-anyway"))
         if classnames is not None and classnames != here:
+            pairs = enumerate(zip(classnames, here, strict=False))
+            first = next((f"; the first that differs, {label}, was {old!r}, is {new!r}" for label, (old, new) in pairs
+                          if old != new), "")
             faults.append((
                 f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this data set has "
-                f"{self.num_classes} ({', '.join(here[:3])}, ...)", ", or give --resume-anyway"
+                f"{self.num_classes} ({', '.join(here[:3])}, ...){first}", ", or give --resume-anyway"
             ))
         if not faults:
             return

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from p2c.engine.checkpoint import BEST
+from p2c.engine.checkpoint import BEST, is_readable
 from p2c.engine.curves import CurveWriter, cut_back
 from p2c.engine.data import DataManager, set_epoch
 from p2c.engine.distributed import first_on_each_machine, is_main, processes
@@ -238,10 +238,11 @@ class SimpleTrainer(Run, TrainerBase):
         self.init_writer(writer_dir)
 
     def save_missing_model(self) -> None:
-        """Write the last epoch's checkpoint if the run was killed when only the best model was saved."""
+        """Write the last epoch's checkpoint if the run was killed when only the best model was saved, or if it is
+        damaged."""
         due = self._models and self.start_epoch and not self.start_batch and self.saves_after(self.start_epoch)
         name = f"model.pth.tar-{self.start_epoch}"
-        if due and not all(os.path.isfile(os.path.join(self.output_dir, model, name)) for model in self._models):
+        if due and not all(is_readable(os.path.join(self.output_dir, model, name)) for model in self._models):
             self.save_model(self.start_epoch - 1, self.output_dir)
 
     def stays_in_curves(self, tag: str, step: int) -> bool:
