@@ -9,7 +9,8 @@ from p2c.framework import TRAINER_REGISTRY, build_trainer, get_cfg_default, is_m
 
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.ATT_NUM", 1,
               "TRAINER.ATPROMPT.ATT1_TEXT", "color")
-CASES = {name: (name, ()) for name in registry.TRAINERS} | {"attributes": ("MaPLe", ATTRIBUTES)}
+CASES = {name: (name, ()) for name in registry.TRAINERS} | {
+    "attributes": ("MaPLe", ATTRIBUTES), "cloud": ("MaPLe", ("TEST.CLOUD_SAMPLES", 3))}
 
 
 def train(case: str, root: str, out: str) -> dict:

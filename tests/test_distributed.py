@@ -82,7 +82,8 @@ def test_two_processes_learn_what_one_learns(by_two, nine_pets, tmp_path, case):
     assert two["prompts"].keys() == one["prompts"].keys()
     for name, value in one["prompts"].items():
         torch.testing.assert_close(two["prompts"][name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert two["results"] == one["results"] and two["counts"] == one["counts"] and one["counts"][1] == 9
+    assert two["counts"] == one["counts"] and one["counts"][1] == 9
+    assert two["results"] == pytest.approx(one["results"], rel=1e-3)  # a cloud's are not counts alone
     assert two["losses"].keys() == one["losses"].keys()
     for key, value in one["losses"].items():
         assert two["losses"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
