@@ -67,7 +67,7 @@ class Variant:
     Attributes:
         chosen: trainers whose chosen settings it has, later ones over earlier ones.
         settings: its own, over these.
-        against: name of the variant of the same group that it is compared with; "": it is compared with none.
+        against: name of the variant above it in its group that it is compared with; "": none.
     """
 
     name: str
