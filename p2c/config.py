@@ -56,6 +56,13 @@ SETTINGS = {
         # again in the backward pass. 0: a quarter of the device's memory. Results differ by no more than rounding.
         "TEXT_MEMORY": 0.0,
     },
+    # Cloud inference: predictions averaged over text classifiers from noisy contexts around the trained one, drawn as
+    # PROMPT_DENOISING says (whether it is on or not). For trainers that learn a text context alike for all images.
+    "TEST": {
+        "CLOUD_SAMPLES": 0,  # classifiers, >= 0; 0: off
+        "CLOUD_LEVEL": 0.5,  # noise level >= 0, in PROMPT_DENOISING.NOISE_UNIT
+        "CLOUD_AVERAGE": "probabilities",  # of the classifiers: probabilities or logits
+    },
     "TRAINER": {
         # Annealed noise on the text context while training, a component of any learner that has one (P2C, section DPD).
         "PROMPT_DENOISING": {
@@ -163,6 +170,9 @@ RANGES = {
     "TRAIN.CHECKPOINT_STEPS": whole(0),
     "TRAIN.INIT_SEED": whole(-1),
     "TRAIN.TEXT_MEMORY": at_least(0),
+    "TEST.CLOUD_SAMPLES": whole(0),
+    "TEST.CLOUD_LEVEL": at_least(0),
+    "TEST.CLOUD_AVERAGE": one_of("probabilities", "logits"),
     "TRAINER.PROMPT_DENOISING.NOISE_TYPE": one_of("gaussian_mixture", "gaussian"),
     "TRAINER.PROMPT_DENOISING.NOISE_STD": at_least(0),
     "TRAINER.PROMPT_DENOISING.NOISE_UNIT": one_of("embedding", "absolute"),

@@ -41,7 +41,7 @@ from p2c.ranges import flatten
 from p2c.trainers.base import PromptTrainer
 
 CLASSIFIER_FORMAT = "p2c-text-classifier"
-WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN", "TEST")  # sections that no prediction depends on
+WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN")  # sections that no prediction depends on
 
 ImageLike = str | os.PathLike | Image.Image
 
@@ -143,13 +143,16 @@ class Predictor:
         Metadata: `classifier_metadata`.
 
         Raises:
-            ValueError: the trainer has no one classifier for all images.
+            ValueError: the trainer has no one classifier for all images, or a cloud of them.
         """
         trainer = self.trainer
         name = trainer.cfg.TRAINER.NAME
         if not isinstance(trainer, PromptTrainer) or trainer.per_image_classes:
             raise ValueError(f"{name} has no text classifier to export: its scores of an image are not cosines with "
                              "the same class features for all images; use p2c.predict or p2c.Predictor instead")
+        if trainer.cfg.TEST.CLOUD_SAMPLES:
+            raise ValueError("A cloud has several text classifiers, and a file holds one; export from a run with "
+                             "TEST.CLOUD_SAMPLES 0")
         prompts, features = trainer.deployed()
         plain = prompts.visual is None
         tensors = {"weight": features.float().cpu().contiguous(), "logit_scale": torch.tensor(trainer.clip.logit_scale)}

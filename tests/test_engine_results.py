@@ -27,7 +27,7 @@ def test_results_of_a_training_run(tiny_trainer, tmp_path):
     assert (record["trainer"], record["dataset"], record["seed"]) == ("TinyTrainer", "TinyData", 1)
     assert (record["subsample_classes"], record["num_shots"], record["device"]) == ("all", -1, "cpu")
     metrics = record["metrics"]
-    assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total"]
+    assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total", "ece", "nll", "reliability"]
     assert metrics["total"] == 24 and metrics["accuracy"] == 100 * metrics["correct"] / 24
     assert record["config"]["INPUT"]["SIZE"] == [32, 32]
     assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "pillow", "cuda",

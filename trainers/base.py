@@ -3,7 +3,8 @@
 A method supplies `build_prompts` and, where cross-entropy is not all, `losses`.
 """
 import functools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from p2c.clip.loading import CLIP_NAMES, Backbone, load_backbone
 from p2c.clip.precision import Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
+from p2c.cloud import CloudRecord, combine, dissent, mutual_information
 from p2c.config import check_settings
-from p2c.denoising.mixture import build_noise
-from p2c.denoising.noise import PromptDenoising
+from p2c.denoising.mixture import Noise, build_noise
+from p2c.denoising.noise import PromptDenoising, perturb
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import (
     SHARED_NODES,
@@ -27,6 +29,7 @@ from p2c.framework import (
     build_lr_scheduler,
     build_optimizer,
     first_on_each_machine,
+    is_main,
     load_checkpoint,
     local_processes,
     parallel,
@@ -62,6 +65,7 @@ class PromptTrainer(TrainerX):
     length_matters = False
     resumes_inside_epoch = True  # all randomness is in streams: a trainer with any other must set this to False
     _deployed: tuple[Prompts, Tensor] | None = None  # prompts and class features, while an evaluation lasts
+    cloud: CloudRecord | None = None  # what the last evaluation with a cloud saw
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raises ValueError for missing or senseless settings, naming the key."""
@@ -75,6 +79,10 @@ class PromptTrainer(TrainerX):
         if cfg.TRAINER.PROMPT_DENOISING.ENABLED and not self.prompts_text:
             raise ValueError(f"{type(self).__name__} learns no text context to put noise on; set "
                              "TRAINER.PROMPT_DENOISING.ENABLED False")
+        if cfg.TEST.CLOUD_SAMPLES and (self.per_image_classes or not self.prompts_text):
+            reason = ("encodes the classes for each image, which a cloud would repeat for each draw"
+                      if self.prompts_text else "learns no text context to draw a cloud around")
+            raise ValueError(f"{type(self).__name__} {reason}; set TEST.CLOUD_SAMPLES 0")
 
     @property
     def settings(self) -> CfgNode:
@@ -258,15 +266,21 @@ class PromptTrainer(TrainerX):
         return self.logits(self.encode_image(image, prompts), self.encode_text(prompts))
 
     def denoise(self, prompts: Prompts) -> Prompts:
-        """The prompts with this step's noise on the text context; deep and visual prompts stay clean (DPD)."""
+        """The prompts with this step's noise on the text context (DPD)."""
         if self.denoising is None:
             return prompts
-        def perturb(context: Tensor, stream: str) -> Tensor:
-            return self.denoising.perturb(context, self.noise_level(), self.stream(stream, self.step))
+        def move(context: Tensor, generator: Generator) -> Tensor:
+            return self.denoising.perturb(context, self.noise_level(), generator)
 
+        return self.moved(prompts, move, "dpd", self.step)
+
+    def moved(self, prompts: Prompts, move: Callable[[Tensor, Generator], Tensor], stream: str, step: int) -> Prompts:
+        """The prompts with the text context moved, at random by a stream at a step, and the attributes' tokens by
+        streams of their own; deep and visual prompts stay clean."""
         return prompts._replace(
-            context=perturb(prompts.context, "dpd"),
-            attributes=[perturb(tokens, f"dpd.attribute{i}") for i, tokens in enumerate(prompts.attributes, 1)])
+            context=move(prompts.context, self.stream(stream, step)),
+            attributes=[move(tokens, self.stream(f"{stream}.attribute{i}", step))
+                        for i, tokens in enumerate(prompts.attributes, 1)])
 
     # Training
 
@@ -344,17 +358,77 @@ class PromptTrainer(TrainerX):
 
     @torch.no_grad()
     def deployed(self) -> tuple[Prompts, Tensor]:
-        """The prompts and the features (C, E) of the classes, encoded once an evaluation; no noise is drawn."""
+        """The prompts and the features (C, E) of the classes, encoded once an evaluation; no noise is drawn.
+
+        With TEST.CLOUD_SAMPLES the features are (K, C, E), those of K draws around the text context.
+        """
         if self._deployed is None:
             prompts = self.prompts()
-            self._deployed = prompts, self.encode_text(prompts)
+            encode = self.encode_cloud if self.cfg.TEST.CLOUD_SAMPLES else self.encode_text
+            self._deployed = prompts, encode(prompts)
         return self._deployed
+
+    def encode_cloud(self, prompts: Prompts) -> Tensor:
+        """Normalised features (K, C, E) of all classes. Draw k is the same whatever K is, and in every evaluation."""
+        noise, sigma = noise_of(self.cfg), self.cfg.TEST.CLOUD_LEVEL * self.noise_unit
+
+        def move(context: Tensor, generator: Generator) -> Tensor:
+            return perturb(context, noise, sigma, generator)
+
+        draws = range(self.cfg.TEST.CLOUD_SAMPLES)
+        return torch.stack([self.encode_text(self.moved(prompts, move, "cloud", k)) for k in draws])
 
     @torch.no_grad()
     def model_inference(self, input: Tensor) -> Tensor:
-        """Logits (B, C)."""
+        """Logits (B, C); with TEST.CLOUD_SAMPLES what `combine` makes of the cloud's."""
+        if self.cfg.TEST.CLOUD_SAMPLES:
+            return combine(self.cloud_logits(input), self.cfg.TEST.CLOUD_AVERAGE)
         prompts, text_features = self.deployed()
         return self.logits(self.encode_image(input, prompts), text_features)
+
+    @torch.no_grad()
+    def cloud_logits(self, image: Tensor) -> Tensor:
+        """Logits (B, K, C) by the K classifiers of the cloud; the images are encoded once."""
+        prompts, cloud = self.deployed()
+        logits = self.logits(self.encode_image(image, prompts), cloud.flatten(0, 1))    # (B, K * C)
+        return logits.unflatten(1, cloud.shape[:2])
+
+    def test(self, split: str | None = None) -> float:
+        """Also keeps in `cloud` how far the cloud's classifiers disagree on each image, where TEST.CLOUD_SAMPLES asks
+        for them."""
+        self.cloud = CloudRecord() if self.cfg.TEST.CLOUD_SAMPLES else None
+        return super().test(split)
+
+    def outputs(self, loader: Iterable[Mapping]) -> Iterator[tuple[Tensor, ...]]:
+        """What `process_outputs` takes of each batch."""
+        if self.cloud is None:
+            yield from super().outputs(loader)
+            return
+        for batch in loader:
+            image, label = self.parse_batch_test(batch)
+            logits = self.cloud_logits(image)
+            output = combine(logits, self.cfg.TEST.CLOUD_AVERAGE)
+            yield output, label, batch["index"], mutual_information(logits), dissent(logits, output)
+
+    def process_outputs(self, output: Tensor, label: Tensor, *of_cloud: Tensor) -> None:
+        super().process_outputs(output, label)
+        if self.cloud is not None:
+            self.cloud.add(output, label, *of_cloud)
+
+    def evaluate_outputs(self) -> dict[str, float]:
+        return {**super().evaluate_outputs(), **(self.cloud.metrics() if self.cloud else {})}
+
+    def write_results(self, mode: str, **source) -> None:
+        """Also writes what there is to see of a cloud: predictions.csv, reliability.png."""
+        if self.cloud is not None and is_main():
+            loader = self.val_loader if self.tested_split == "val" else self.test_loader
+            self.cloud.write(self.output_dir, loader.dataset.data_source, self.cfg.DATASET.ROOT,
+                             self.dm.dataset.classnames)
+            if calibration := getattr(self.evaluator, "calibration", None):
+                from p2c.reliability import draw  # here: matplotlib takes a second to import
+
+                draw(calibration["reliability"], os.path.join(self.output_dir, "reliability.png"))
+        super().write_results(mode, **source)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load trained prompts from a run's folder: of `epoch`, else the best on validation data, else the last.
@@ -474,12 +548,17 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
                     f"{list(clip.pixel_std)}")
 
 
+def noise_of(cfg: CfgNode) -> Noise:
+    """What TRAINER.PROMPT_DENOISING draws noise from."""
+    settings = cfg.TRAINER.PROMPT_DENOISING
+    return build_noise(settings.NOISE_TYPE, settings.GMM_MEANS, settings.GMM_STDS, settings.GMM_WEIGHTS,
+                       settings.GMM_COMPONENTS)
+
+
 def build_denoising(cfg: CfgNode, unit: float) -> PromptDenoising:
     """The prompt noise that TRAINER.PROMPT_DENOISING describes; `unit` is what a level of 1 means."""
     settings = cfg.TRAINER.PROMPT_DENOISING
-    noise = build_noise(settings.NOISE_TYPE, settings.GMM_MEANS, settings.GMM_STDS, settings.GMM_WEIGHTS,
-                        settings.GMM_COMPONENTS)
-    return PromptDenoising(noise, settings.NOISE_STD, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
+    return PromptDenoising(noise_of(cfg), settings.NOISE_STD, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
                            cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL, unit)
 
 

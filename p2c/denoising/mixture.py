@@ -63,11 +63,12 @@ class GaussianMixture:
         return (torch.tensor(self.means)[k] + torch.tensor(self.stds)[k] * eps).reshape(*shape)
 
 
+Noise = GaussianMixture | StandardNormal
 NOISE_TYPES = ("gaussian_mixture", "gaussian")
 
 
 def build_noise(name: str, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = (),
-                components: int | None = None) -> GaussianMixture | StandardNormal:
+                components: int | None = None) -> Noise:
     """The distribution called `name`; means, stds, weights and the number of components describe the mixture only.
 
     Raises:

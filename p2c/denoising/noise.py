@@ -4,10 +4,19 @@ A component for any learner of a text context. Shapes: M context tokens, D text 
 """
 from torch import Generator, Tensor
 
-from p2c.denoising.mixture import GaussianMixture, StandardNormal
+from p2c.denoising.mixture import Noise
 from p2c.denoising.schedules import Schedule, progress
 
 ANNEALS = ("epoch", "step")
+
+
+def perturb(context: Tensor, noise: Noise, sigma: float, generator: Generator) -> Tensor:
+    """Move a context (M, D), or one of each class (C, M, D), by sigma times one fresh draw for all classes.
+
+    The gradient passes to the context unchanged.
+    """
+    eps = noise.sample(context.shape[-2:], generator).to(context)
+    return context + sigma * eps
 
 
 class PromptDenoising:
@@ -26,7 +35,7 @@ class PromptDenoising:
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, noise: GaussianMixture | StandardNormal, noise_std: float, schedule: Schedule, epochs: int,
+    def __init__(self, noise: Noise, noise_std: float, schedule: Schedule, epochs: int,
                  warmup_epochs: int = 0, anneal: str = "epoch", unit: float = 1.0):
         if not noise_std >= 0:
             raise ValueError(f"The prompt noise's NOISE_STD must be at least 0, but got {noise_std}")
@@ -42,9 +51,5 @@ class PromptDenoising:
         return self.start * self.schedule(progress(e, self.epochs, self.warmup_epochs))
 
     def perturb(self, context: Tensor, sigma: float, generator: Generator) -> Tensor:
-        """Move a context (M, D), or one of each class (C, M, D), by sigma times one fresh draw for all classes.
-
-        The gradient passes to the context unchanged.
-        """
-        eps = self.noise.sample(context.shape[-2:], generator).to(context)
-        return context + sigma * eps
+        """As the function of this name, with this component's noise."""
+        return perturb(context, self.noise, sigma, generator)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from p2c.engine.calibration import calibration
 from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
 from p2c.logs import get_logger
@@ -39,7 +40,11 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Top-1 classification. After `evaluate`, `correct` and `total` hold the counts."""
+    """Top-1 classification.
+
+    After `evaluate`, `correct` and `total` hold the counts, and `calibration` what the function of this name says, with
+    the scores taken for logits; nothing where these are not finite.
+    """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
         super().__init__(cfg)
@@ -50,13 +55,18 @@ class Classification(EvaluatorBase):
 
     def reset(self) -> None:
         self.correct = self.total = 0
+        self.calibration = {}
         self._predictions, self._labels, self._nan_rows = [], [], []
+        self._confidences, self._likelihoods = [], []
 
     def process(self, output: Tensor, label: Tensor) -> None:
         """Take scores (N, C) and labels (N,); nothing is copied to the host yet."""
         self._predictions.append(output.max(1)[1])
         self._labels.append(label)
         self._nan_rows.append(output.isnan().any(1).sum())
+        likelihood = output.double().log_softmax(1)
+        self._confidences.append(likelihood.max(1)[0].exp())
+        self._likelihoods.append(likelihood.gather(1, label[:, None]).flatten())
 
     def evaluate(self) -> OrderedDict:
         """accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy, in percent."""
@@ -66,6 +76,9 @@ class Classification(EvaluatorBase):
         prediction = torch.cat(self._predictions).cpu()
         self.total = len(truth)
         self.correct = int((prediction == truth).sum())
+        confidence, likelihood = torch.cat(self._confidences).cpu(), torch.cat(self._likelihoods).cpu()
+        if confidence.isfinite().all() and likelihood.isfinite().all():
+            self.calibration = calibration(confidence, prediction == truth, likelihood)
         accuracy = 100.0 * self.correct / self.total
         matrix = confusion_matrix(truth, prediction)
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * macro_f1(matrix))

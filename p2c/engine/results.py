@@ -52,10 +52,12 @@ def write_finished(trainer, mode: str, **source) -> None:
 
 
 def measured(trainer) -> dict:
-    """What a trainer's last test gave: every metric, and the counts."""
+    """What a trainer's last test gave: every metric, the counts, and on this package's engine how far the probabilities
+    are to be trusted."""
     evaluator = trainer.evaluator  # real Dassl's has the counts under private names
     counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
-    return {**trainer.results, **{name: count for name, count in counts.items() if count is not None}}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    return {**trainer.results, **counts, **getattr(evaluator, "calibration", {})}
 
 
 def read_results(directory: str) -> dict | None:

@@ -187,20 +187,28 @@ class Run(Checkpoints):
         log.info(f"Evaluate on the *{split}* set")
         with random_state_kept():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
-            for output, label in collect(self.outputs(bar)):
-                self.evaluator.process(output, label)
-        results = from_main(self.evaluator.evaluate)
+            for batch in collect(self.outputs(bar)):
+                self.process_outputs(*batch)
+        results = from_main(self.evaluate_outputs)
         epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # all were trained before
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, epoch)
         self.results, self.tested_split = dict(results), split
         return next(iter(results.values()))
 
-    def outputs(self, loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the model makes of each batch, and the labels."""
+    def outputs(self, loader: Iterable) -> Iterator[tuple[Tensor, ...]]:
+        """What the model makes of each batch, and the labels: tensors, which `process_outputs` takes."""
         for batch in loader:
             input, label = self.parse_batch_test(batch)
             yield self.model_inference(input), label
+
+    def process_outputs(self, output: Tensor, label: Tensor) -> None:
+        """Take one of the `outputs`; in the main process, which gets all of them."""
+        self.evaluator.process(output, label)
+
+    def evaluate_outputs(self) -> dict[str, float]:
+        """Name to number, the main result first; in the main process, when it has all `outputs`."""
+        return self.evaluator.evaluate()
 
     def elapsed(self) -> float:
         """Seconds of training, resumed runs included; before training, seconds since construction."""

@@ -1,0 +1,38 @@
+"""The reliability of predictions as a picture: accuracy against confidence, over how many images have which confidence.
+"""
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from p2c.framework import write_atomically
+
+SIZE = 4.0, 4.4  # width and height in inches
+
+
+def draw(reliability: Mapping[str, Sequence], path: str | os.PathLike) -> None:
+    """Write the bins of a results.json's `reliability` as a PNG file."""
+    picture = io.BytesIO()
+    figure_of(**reliability).savefig(picture, format="png", dpi=150)
+    write_atomically(path, picture.getvalue())
+
+
+def figure_of(count: Sequence[int], confidence: Sequence[float | None], accuracy: Sequence[float | None]) -> Figure:
+    """The picture: points on the diagonal are calibrated, below it overconfident."""
+    figure = Figure(SIZE, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    width = 100 / len(count)
+    filled = [place for place, number in enumerate(count) if number]
+    above.plot((0, 100), (0, 100), color="#7f7f7f", linewidth=1, linestyle=":")
+    above.bar([width * place for place in filled], [accuracy[place] for place in filled], width, align="edge",
+              color="#0072b2", alpha=0.35, edgecolor="white")
+    above.plot([confidence[place] for place in filled], [accuracy[place] for place in filled], "o-", color="#0072b2",
+               markersize=4, linewidth=1.2)
+    above.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy in %")
+    below.bar([width * place for place in range(len(count))], count, width, align="edge", color="#0072b2",
+              edgecolor="white")
+    below.set(xlabel="confidence in %", ylabel="images")
+    for ax in (above, below):
+        ax.grid(alpha=0.3)
+    return figure
