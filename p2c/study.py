@@ -23,7 +23,7 @@ from p2c.framework import DiskFull, folder_lock
 from p2c.studies import choice as choices
 from p2c.studies import report
 from p2c.studies.cells import Place
-from p2c.studies.plan import read_study
+from p2c.studies.plan import Study, read_study
 
 INTERRUPTED = 75
 STAGES = ("all", "search", "report")
@@ -54,11 +54,15 @@ def run(argv: Sequence[str]) -> int:
     """What the command does; returns the exit status."""
     args = parse_args(argv)
     try:
-        study = read_study(args.study)
+        study, place = read_study(args.study), Place(args.output, args.root)
+        if choices.load_choice(study, place) is None and args.stage == "report":
+            raise ValueError(f"There is no {choices.FILE} in {args.output}, and nothing is tested before settings are "
+                             "chosen; run the search first (--stage search, or no --stage)")
         with folder_lock(args.output) as died:
             if died:
                 say(died)
-            return carry_out(study, args)
+            carry_out(study, place, args)
+            return DONE
     except KeyboardInterrupt:
         say("Interrupted; the same command continues")
         return INTERRUPTED
@@ -70,24 +74,19 @@ def run(argv: Sequence[str]) -> int:
         return MISTAKE
 
 
-def carry_out(study, args: argparse.Namespace) -> int:
-    place = Place(args.output, args.root)
-    choice = choices.load_choice(study, place)
-    if choice is None:
-        if args.stage == "report":
-            raise ValueError(f"There is no {choices.FILE} in {args.output}, and nothing is tested before settings are "
-                             "chosen; run the search first (--stage search, or no --stage)")
+def carry_out(study: Study, place: Place, args: argparse.Namespace) -> None:
+    """Search, unless that has been done, and report what was chosen, unless the search is all that is asked for."""
+    if choices.load_choice(study, place) is None:
         choices.search(study, place, args.jobs)
-        choice = choices.load_choice(study, place)
+    choice = choices.load_choice(study, place)
     say(f"Settings chosen in {os.path.join(args.output, choices.FILE)}, SHA-256 {choice.digest}")
     if args.stage == "search":
-        return DONE
+        return
     place = place._replace(choice=choice.digest)
     rows = report.run(study, choice, place, args.jobs)
     command = f"python -m p2c.study {shlex.quote(args.study)}"
     for path in report.write(study, choice, rows, place, command):
         show(path)
-    return DONE
 
 
 def interrupt(signum, frame) -> None:

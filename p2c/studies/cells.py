@@ -1,4 +1,5 @@
 """A training and the tests of its model, in folders of their own, so that what is finished is never done again."""
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -116,6 +117,7 @@ def run_cell(cell: Cell, place: Place) -> str:
         for settings in cell.tests:
             for half in cell.stage.halves:
                 test(cell, half, settings, place)
+    gc.collect()  # trainers and their image caches are in reference cycles, which would fill the memory
     return ""
 
 
