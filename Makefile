@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 INSTALLED := $(ENV)/.p2c-installed
 export PYTHON
 
-.PHONY: demo test lint bench setup
+.PHONY: demo test lint bench study-smoke setup
 
 demo: $(INSTALLED)
 	bash scripts/demo.sh
@@ -28,6 +28,10 @@ bench: $(INSTALLED)
 	    printf "\n== benchmarks/%s.py\n" $$name; \
 	    $(PYTHON) benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
 	done; exit $$status; } 2>&1 | tee bench$(if $(QUICK),-quick).txt'
+
+# The whole of the study (docs/results.md) on a small scale, in 10 minutes on two cores.
+study-smoke: $(INSTALLED)
+	$(PYTHON) -m p2c.study configs/studies/smoke.yaml --output output/study-smoke
 
 setup: $(INSTALLED)
 

@@ -34,6 +34,7 @@ setup(
         "pyyaml>=6",
         "safetensors>=0.4",
         "scikit-learn>=1.3",
+        "scipy>=1.10",
         "tabulate>=0.9",
         "tensorboard>=2.14",
         "tqdm>=4.65",

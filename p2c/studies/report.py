@@ -17,6 +17,8 @@ from p2c.studies.choice import Choice
 from p2c.studies.plan import Group, Settings, Study, Variant
 
 MEASURES = ("base", "novel", "hm")
+DOUBT = {"low confidence": "auroc_confidence", "mutual information": "auroc_mutual_information",
+         "share of draws that dissent": "auroc_dissent"}  # metrics of a test with a cloud
 TITLES = {"base": "Base", "novel": "Novel", "hm": "HM"}
 
 
@@ -270,10 +272,14 @@ def cloud_section(study: Study, choice: Choice, rows: Rows) -> str:
         table.append(["pooled", *[""] * len(measures),
                       *(interval(pooled({dataset: found[dataset][title] for dataset in datasets}), digits(title))
                         for title in measures)])
+        table_of_doubt = [[dataset, *(spread(rows.values("cloud", trainer, dataset, both(metric)))
+                                      for metric in DOUBT.values())] for dataset in datasets]
         words = ", ".join(f"{key} {value}" for key, value in settings.items())
         lines += [f"**{trainer}**, {words}",
                   markdown(["data set", *(f"{title}, point" for title in measures),
-                            *(f"{title}, difference" for title in measures)], table)]
+                            *(f"{title}, difference" for title in measures)], table),
+                  "How well wrong predictions of the cloud are told from right ones (AUROC in %, 50: not at all), by",
+                  markdown(["data set", *DOUBT], table_of_doubt)]
     return "\n\n".join([*lines, "![Reliability](reliability.png)"])
 
 
