@@ -32,7 +32,7 @@ import sys
 from os import listdir
 from statistics import fmean
 
-from p2c.runs import METRICS, Spread, ci95, left_out, read_run, std
+from p2c.runs import METRICS, Spread, ci95, left_out, read_run, std, value_pattern
 
 CURVES = (".png", ".pdf")
 
@@ -113,7 +113,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.curves and not args.curves.lower().endswith(CURVES):
         parser.error(f"--curves {args.curves} must end with {' or '.join(CURVES)}")
     try:
-        re.compile(args.keyword)
+        value_pattern(args.keyword)
     except re.error as error:
         parser.error(f"--keyword {args.keyword!r} is no regular expression: {error}")
     return args

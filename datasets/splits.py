@@ -62,8 +62,15 @@ class Sizes(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """A text file as UTF-8, without a byte-order mark."""
-    return path.read_text(encoding="utf-8-sig")
+    """A text file as UTF-8, without a byte-order mark.
+
+    Raises ValueError, which names the file, if it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as that") \
+            from error
 
 
 def read_lines(path: Path) -> list[str]:

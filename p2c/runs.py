@@ -7,6 +7,7 @@ run's `log.txt`, `log.txt-DATE` with a result; logs of CoOp, MaPLe and their rel
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from os import listdir
@@ -51,11 +52,11 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
     value = results.get("metrics", {}).get(METRICS.get(keyword, keyword))
     if not isinstance(value, (int, float)):
         run = read_logs(folder, keyword, test_log)
-    elif math.isfinite(value):
+    elif abs(value) <= sys.float_info.max:
         run = Run(folder, path, float(value))
     else:
         run = Run(folder, fault=f"{keyword} is {value}")
-    run.config = results.get("config") or {}
+    run.config = results.get("config", {})
     return run
 
 
@@ -64,9 +65,11 @@ def read_results(path: str) -> dict | None:
     try:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return results if isinstance(results, dict) and results.get("format") == "p2c-results" else None
+    ours = isinstance(results, dict) and results.get("format") == "p2c-results" and all(
+        isinstance(results.get(name, {}), dict) for name in ("metrics", "config"))
+    return results if ours else None
 
 
 def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
@@ -88,7 +91,7 @@ def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
 
 def read_log(path: str, keyword: str, signals: tuple[str, ...]) -> tuple[bool, float | None]:
     """Whether the log has a line that is one of the signals, and the last value after it (None: there is none)."""
-    pattern = re.compile(rf"\* {keyword}: (?P<percent>[\.\deE+-]+)%")
+    pattern = value_pattern(keyword)
     ended, value = False, None
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in map(str.strip, file):
@@ -99,12 +102,18 @@ def read_log(path: str, keyword: str, signals: tuple[str, ...]) -> tuple[bool, f
     return ended, value
 
 
+def value_pattern(keyword: str) -> re.Pattern[str]:
+    """CoOp's pattern of a line with a value; the keyword is a regular expression too."""
+    return re.compile(rf"\* (?:{keyword}): (?P<percent>[\.\deE+-]+)%")
+
+
 def number(text: str, otherwise: float | None) -> float | None:
-    """The pattern, which is CoOp's, also matches texts like "1.2.3" that are no number."""
+    """The pattern also matches texts like "1.2.3" that are no number."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return otherwise
+    return value if math.isfinite(value) else otherwise
 
 
 def left_out(run: Run) -> str:

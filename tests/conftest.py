@@ -1,4 +1,7 @@
 """Fixtures that several test files use: a small data set, and a configuration for any trainer on it."""
+import copy
+import functools
+import json
 import signal
 import sys
 
@@ -6,9 +9,12 @@ import pytest
 import torch
 from clip_files import make_pets
 from engines import report
+from hypothesis import settings
+from processes import Starter
 
 import train
 from p2c import registry
+from p2c.clip import loading
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_trainer, get_cfg_default
@@ -16,9 +22,37 @@ from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_train
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
         "DATASET.CHECKS", "partial")
 
+# The same examples in every run, however slow the machine is.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
+
 
 def pytest_report_header() -> str:
     return report()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once():
+    """What each run makes anew and always alike, the larger part of a small run's time, is made once a process.
+
+    These are the tokenizer, the random weights of tiny-shapes, and the report on the machine.
+    """
+    tiny = json.loads((loading.BUILTIN / f"{loading.TINY}.json").read_text())["model"]
+    draw = loading._random
+    drawn = functools.cache(lambda: draw(tiny))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_random", lambda config: copy.deepcopy(drawn()) if config == tiny else draw(config))
+        patch.setattr(loading, "SimpleTokenizer", functools.cache(loading.SimpleTokenizer))
+        patch.setattr(train, "collect_env_info", functools.cache(train.collect_env_info))
+        yield
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """start(word, ..., cwd=, env=): run `python word ...` in a process of its own; see processes.py."""
+    starter = Starter(tmp_path_factory.mktemp("started"))
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ Where real Dassl can be imported these tests run on it, else on tests/stand_in.p
 import importlib.util
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -199,22 +198,26 @@ def theirs(tmp_path):
     return make
 
 
-def run_python(code, folder, env, *arguments):
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=folder, env=env, capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run_python(start):
+    def run(code, folder, env, *arguments):
+        done = start("-c", code, *arguments, cwd=folder, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    return run
 
 
-def run_train(folder, env, trainer, yaml, *options, **variables):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--root", str(folder), "--seed", "1", "--trainer", trainer,
-         "--output-dir", str(folder / trainer), "--config-file", str(yaml), "--dataset-config-file",
-         str(ROOT / "configs/datasets/oxford_pets.yaml"), *options, *SMALL],
-        cwd=folder, env={**env, **variables}, capture_output=True, text=True)
+@pytest.fixture
+def run_train(start):
+    def run(folder, env, trainer, yaml, *options, **variables):
+        return start(ROOT / "train.py", "--root", folder, "--seed", "1", "--trainer", trainer, "--output-dir",
+                     folder / trainer, "--config-file", yaml, "--dataset-config-file",
+                     ROOT / "configs/datasets/oxford_pets.yaml", *options, *SMALL, cwd=folder,
+                     env={**env, **variables})
+    return run
 
 
-def test_two_lines_bring_p2c_into_a_stock_train_script(theirs, tmp_path):
+def test_two_lines_bring_p2c_into_a_stock_train_script(theirs, tmp_path, run_python):
     out = run_python(STOCK, tmp_path, theirs(), tmp_path, P2C_YAML, tmp_path / "out", *SMALL)
     assert "Loss is infinite or NaN! loss is nan" in out and "at step 1, epoch [1/2] batch [1/4], learning rate" in out
     log = (tmp_path / "out/run/log.txt").read_text()
@@ -228,7 +231,7 @@ def test_two_lines_bring_p2c_into_a_stock_train_script(theirs, tmp_path):
     assert saved["scheduler"] == {"last_epoch": 2} and saved["config"]["TRAINER"]["NAME"] == "P2C"
 
 
-def test_our_entry_runs_on_real_dassl_when_told_so(theirs, tmp_path):
+def test_our_entry_runs_on_real_dassl_when_told_so(theirs, tmp_path, run_train):
     env = theirs(wilds=False)
     done = run_train(tmp_path, env, "P2C", P2C_YAML, P2C_ENGINE="dassl")
     assert done.returncode == 0, done.stderr
@@ -238,7 +241,7 @@ def test_our_entry_runs_on_real_dassl_when_told_so(theirs, tmp_path):
     assert refused.returncode == 2 and "a run with other settings (engine)" in refused.stderr
 
 
-def test_somebodys_trainer_runs_on_real_dassl_through_our_entry(theirs, tmp_path):
+def test_somebodys_trainer_runs_on_real_dassl_through_our_entry(theirs, tmp_path, run_train):
     (tmp_path / "mine.py").write_text("import p2c.compat\np2c.compat.patch_dassl()\nfrom theirs import *\n")
     done = run_train(tmp_path, theirs(wilds=False), "MaPLe", ROOT / "configs/trainers/MaPLe/tiny_shapes.yaml",
                      "--plugin", "mine", P2C_ENGINE="dassl")
@@ -247,7 +250,7 @@ def test_somebodys_trainer_runs_on_real_dassl_through_our_entry(theirs, tmp_path
     assert not (tmp_path / "MaPLe/results.json").exists()
 
 
-def test_somebodys_trainer_runs_on_our_engine_whatever_is_installed(theirs, tmp_path):
+def test_somebodys_trainer_runs_on_our_engine_whatever_is_installed(theirs, tmp_path, run_train):
     env = theirs()
     (tmp_path / "dassl").mkdir(exist_ok=True)
     (tmp_path / "dassl/__init__.py").write_text("raise RuntimeError('real Dassl was imported')")
@@ -264,12 +267,12 @@ def test_somebodys_trainer_runs_on_our_engine_whatever_is_installed(theirs, tmp_
 
 
 @pytest.mark.parametrize("wilds", [True, False])
-def test_patching_mends_schedules_and_checkpoints_wherever_they_are_known_by_name(theirs, tmp_path, wilds):
+def test_patching_mends_schedules_and_checkpoints_wherever_they_are_known_by_name(theirs, tmp_path, wilds, run_python):
     early = "import theirs, logging; logging.disable(0)" if wilds else ""
     run_python(PATCHED.format(early=early), tmp_path, theirs(wilds))
 
 
-def test_importing_in_the_wrong_order_is_explained(theirs, tmp_path):
+def test_importing_in_the_wrong_order_is_explained(theirs, tmp_path, run_python):
     run_python(TOO_LATE, tmp_path, theirs(wilds=False))
 
 

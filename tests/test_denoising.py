@@ -11,7 +11,7 @@ from p2c.denoising.mapper import DenoisingMapper, mapper_loss
 from p2c.denoising.mixture import GaussianMixture, StandardNormal, build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import SCHEDULES, build_schedule, progress
-from p2c.streams import generator
+from p2c.streams import generator, seed_of
 
 ANNEALED = ("cosine", "linear", "sigmoid")
 unit = st.floats(0, 1)
@@ -73,13 +73,40 @@ def test_stepwise_annealing_moves_within_an_epoch_and_epochwise_does_not():
     assert by_step.sigma(1, 127 / 128) < 0.01
 
 
+@given(name=st.sampled_from(sorted(SCHEDULES)), epochs=st.integers(1, 40), warmup=st.integers(0, 39),
+       start=st.floats(0, 100), part=st.floats(0, 1, exclude_max=True))
+def test_levels_by_step_begin_at_those_by_epoch_and_stay_above_the_next(name, epochs, warmup, start, part):
+    warmup %= epochs
+    by_epoch, by_step = (PromptDenoising(StandardNormal(), start, SCHEDULES[name], epochs, warmup, anneal)
+                         for anneal in ("epoch", "step"))
+    levels = [by_epoch.sigma(epoch) for epoch in range(epochs + 1)]
+    assert levels[:warmup + 1] == [start] * (warmup + 1)
+    assert levels[-1] == pytest.approx(start if name == "constant" else 0, abs=1e-12)
+    assert all(0 <= level <= start for level in levels)
+    for epoch, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        assert by_step.sigma(epoch) == by_epoch.sigma(epoch, part) == level
+        assert following - 1e-12 <= by_step.sigma(epoch, part) <= level + 1e-12
+
+
 @given(means=st.lists(st.floats(-3, 3), min_size=1, max_size=4), data=st.data())
-def test_mixture_std_is_the_formula(means, data):
-    numbers = st.lists(st.floats(0.1, 2), min_size=len(means), max_size=len(means))
+def test_moments_of_a_mixture_are_the_formulas(means, data):
+    numbers = st.lists(st.floats(1e-3, 2), min_size=len(means), max_size=len(means))
     stds, weights = data.draw(numbers), data.draw(numbers)
     mixture = GaussianMixture(means, stds, weights)
     assert sum(mixture.weights) == pytest.approx(1)
+    assert mixture.weights == pytest.approx([weight / math.fsum(weights) for weight in weights])
+    assert mixture.mean == pytest.approx(math.fsum(map(math.prod, zip(mixture.weights, means, strict=True))), abs=1e-12)
     assert mixture.std == pytest.approx(oracle.mixture_std(means, stds, mixture.weights), rel=1e-6, abs=1e-6)
+    uniform = GaussianMixture(means, stds)
+    assert uniform.weights == (1 / len(means),) * len(means)
+    assert uniform.mean == pytest.approx(math.fsum(means) / len(means), abs=1e-12)
+
+
+@given(mean=st.floats(-1e6, 1e6), weights=st.lists(st.floats(0.1, 1), min_size=2, max_size=5))
+def test_components_with_one_mean_have_the_spread_of_their_stds(mean, weights):
+    """Far from 0 the mean's square leaves the difference of the moments no digit."""
+    mixture = GaussianMixture([mean] * len(weights), [1e-3] * len(weights), weights)
+    assert mixture.std == pytest.approx(1e-3, rel=1e-6)
 
 
 def test_moments_and_modes_of_draws_are_the_mixtures():
@@ -172,3 +199,21 @@ def test_streams_differ_by_seed_name_and_step_and_repeat():
              for key in [(1, "dpd", 0), (2, "dpd", 0), (1, "mapper", 0), (1, "dpd", 1)]}
     assert len(set(draws.values())) == 4
     assert tuple(torch.randn(3, generator=generator(1, "dpd", 0)).tolist()) == draws[1, "dpd", 0]
+
+
+keys = st.tuples(st.integers(0, 1 << 63), st.text(max_size=8), st.integers(0, 1 << 40))
+
+
+@given(st.lists(keys, unique=True, max_size=30))
+def test_seeds_of_streams_are_as_distinct_as_their_keys(keys):
+    seeds = [seed_of(*key) for key in keys]
+    assert len(set(seeds)) == len(keys) and all(0 <= seed < 1 << 63 for seed in seeds)
+    assert seeds == [seed_of(*key) for key in keys]
+
+
+@pytest.mark.parametrize("key, seed", [
+    ((1, "dpd"), 2204431010118467478), ((1, "dpd", 7), 3609029418591778198),
+    ((2, "augment.3", 12), 1065642586046471424)])
+def test_seeds_of_streams_stay_the_same_in_all_versions(key, seed):
+    """Else published numbers could not be repeated."""
+    assert seed_of(*key) == seed

@@ -1,8 +1,6 @@
 """The report on a set-up: what it finds, what it takes for a fault, and the comparison with published numbers."""
 import importlib
 import os
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
@@ -78,10 +76,10 @@ def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(tmp_path, capsys, m
     assert sum(line.startswith("  absent  ") for line in report) == len(NAMES) + 1
 
 
-def test_the_command_as_a_process_takes_the_data_root_from_the_environment(tmp_path):
+def test_the_command_as_a_process_takes_the_data_root_from_the_environment(start, tmp_path):
     (tmp_path / "here/dtd").mkdir(parents=True)
-    done = subprocess.run([sys.executable, "-m", "p2c.doctor", "--quick"], capture_output=True, text=True,
-                          env={**os.environ, "DATA": str(tmp_path / "here"), "HOME": str(tmp_path)})
+    done = start("-m", "p2c.doctor", "--quick", env={
+        **os.environ, "DATA": str(tmp_path / "here"), "HOME": str(tmp_path)})
     assert done.returncode == 1, done.stderr
     assert f"Data in {tmp_path}/here" in done.stdout
     assert "  WRONG   dtd: DescribableTextures has no split" in done.stdout

@@ -1,8 +1,6 @@
 """The words that learned text is near to: known words are found, the ranking is a plain loop's, any trainer's run."""
 import csv
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -125,7 +123,7 @@ def command(capsys):
     return run
 
 
-def test_the_command_reads_the_epoch_that_is_asked_for_and_writes_a_table(make_trainer, tmp_path):
+def test_the_command_reads_the_epoch_that_is_asked_for_and_writes_a_table(start, make_trainer, tmp_path):
     trainer = make_trainer("MaPLe", "TRAIN.CHECKPOINT_FREQ", 1)
     trainer.train()
     path = tmp_path / "run/MultiModalPromptLearner/model.pth.tar-1"
@@ -133,8 +131,8 @@ def test_the_command_reads_the_epoch_that_is_asked_for_and_writes_a_table(make_t
     checkpoint["state_dict"]["ctx"] = embedded(trainer, "red fox")
     checkpoint["state_dict"]["compound_prompts_text.1"] = embedded(trainer, "playfulness")
     torch.save(checkpoint, path)
-    done = subprocess.run([sys.executable, "-m", "p2c.interpret", tmp_path / "run", "--top", "2", "--load-epoch", "1",
-                           "--csv", tmp_path / "words.csv"], capture_output=True, text=True)
+    done = start("-m", "p2c.interpret", tmp_path / "run", "--top", "2", "--load-epoch", "1", "--csv",
+                 tmp_path / "words.csv")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:2] == ["context, layer 0, token 1", "  0.0000  red"]

@@ -20,11 +20,14 @@ def base_accuracy(trainer, data, out, *words):
     return read_results(str(out))["metrics"]["accuracy"]
 
 
-def test_maple_gains_ten_points_on_the_base_classes_of_shapes(data, tmp_path):
-    zero_shot = base_accuracy("ZeroshotCLIP", data, tmp_path / "zero", "--eval-only")
+@pytest.fixture(scope="module")
+def zero_shot(data, tmp_path_factory):
+    return base_accuracy("ZeroshotCLIP", data, tmp_path_factory.mktemp("zero"), "--eval-only")
+
+
+def test_maple_gains_ten_points_on_the_base_classes_of_shapes(data, tmp_path, zero_shot):
     assert base_accuracy("MaPLe", data, tmp_path / "maple") >= zero_shot + 10
 
 
-def test_p2c_learns_the_base_classes_too(data, tmp_path):
-    zero_shot = base_accuracy("ZeroshotCLIP", data, tmp_path / "zero", "--eval-only")
+def test_p2c_learns_the_base_classes_too(data, tmp_path, zero_shot):
     assert base_accuracy("P2C", data, tmp_path / "p2c") > zero_shot

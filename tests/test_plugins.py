@@ -1,5 +1,4 @@
 """Somebody's own trainers and data sets, found with --plugin."""
-import subprocess
 import sys
 from pathlib import Path
 
@@ -47,15 +46,13 @@ def words(plugin, trainer, *options, pairs=()):
             "DATASET.CHECKS", "partial", *pairs]
 
 
-def test_a_five_line_data_set_and_a_trainer_of_our_name_run_from_ones_own_repository(tmp_path):
+def test_a_five_line_data_set_and_a_trainer_of_our_name_run_from_ones_own_repository(start, tmp_path):
     make_pets(tmp_path / "data")
     write(tmp_path, "my.data", DATASET)
     write(tmp_path, "my.trainers", "import my.data" + TRAINER.format(name="MaPLe"))
     (tmp_path / "my_pets.yaml").write_text("DATASET:\n  NAME: MyPets\n")
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"),
-                           *words("my.trainers", "MaPLe", "--dataset-config-file", "my_pets.yaml",
-                                  pairs=("TRAINER.MINE.FACTOR", "3.0"))],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = start(ROOT / "train.py", *words("my.trainers", "MaPLe", "--dataset-config-file", "my_pets.yaml",
+                                           pairs=("TRAINER.MINE.FACTOR", "3.0")), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "The trainer MaPLe is the plugin's (my.trainers), not the one of this package" in done.stdout
     results = read_results(str(tmp_path / "run"))

@@ -52,9 +52,10 @@ class GaussianMixture:
 
     @property
     def std(self) -> float:
-        """sqrt(sum w (s^2 + mu^2) - (sum w mu)^2)."""
-        second = sum(w * (s * s + mu * mu) for w, mu, s in zip(self.weights, self.means, self.stds, strict=True))
-        return math.sqrt(second - self.mean ** 2)
+        """sqrt(sum w (s^2 + mu^2) - (sum w mu)^2), as the sum of w (s^2 + (mu - mean)^2), which does not cancel."""
+        mean = self.mean
+        return math.sqrt(sum(w * (s * s + (mu - mean) ** 2)
+                             for w, mu, s in zip(self.weights, self.means, self.stds, strict=True)))
 
     def sample(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Independent draws of the given shape, float32 on the CPU: a component for each element, then its normal."""

@@ -140,20 +140,24 @@ class EpochSchedule:
             group["lr"] = lr
 
 
-def cosine(epochs: int) -> Callable[[int], float]:
-    """From 1 at epoch 0 to 0 at `epochs`."""
-    return lambda e: (1 + math.cos(math.pi * e / epochs)) / 2
+# The rate of epoch e over that of epoch `start`, or over the base rate for start 0.
+Factor = Callable[[int, int], float]
 
 
-def single_step(size: int, gamma: float) -> Callable[[int], float]:
+def cosine(epochs: int) -> Factor:
+    """From 1 at epoch 0 to 0 at `epochs`, of which `start` must not be the last."""
+    return lambda e, start: (1 + math.cos(math.pi * e / epochs)) / (1 + math.cos(math.pi * start / epochs))
+
+
+def single_step(size: int, gamma: float) -> Factor:
     """Times gamma every `size` epochs."""
-    return lambda e: gamma ** (e // size)
+    return lambda e, start: gamma ** (e // size - start // size)
 
 
-def multi_step(milestones: Iterable[int], gamma: float) -> Callable[[int], float]:
-    """Times gamma at each milestone."""
-    milestones = sorted(milestones)
-    return lambda e: gamma ** bisect_right(milestones, e)
+def multi_step(milestones: Iterable[int], gamma: float) -> Factor:
+    """Times gamma at each milestone, at once for 0; one below 0 never comes."""
+    milestones = sorted(milestone for milestone in milestones if milestone >= 0)
+    return lambda e, start: gamma ** (bisect_right(milestones, e) - (start and bisect_right(milestones, start)))
 
 
 def _build_single_step(opts):
@@ -199,9 +203,9 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSche
     def rate(base_lr: float, epoch: int) -> float:
         if epoch < warmup_epochs:
             return WARMUPS[opts.WARMUP_TYPE](opts, base_lr, epoch)
-        if opts.WARMUP_RECOUNT:
-            return base_lr * factor(epoch - warmup_epochs)
+        if opts.WARMUP_RECOUNT or not warmup_epochs:
+            return base_lr * factor(epoch - warmup_epochs, 0)
         # Dassl goes on recursively from the base rate, with a counter preset to the warm-up's length.
-        return base_lr if epoch == warmup_epochs else base_lr * factor(epoch) / factor(warmup_epochs)
+        return base_lr if epoch == warmup_epochs else base_lr * factor(epoch, warmup_epochs)
 
     return EpochSchedule(optimizer, rate)
