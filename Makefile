@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 INSTALLED := $(ENV)/.p2c-installed
 export PYTHON
 
-.PHONY: demo test lint bench faults setup
+.PHONY: demo test lint bench faults study-smoke setup
 
 demo: $(INSTALLED)
 	bash scripts/demo.sh
@@ -32,6 +32,9 @@ bench: $(INSTALLED)
 # Kills runs, fills their disks and damages their files, some ten minutes; SECTIONS="kills damage" SEED=7: a part of it.
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) tests/faults/run.py $(SECTIONS) $(if $(SEED),--seed $(SEED))
+# The whole of the study (docs/results.md) on a small scale, in 10 minutes on two cores.
+study-smoke: $(INSTALLED)
+	$(PYTHON) -m p2c.study configs/studies/smoke.yaml --output output/study-smoke
 
 setup: $(INSTALLED)
 

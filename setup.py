@@ -15,12 +15,13 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.downloads", "p2c.engine", "p2c.prompts", "p2c.tables", *FOLDERS],
+    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.downloads", "p2c.engine", "p2c.prompts", "p2c.studies",
+              "p2c.tables", *FOLDERS],
     package_dir={"p2c": "p2c", **FOLDERS},
     package_data={
         "p2c": ["reference_results.yaml"],
         "p2c.clip": ["builtin/*"],
-        "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml"],
+        "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml", "studies/*.yaml"],
     },
     install_requires=[
         "torch>=2.6",
@@ -33,6 +34,7 @@ setup(
         "pyyaml>=6",
         "safetensors>=0.4",
         "scikit-learn>=1.3",
+        "scipy>=1.10",
         "tabulate>=0.9",
         "tensorboard>=2.14",
         "tqdm>=4.65",

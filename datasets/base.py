@@ -16,7 +16,8 @@ from p2c.logs import get_logger
 
 log = get_logger(__name__)
 
-HALVES = ("all", "base", "new")
+# dev_base and dev_new are the halves of the base half: they play base and new where settings are chosen.
+HALVES = ("all", "base", "new", "dev_base", "dev_new")
 CHECKS = ("partial", "published", "strict")
 CACHE = Path("~/.cache/p2c")  # for data sets in folders that cannot be written to; $XDG_CACHE_HOME counts
 
@@ -170,7 +171,8 @@ def drive_url(file_id: str) -> str:
 
 def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \
         -> tuple[Sequence[Item], ...]:
-    """Keep all classes, the first ceil(n/2) labels (base) or the rest (new), relabelled from 0 in order.
+    """Keep all classes, the first ceil(n/2) labels (base) or the rest (new), or a half of the base labels, taken
+    likewise (dev_base, dev_new); relabelled from 0 in order.
 
     Raises:
         ValueError: no such choice, or no new classes.
@@ -180,10 +182,12 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
     if half == "all":
         return train, val, test
     labels = sorted({item.label for item in train})
-    m = (len(labels) + 1) // 2
-    chosen = labels[:m] if half == "base" else labels[m:]
+    chosen = labels
+    for part in ("base", half.removeprefix("dev_")) if half.startswith("dev_") else (half,):
+        m = (len(chosen) + 1) // 2
+        chosen = chosen[:m] if part == "base" else chosen[m:]
     if not chosen:
-        raise ValueError(f"There are no new classes: the data set has {len(labels)} class only")
+        raise ValueError(f"There are no classes for DATASET.SUBSAMPLE_CLASSES {half}: the data set has {len(labels)}")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
     return tuple([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]

@@ -22,7 +22,8 @@ from p2c.ranges import Range, above, at_least, faults, number, one_of, whole
 SETTINGS = {
     "PLUGIN": "",  # module with trainers or data sets of one's own; train.py --plugin sets it
     "DATASET": {
-        "SUBSAMPLE_CLASSES": "all",  # all, base (first half of the classes) or new (the other half)
+        # all, base (first half of the classes) or new (the other half); dev_base, dev_new: the halves of the base half
+        "SUBSAMPLE_CLASSES": "all",
         # What a data set must fulfil. published: its published numbers of classes and images; partial: any number, for
         # a part of a data set; strict: also as many images of each class as shots.
         "CHECKS": "published",
@@ -50,6 +51,7 @@ SETTINGS = {
         # Steps, >= 0, between the points inside an epoch that a training can go on from; 0: none. For this package's
         # trainers on its own engine; CHECKPOINT_FREQ is for whole epochs.
         "CHECKPOINT_STEPS": 0,
+        "INIT_SEED": -1,  # of the initial prompts alone, >= 0; -1: SEED, as for everything else
         # GiB, >= 0 (such as 4.0), that the class texts' activations may take; what exceeds it is encoded in parts, and
         # again in the backward pass. 0: a quarter of the device's memory. Results differ by no more than rounding.
         "TEXT_MEMORY": 0.0,
@@ -159,13 +161,14 @@ PRECISION = one_of("fp16", "fp32", "amp", "bf16")
 
 # The ranges that SETTINGS tells of. What a model or a data set bounds (layers, tokens) is refused when that is known.
 RANGES = {
-    "DATASET.SUBSAMPLE_CLASSES": one_of("all", "base", "new"),
+    "DATASET.SUBSAMPLE_CLASSES": one_of("all", "base", "new", "dev_base", "dev_new"),
     "DATASET.CHECKS": one_of("partial", "published", "strict"),
     "DATASET.FOLDER.TEMPLATE": Range(lambda text, cfg: isinstance(text, str) and text.count("{}") == 1,
                                      "it needs one {} where the class name stands"),
     "DATALOADER.CACHE": Range(lambda gib, cfg: type(gib) is int and gib >= -1,
                               "it must be a whole number of GiB, 0 (off) or -1 (automatic)"),
     "TRAIN.CHECKPOINT_STEPS": whole(0),
+    "TRAIN.INIT_SEED": whole(-1),
     "TRAIN.TEXT_MEMORY": at_least(0),
     "TEST.CLOUD_SAMPLES": whole(0),
     "TEST.CLOUD_LEVEL": at_least(0),

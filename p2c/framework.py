@@ -59,7 +59,7 @@ from p2c.engine.seeds import random_state_kept
 
 __all__ = [
     "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "DiskFull",
-    "EVALUATOR_REGISTRY", "Logger", "Run", "SHARED_NODES", "SimpleTrainer", "SkippedSteps", "Stopped",
+    "EVALUATOR_REGISTRY", "Logger", "NonFiniteLoss", "Run", "SHARED_NODES", "SimpleTrainer", "SkippedSteps", "Stopped",
     "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer",
     "build_trainer", "build_transform", "changed_keys", "check_availability", "check_values", "clean_cfg",
     "collect_env_info", "compute_accuracy", "describe_data", "digest_weights", "first_on_each_machine", "folder_lock",

@@ -223,7 +223,8 @@ class PromptTrainer(TrainerX):
 
     def init_stream(self, name: str) -> Generator:
         """The random stream that starts a parameter group."""
-        return self.stream(f"init.{name}")
+        seed = self.cfg.TRAIN.INIT_SEED
+        return generator(self.seed if seed < 0 else seed, f"init.{name}")
 
     # Forward
 

@@ -1,0 +1,242 @@
+"""A training and the tests of its model, in folders of their own, so that what is finished is never done again."""
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from p2c import registry
+from p2c.commands import say
+from p2c.config import check_settings, config_file, extend_cfg
+from p2c.framework import (
+    DATASET_REGISTRY,
+    TRAINER_REGISTRY,
+    NonFiniteLoss,
+    build_trainer,
+    changed_keys,
+    check_values,
+    get_cfg_default,
+    only_warnings,
+    read_results,
+    set_random_seed,
+    write_started,
+)
+from p2c.studies.plan import Settings
+from p2c.tables.cells import harmonic_mean
+
+METRICS = ("accuracy", "ece", "nll")
+
+
+class Stage(NamedTuple):
+    """Which classes play base and new, and which images test."""
+
+    name: str
+    halves: tuple[str, str]
+    split: str
+
+
+DEVELOPMENT = Stage("development", ("dev_base", "dev_new"), "val")
+REPORT = Stage("report", ("base", "new"), "test")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A trainer with settings and a seed, trained on the first half of a data set's classes, tested on both.
+
+    Attributes:
+        config: of configs/trainers/TRAINER/CONFIG.yaml.
+        dataset: of configs/datasets/DATASET.yaml.
+        tests: settings of each test, over those of the training; {} is the plain one.
+    """
+
+    stage: Stage
+    trainer: str
+    config: str
+    dataset: str
+    seed: int
+    settings: Settings
+    tests: list[Settings] = field(default_factory=lambda: [{}])
+
+    @property
+    def folder(self) -> Path:
+        """Below the study's folder."""
+        name = f"{self.config}-{digest(self.settings)}"
+        return Path("runs") / self.stage.name / self.dataset / self.trainer / name / f"seed{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return self.folder.as_posix()
+
+    def test_folder(self, half: str, settings: Settings) -> Path:
+        return self.folder / (f"{half}-{digest(settings)}" if settings else half)
+
+
+class Place(NamedTuple):
+    """Where a study works: its folder, the data, and the SHA-256 of the choice that its reported tests are of."""
+
+    output: str
+    root: str
+    choice: str = ""
+
+
+class Measured(NamedTuple):
+    """What a test gave on both halves of the classes: accuracies in percent, and all metrics of each half."""
+
+    base: float
+    novel: float
+    halves: tuple[dict, dict]
+
+    @property
+    def hm(self) -> float:
+        return harmonic_mean(self.base, self.novel)
+
+
+def digest(settings: Settings) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+# One cell
+
+
+def run_cell(cell: Cell, place: Place) -> str:
+    """Do what is not yet done of a cell; returns why it has no result, "" if it has."""
+    with only_warnings():
+        try:
+            train(cell, place)
+        except NonFiniteLoss as error:
+            return str(error)
+        for settings in cell.tests:
+            for half in cell.stage.halves:
+                test(cell, half, settings, place)
+    gc.collect()  # trainers and their image caches are in reference cycles, which would fill the memory
+    return ""
+
+
+def train(cell: Cell, place: Place) -> None:
+    """Train a cell's model, or go on with it."""
+    first = cell.stage.halves[0]
+    cfg = build_cfg(cell, place, cell.folder / "train", {"DATASET.SUBSAMPLE_CLASSES": first, "TEST.NO_TEST": True})
+    if finished(cfg):
+        return
+    trainer = build_trainer(cfg)
+    if trainer.get_model_names():
+        trainer.train()
+
+
+def test(cell: Cell, half: str, settings: Settings, place: Place) -> None:
+    """Test a cell's model on all images of a split, of half of the classes."""
+    options = {"DATASET.SUBSAMPLE_CLASSES": half, "TEST.SPLIT": cell.stage.split, "DATASET.NUM_SHOTS": -1, **settings}
+    cfg = build_cfg(cell, place, cell.test_folder(half, settings), options)
+    if finished(cfg):
+        return
+    trainer = build_trainer(cfg)
+    source = {"choice": place.choice} if place.choice else {}
+    if trainer.get_model_names():
+        source["model_dir"] = os.path.join(place.output, cell.folder / "train")
+        trainer.load_model(source["model_dir"])
+    write_started(cfg, cfg.OUTPUT_DIR, mode="eval", **source)
+    trainer.test()
+    trainer.write_results("eval", **source)
+
+
+def finished(cfg: CfgNode) -> bool:
+    """Whether a run's folder holds it, finished. Raises ValueError if another one is there."""
+    record = read_results(cfg.OUTPUT_DIR)
+    if record and (changed := changed_keys(record["config"], cfg)):
+        raise ValueError(f"{cfg.OUTPUT_DIR} was made with other settings ({', '.join(changed)}); delete it, or choose "
+                         "another --output")
+    return bool(record and record["finished"])
+
+
+def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgNode:
+    """The frozen configuration of a training or a test of a cell.
+
+    Raises:
+        ValueError, KeyError: settings that make no sense.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    for parts in (("datasets", cell.dataset), ("trainers", cell.trainer, cell.config)):
+        cfg.merge_from_file(config_file(*parts))
+    fixed = {"TRAINER.NAME": cell.trainer, "DATASET.ROOT": place.root, "SEED": cell.seed, "VERBOSE": False,
+             "OUTPUT_DIR": os.path.join(place.output, folder)}
+    for key, value in {**fixed, **cell.settings, **options}.items():
+        cfg.merge_from_list([key, tuple(value) if isinstance(value, list) else value])
+    check_values(cfg)
+    check_settings(cfg)
+    cfg.freeze()
+    registry.require(cell.trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    set_random_seed(cell.seed)
+    return cfg
+
+
+def measured(cell: Cell, place: Place, settings: Settings) -> Measured:
+    """What a finished test of a cell gave."""
+    records = [read_results(os.path.join(place.output, cell.test_folder(half, settings)))
+               for half in cell.stage.halves]
+    metrics = tuple(record["metrics"] for record in records)
+    return Measured(metrics[0]["accuracy"], metrics[1]["accuracy"], metrics)
+
+
+# Many cells
+
+
+def run_cells(title: str, cells: Sequence[Cell], place: Place, jobs: int) -> dict[str, str]:
+    """Run cells, `jobs` at a time, each in a process of one thread; says how far it is.
+
+    Returns, by name, why cells have no result.
+    """
+    merged = merge(cells)
+    faults: dict[str, str] = {}
+    say(f"{title}: {len(merged)} trainings with their tests")
+    with tqdm(total=len(merged), unit="run", leave=False, disable=None) as bar:
+        for cell, fault in execute(merged, place, jobs):
+            bar.update()
+            if fault:
+                faults[cell.name] = fault
+    return faults
+
+
+def merge(cells: Sequence[Cell]) -> list[Cell]:
+    """Each training once, with all its tests."""
+    merged: dict[Path, Cell] = {}
+    for cell in cells:
+        known = merged.setdefault(cell.folder, cell)
+        if known is not cell:
+            more = [settings for settings in cell.tests if settings not in known.tests]
+            merged[cell.folder] = Cell(**{**vars(known), "tests": [*known.tests, *more]})
+    return list(merged.values())
+
+
+def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Cell, str]]:
+    """Each cell when it is done, and its fault."""
+    if jobs == 1:
+        for cell in cells:
+            yield cell, run_cell(cell, place)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=one_thread) as pool:
+        try:
+            futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+

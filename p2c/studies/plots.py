@@ -1,0 +1,73 @@
+"""The pictures of a report, as PNG."""
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from p2c.studies.analysis import Estimate
+from p2c.tables.curves import COLOURS, MARKERS
+
+LINE = 0.26  # inches of a line in a forest plot
+
+
+def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate | None]]) -> bytes:
+    """A panel for base, novel and HM; a line with its interval for each data set and the pooled estimate."""
+    names = list(estimates)
+    figure = Figure((8, 1 + LINE * 1.4 * len(names)), layout="constrained")
+    for ax, (measure, title) in zip(figure.subplots(1, 3, sharey=True),
+                                    (("base", "base"), ("novel", "novel"), ("hm", "HM")), strict=True):
+        forest(ax, {name: estimates[name][0][measure] for name in names}, COLOURS[0])
+        ax.set_title(title, fontsize=9)
+    figure.supxlabel("difference in points, 95% CI", fontsize=9)
+    return png(figure)
+
+
+def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> bytes:
+    """A panel for each group: differences in HM with their intervals."""
+    shown = {title: estimates for title, estimates in groups.items() if estimates}
+    heights = [1 + len(estimates) for estimates in shown.values()]
+    figure = Figure((8, 0.8 + LINE * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (title, estimates) in zip(axes, shown.items(), strict=True):
+        forest(ax, estimates, COLOURS[0])
+        ax.set_title(title, fontsize=9, loc="left")
+    figure.supxlabel(f"difference in HM on {dataset} in points, 95% CI", fontsize=9)
+    return png(figure)
+
+
+def forest(ax, estimates: Mapping[str, Estimate], colour: str) -> None:
+    """Points with intervals, the first on top, and a line at 0."""
+    ax.axvline(0, color="0.6", linewidth=0.8)
+    for place, found in enumerate(reversed(estimates.values())):
+        ax.errorbar([found.mean], [place], xerr=[[found.mean - found.low], [found.high - found.mean]], fmt="o",
+                    color=colour, markersize=4, capsize=2, linewidth=1.2)
+    ax.set_yticks(range(len(estimates)), list(reversed(estimates)), fontsize=8)
+    ax.set_ylim(-0.6, len(estimates) - 0.4)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.grid(axis="x", alpha=0.3)
+
+
+def reliability(kinds: Mapping[str, Sequence[Mapping[str, list]]]) -> bytes:
+    """Accuracy against confidence, bins of all tests of a kind together."""
+    figure = Figure((4.2, 4), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
+    for (kind, tests), colour, marker in zip(kinds.items(), COLOURS, MARKERS, strict=False):
+        counts, confidence, accuracy = (np.array([bins[name] for bins in tests], float)  # None, where none: NaN
+                                        for name in ("count", "confidence", "accuracy"))
+        filled = counts.sum(0) > 0
+        x, y = (np.nansum(counts * means, 0)[filled] / counts.sum(0)[filled] for means in (confidence, accuracy))
+        ax.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.2, label=kind)
+    ax.set_xlabel("confidence in %", fontsize=9)
+    ax.set_ylabel("accuracy in %", fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
