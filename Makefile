@@ -32,6 +32,7 @@ bench: $(INSTALLED)
 # Kills runs, fills their disks and damages their files, some ten minutes; SECTIONS="kills damage" SEED=7: a part of it.
 faults: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) tests/faults/run.py $(SECTIONS) $(if $(SEED),--seed $(SEED))
+
 # The whole of the study (docs/results.md) on a small scale, in 10 minutes on two cores.
 study-smoke: $(INSTALLED)
 	$(PYTHON) -m p2c.study configs/studies/smoke.yaml --output output/study-smoke
