@@ -34,7 +34,8 @@ SMALL = {
                 "difference": ["P2C", "MaPLe"]},
     "ablations": {"dataset": "shapes", "seeds": 2, "groups": [{"title": "Which part", "variants": [
         {"name": "MaPLe", "trainer": "MaPLe"},
-        {"name": "mapper", "trainer": "P2C", "settings": {"TRAINER.PROMPT_DENOISING.ENABLED": False}}]}]},
+        {"name": "mapper", "trainer": "P2C", "settings": {"TRAINER.PROMPT_DENOISING.ENABLED": False}},
+        {"name": "diverging", "trainer": "P2C", "settings": {"TRAINER.P2C.MAPPER.LOSS_WEIGHT": 1e39}}]}]},
     "initialisations": {"dataset": "shapes", "seeds": 3, "trainers": ["MaPLe", "P2C"]},
 }
 
@@ -165,6 +166,13 @@ def test_the_table_has_every_run_and_the_report_its_means(made):
     assert words in line
     for name in ("differences.png", "ablations.png", "reliability.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG") and f"({name})" in (output / "report.md").read_text()
+
+
+def test_an_ablation_whose_loss_is_not_finite_is_said_to_have_no_result(made):
+    _, output, _, _ = made
+    line = next(line for line in (output / "report.md").read_text().splitlines() if line.startswith("| diverging"))
+    assert line.count("loss not finite in 2 of 2 runs") == 1 and "±" not in line
+    assert len(list(output.glob("runs/report/shapes/P2C/*/seed*/fault.txt"))) == 2
 
 
 def test_initialisations_share_the_seed_and_differ_in_the_initial_prompts(made):

@@ -28,12 +28,13 @@ from p2c.framework import (
     only_warnings,
     read_results,
     set_random_seed,
+    write_atomically,
     write_started,
 )
 from p2c.studies.plan import Settings
 from p2c.tables.cells import harmonic_mean
 
-METRICS = ("accuracy", "ece", "nll")
+FAULT = "fault.txt"
 
 
 class Stage(NamedTuple):
@@ -108,11 +109,18 @@ def digest(settings: Settings) -> str:
 
 
 def run_cell(cell: Cell, place: Place) -> str:
-    """Do what is not yet done of a cell; returns why it has no result, "" if it has."""
+    """Do what is not yet done of a cell; returns why it has no result, "" if it has.
+
+    A loss that is not finite is remembered, since the same training would come to it again.
+    """
+    fault = Path(place.output, cell.folder, FAULT)
+    if fault.is_file():
+        return fault.read_text(encoding="utf-8")
     with only_warnings():
         try:
             train(cell, place)
         except NonFiniteLoss as error:
+            write_atomically(fault, str(error))
             return str(error)
         for settings in cell.tests:
             for half in cell.stage.halves:

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,14 @@ class Row:
 
 
 class Rows:
-    """All tests of a report, to be looked up by what they are of."""
+    """All tests of a report, to be looked up by what they are of.
 
-    def __init__(self, rows: Sequence[Row]):
-        self.rows = rows
+    Attributes:
+        faults: by part and name, how many of a line's trainings ended with a loss that is not finite.
+    """
+
+    def __init__(self, rows: Sequence[Row], faults: Counter):
+        self.rows, self.faults = rows, faults
 
     def values(self, part: str, name: str, dataset: str, measure: Callable[[Measured], float] | str) -> list[float]:
         """A measure of a part's line on a data set, in the order of seeds."""
@@ -60,15 +65,17 @@ def run(study: Study, choice: Choice, place: Place, jobs: int) -> Rows:
     """Train and test all that the report needs.
 
     Raises:
-        ValueError: a training ended with a loss that is not finite.
+        ValueError: a training that is not of an ablation ended with a loss that is not finite.
     """
-    planned = [*comparison(study, choice), *ablations(study, choice), *initialisations(study, choice)]
-    cells = [cell for _, _, cell, _ in planned]
-    faults = run_cells("Report", cells, place, jobs)
-    if faults:
-        name, fault = next(iter(faults.items()))
-        raise ValueError(f"{len(faults)} of the trainings have no result, the first in {name}: {fault}")
-    return Rows([Row(part, name, cell, test, measured(cell, place, test)) for part, name, cell, test in planned])
+    needed = [*comparison(study, choice), *initialisations(study, choice)]
+    planned = [*needed, *ablations(study, choice)]
+    faults = run_cells("Report", [cell for _, _, cell, _ in planned], place, jobs)
+    for _, _, cell, _ in needed:
+        if cell.name in faults:
+            raise ValueError(f"The training in {cell.name} has no result: {faults[cell.name]}")
+    rows = [Row(part, name, cell, test, measured(cell, place, test)) for part, name, cell, test in planned
+            if cell.name not in faults]
+    return Rows(rows, Counter((part, name) for part, name, cell, _ in planned if cell.name in faults))
 
 
 Planned = tuple[str, str, Cell, Settings]
@@ -162,7 +169,8 @@ def chosen_section(study: Study, choice: Choice) -> str:
     for space in study.search.spaces:
         trials = choice.content["trials"][space.trainer]
         table = [[*(values(trial["settings"])), *(number(trial.get(measure)) for measure in MEASURES),
-                  "chosen" if trial["settings"] == choice.own[space.trainer] else trial.get("fault", "")]
+                  "chosen" if trial["settings"] == choice.own[space.trainer] else
+                  "loss not finite" if "fault" in trial else ""]
                  for trial in trials]
         more = f", on top of {space.inherits}'s choice" if space.inherits else ""
         lines += [f"**{space.trainer}**{more}", markdown([*space.grid, *TITLES.values(), ""], table)]
@@ -209,12 +217,10 @@ def comparison_estimates(study: Study, rows: Rows) -> dict[str, tuple[dict[str, 
 
 
 def ablation_estimates(study: Study, rows: Rows) -> dict[str, dict[str, Estimate]]:
-    """By group and variant: the difference in HM to the variant that it is compared with."""
-    part = study.ablations
-    return {group.title: {
-        f"{variant.name} - {variant.against}": paired(
-            rows.differences(f"ablations: {group.title}", (variant.name, variant.against), part.dataset, "hm"))
-        for variant in group.variants if variant.against} for group in part.groups}
+    """By group and variant: the difference in HM to the variant that it is compared with, where both have results."""
+    dataset = study.ablations.dataset
+    return {group.title: {f"{variant.name} - {variant.against}": found for variant in group.variants
+                          if (found := against(rows, group, variant, dataset))} for group in study.ablations.groups}
 
 
 def ablation_section(study: Study, rows: Rows) -> str:
@@ -222,18 +228,25 @@ def ablation_section(study: Study, rows: Rows) -> str:
     lines = [f"## Ablations on {part.dataset}, {part.seeds} seeds"]
     for group in part.groups:
         name = f"ablations: {group.title}"
-        table = [[variant.name,
-                  *(spread(rows.values(name, variant.name, part.dataset, measure)) for measure in MEASURES),
-                  against(rows, group, variant, part.dataset)] for variant in group.variants]
+        table = []
+        for variant in group.variants:
+            if failed := rows.faults[name, variant.name]:
+                table.append([variant.name, "", "", "", f"loss not finite in {failed} of {part.seeds} runs"])
+                continue
+            found = against(rows, group, variant, part.dataset)
+            table.append([variant.name,
+                          *(spread(rows.values(name, variant.name, part.dataset, measure)) for measure in MEASURES),
+                          f"{interval(found)} to {variant.against}" if found else ""])
         lines += [f"**{group.title}**", markdown(["", *TITLES.values(), "HM, difference"], table)]
     return "\n\n".join([*lines, "![Ablations](ablations.png)"])
 
 
-def against(rows: Rows, group: Group, variant: Variant, dataset: str) -> str:
-    if not variant.against:
-        return ""
-    found = paired(rows.differences(f"ablations: {group.title}", (variant.name, variant.against), dataset, "hm"))
-    return f"{interval(found)} to {variant.against}"
+def against(rows: Rows, group: Group, variant: Variant, dataset: str) -> Estimate | None:
+    """The difference in HM to the variant that one is compared with; None if there is none, or one has no result."""
+    part = f"ablations: {group.title}"
+    if not variant.against or rows.faults[part, variant.name] or rows.faults[part, variant.against]:
+        return None
+    return paired(rows.differences(part, (variant.name, variant.against), dataset, "hm"))
 
 
 def spread_section(study: Study, rows: Rows) -> str:
