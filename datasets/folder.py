@@ -156,7 +156,10 @@ def read_csv(path: Path) -> dict[str, list[Item]]:
     Raises:
         ValueError: missing columns, a row without a value, or an unknown part.
     """
-    rows = list(csv.DictReader(read_text(path).splitlines(), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines(), skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}; correct the file") from error
     columns = set(rows[0]) if rows else set()
     if not {"path", "class"} <= columns:
         raise ValueError(f"{path} needs a first line with the columns path, class and, if you choose it yourself, "

@@ -4,8 +4,6 @@ CLIP comes from open_clip, is never edited, and runs in evaluation mode with no 
 """
 import hashlib
 import json
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from p2c.clip.torchscript import is_torchscript, read_torchscript
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
@@ -147,7 +146,7 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
                                     f"{', '.join(tags)}")
     model = _random(config)
     if weights != "random":
-        if _is_torchscript(path):  # OpenAI's form, and OpenAI's activation
+        if is_torchscript(path):  # OpenAI's form, and OpenAI's activation
             _check_activation(name, config, weights, quick=True)
         _load_state(model, read_state_dict(path), name, path)
     return model, statistics
@@ -233,10 +232,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
-        elif _is_torchscript(path):
-            with warnings.catch_warnings():  # its deprecation says nothing to the user of an archive from 2021
-                warnings.simplefilter("ignore")
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+        elif is_torchscript(path):
+            state = read_torchscript(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -250,13 +247,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
         state.pop(scalar, None)
     return state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: Path) -> None:
