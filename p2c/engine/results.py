@@ -71,7 +71,8 @@ def read_results(directory: str) -> dict | None:
         record = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not {"finished", "config"} <= set(record):
+    if not isinstance(record, dict) or record.get("format") != FORMAT or "finished" not in record or \
+            not isinstance(record.get("config"), dict):
         raise ValueError(
             f'{path} is not of this program: it needs "format": "{FORMAT}", "finished" and "config"; {remedy}'
         )

@@ -450,7 +450,7 @@ def own(name: str, prepare: Prepare, names: str, remedy: str, *pairs: str) -> Ca
 def photos(*folders: str, count: int = 4) -> Prepare:
     def prepare(here: Path) -> None:
         for name in folders:
-            (here / "photos" / name).mkdir(parents=True)
+            (here / "photos" / name).mkdir(parents=True, exist_ok=True)
             for index in range(count):
                 Image.new("RGB", (8, 8), (index, 90, 90)).save(here / "photos" / name / f"{index}.png")
     return prepare
@@ -845,8 +845,8 @@ def change(name: str, how: Callable[[Path, dict], object], file: str, run: str) 
     return prepare
 
 
-def checkpoint(name: str, how: Callable[[Path, dict], object], remedy: str = "give", trainer: str = "P2C",
-               commands: Sequence[str] = ("train",), run: str = "", pairs: Sequence[str] = ()) -> list[Case]:
+def checkpoint(name: str, how: Callable[[Path, dict], object], remedy: str = "choose another checkpoint",
+               trainer: str = "P2C", commands: Sequence[str] = ("train",), pairs: Sequence[str] = ()) -> list[Case]:
     """A run whose last checkpoint is bad, tested by train.py and read by other commands."""
     words = {
         "train": training("--eval-only", "--model-dir", "{here}/earlier", trainer=trainer, pairs=pairs),
@@ -856,7 +856,7 @@ def checkpoint(name: str, how: Callable[[Path, dict], object], remedy: str = "gi
         "verify_run": ("verify_run", "{here}/earlier"),
     }
     return [Case("checkpoint", f"{name}, {command}", words[command], "model.pth.tar-2", remedy,
-                 change(name, how, "model.pth.tar-2", run or trainer),
+                 change(name, how, "model.pth.tar-2", trainer),
                  FAILURE if command == "verify_run" else MISTAKE) for command in commands]
 
 
@@ -913,7 +913,6 @@ CHECKPOINTS = [
                 "settings"),
     *checkpoint("another backbone", lambda here, content: {**content, "config": {
         "MODEL": {"BACKBONE": {"NAME": "RN50"}}}}, "MODEL.BACKBONE.NAME"),
-    *checkpoint("a config that is none", lambda here, content: {**content, "config": {"MODEL": 5}}, "MODEL"),
     *checkpoint("whole numbers for weights", lambda here, content: entries(content, ctx=torch.zeros(2, 3, 4, 5)),
                 "settings"),
     *checkpoint("a CoOp run's", lambda here, content: (
@@ -939,7 +938,7 @@ CHECKPOINTS = [
     Case("checkpoint", "initial weights missing", training(pairs=("MODEL.INIT_WEIGHTS", "{here}/none.pt")),
          "{here}/none.pt", "MODEL.INIT_WEIGHTS"),
     Case("checkpoint", "initial weights malicious", training(pairs=("MODEL.INIT_WEIGHTS", "{here}/w.pt")),
-         "{here}/w.pt", "give", lambda here: put("w.pt", pickle.dumps(Attack(here)))(here)),
+         "{here}/w.pt", "choose another checkpoint", lambda here: put("w.pt", pickle.dumps(Attack(here)))(here)),
     Case("checkpoint", "initial weights a folder", training(pairs=("MODEL.INIT_WEIGHTS", "{here}/w.pt")),
          "{here}/w.pt", "give", lambda here: (here / "w.pt").mkdir()),
 ]
@@ -974,7 +973,8 @@ RECORDS = [
     *record("a config that is a list", lambda content: content.__setitem__("config", [1]), commands=ALL_READERS),
     *record("an empty config", lambda content: content.__setitem__("config", {}), "", ("predict", "verify_run")),
     *record("no mode", lambda content: content.pop("mode"), ""),
-    *record("no data", lambda content: content.pop("data"), ""),
+    *record("no data", lambda content: content.pop("data"), "", ("verify_run",)),
+    *record("data that are a list", lambda content: content.__setitem__("data", [1])),
     *record("a seed that is a text", lambda content: content.__setitem__("seed", "one"), ""),
     *record("a value of another type", lambda content: content["config"]["MODEL"]["BACKBONE"].__setitem__("NAME", 5),
             ""),
