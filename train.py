@@ -66,7 +66,7 @@ FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
-ALIASES = 16  # in a YAML file; each may repeat what the others repeat, and many would fill any memory
+ALIASES = 16  # in a YAML file; each may repeat what the others repeat
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -157,6 +157,18 @@ def setup_cfg(args: argparse.Namespace):
     return cfg
 
 
+class FewAliases(yaml.SafeLoader):
+    """Refuses a file that a few lines of aliases would make larger than any memory."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > ALIASES:
+            raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
+        return super().compose_node(parent, index)
+
+
 def merge_file(cfg, path: str) -> None:
     """Merge a YAML file.
 
@@ -169,8 +181,7 @@ def merge_file(cfg, path: str) -> None:
         raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
     try:
         with open(path, encoding="utf-8") as file:
-            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(file)) > ALIASES:
-                raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
+            yaml.compose(file, FewAliases)
         cfg.merge_from_file(path)
     except Exception as error:  # whatever yacs and the YAML reader stumble over is a fault of the file
         reason = error.args[0] if isinstance(error, KeyError) else error

@@ -3,14 +3,11 @@
 Imports nothing heavy: the tables of ranges stand beside the keys, in p2c/config.py and p2c/engine/config.py.
 """
 import math
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 KINDS = {bool: "True or False", str: "text", int: "a number", float: "a number", list: "a list", tuple: "a list"}
 MISSING = object()
-SHORT = reprlib.Repr()  # of values that may be of any size
-SHORT.maxstring = SHORT.maxother = 60
 
 
 class Range(NamedTuple):
@@ -74,7 +71,7 @@ def faults(cfg, defaults: Mapping, ranges: Mapping[str, Range]) -> list[str]:
             continue
         if key in ranges:
             if not _holds(ranges[key], value, cfg):
-                found.append(f"{key} is {SHORT.repr(value)}; {ranges[key].words}")
+                found.append(f"{key} is {value!r}; {ranges[key].words}")
         elif value is None and default is not None:
             found.append(f"{key} is None; it must be {KINDS[type(default)]}")
         elif isinstance(value, float) and not math.isfinite(value):
