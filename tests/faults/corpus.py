@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import re
 import shutil
 import subprocess
@@ -703,8 +704,8 @@ def in_place_split(here: Path) -> None:
     put("oxford_pets/split_zhou_OxfordPets.json", json.dumps(parts))(here)
 
 
-GOOD_TAR = tar_of({f"UCF-101-midframes/Yo_Yo/{index}.jpg": os.urandom(3000) for index in range(20)})
-GOOD_ZIP = zip_of({f"UCF-101-midframes/Yo_Yo/{index}.jpg": os.urandom(3000) for index in range(20)})
+GOOD = {f"UCF-101-midframes/Yo_Yo/{index}.jpg": random.Random(index).randbytes(3000) for index in range(20)}
+GOOD_TAR, GOOD_ZIP = tar_of(GOOD), zip_of(GOOD)
 OUT = "leads out of the folder"
 ARCHIVES = [
     archive("tar: parent folder", lambda here: tar_of({f"../../{CANARY}": b"x"}), OUT),
