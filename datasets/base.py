@@ -183,7 +183,8 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
     m = (len(labels) + 1) // 2
     chosen = labels[:m] if half == "base" else labels[m:]
     if not chosen:
-        raise ValueError(f"There are no new classes: the data set has {len(labels)} class only")
+        raise ValueError(f"There are no new classes: the data set has {len(labels)} class only; set "
+                         "DATASET.SUBSAMPLE_CLASSES all")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
     return tuple([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]

@@ -100,7 +100,7 @@ def read_classes(words: str) -> list[str]:
     if not words.endswith(".txt"):
         return words.split(",")
     if not Path(words).is_file():
-        raise FileNotFoundError(f"No file of class names at {words}")
+        raise FileNotFoundError(f"No file of class names at {words}; give a .txt file, or names with commas between")
     return read_lines(Path(words))
 
 
@@ -123,7 +123,7 @@ def find_images(places: Sequence[str]) -> list[str]:
         elif os.path.lexists(place):
             found[place] = None
         else:
-            raise FileNotFoundError(f"No image or folder at {place}")
+            raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")

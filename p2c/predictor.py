@@ -321,7 +321,7 @@ def checked_names(classes: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     for number, name in enumerate(names, 1):
         if not name:
-            raise ValueError(f"Class name {number} of {len(names)} is empty")
+            raise ValueError(f"Class name {number} of {len(names)} is empty; give each class a name")
         first = seen.setdefault(readable(name).lower(), number)
         if first != number:
             raise ValueError(f"Class names {first} and {number}, {names[first - 1]!r} and {name!r}, are the same to "

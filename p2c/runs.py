@@ -48,7 +48,8 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
         return read_logs(folder, keyword, test_log)
     if results.get("finished") is not True:
         return Run(folder, fault="not finished (results.json)")
-    value = results.get("metrics", {}).get(METRICS.get(keyword, keyword))
+    metrics = results.get("metrics")
+    value = metrics.get(METRICS.get(keyword, keyword)) if isinstance(metrics, dict) else None
     if not isinstance(value, (int, float)):
         run = read_logs(folder, keyword, test_log)
     elif math.isfinite(value):
@@ -64,7 +65,7 @@ def read_results(path: str) -> dict | None:
     try:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return results if isinstance(results, dict) and results.get("format") == "p2c-results" else None
 

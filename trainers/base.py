@@ -442,7 +442,7 @@ def find_checkpoint(folder: Path, epoch: int | None) -> Path:
     elif (folder / "model-best.pth.tar").is_file() or not (folder / "checkpoint").is_file():
         path = folder / "model-best.pth.tar"
     else:
-        path = folder / (folder / "checkpoint").read_text(encoding="utf-8").strip()
+        path = folder / (folder / "checkpoint").read_text(encoding="utf-8", errors="replace").strip()
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("model*"))) or "nothing"
         raise FileNotFoundError(f"No checkpoint at {path} (the folder holds {there}); train first, or give --model-dir "

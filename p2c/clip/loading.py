@@ -274,8 +274,11 @@ def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
     state, stored_ids = read_state_dict(path), None
     if "token_embedding.ids" in state:  # only the rows that its captions needed are stored
         ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows", torch.empty(0))
-        if len(ids) != len(rows) or not 0 <= ids.min() <= ids.max() < len(model.token_embedding.weight):
-            raise ValueError(f"{path} does not fit {TINY}: its token ids and rows do not belong together")
+        count, width = model.token_embedding.weight.shape
+        if ids.dtype != torch.int64 or not len(ids) or rows.shape != (*ids.shape, width) or \
+                not 0 <= ids.min() <= ids.max() < count:
+            raise ValueError(f"{path} does not fit {TINY}: its token ids and rows do not belong together; set "
+                             "MODEL.BACKBONE.WEIGHTS to builtin, random or another file")
         state["token_embedding.weight"] = torch.zeros_like(model.token_embedding.weight).index_copy_(0, ids, rows)
         stored_ids = frozenset(ids.tolist())
     _load_state(model, state, TINY, path)

@@ -43,6 +43,8 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(error.errno, f'No space is left to write "{os.fspath(path)}" ({error.strerror}); free some, '
                                         "then give the same command again: what was saved before is whole") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            error.filename, error.strerror = os.fspath(path), "A file is where a folder should be; choose another place"
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
