@@ -4,6 +4,7 @@ CLIP comes from open_clip, is never edited, and runs in evaluation mode with no 
 """
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,7 +236,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         elif is_torchscript(path):
             state = read_torchscript(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of how a foreign file was written; what matters raises
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
                          "state dict saved by torch, or safetensors") from error

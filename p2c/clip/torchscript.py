@@ -14,7 +14,9 @@ from torch import Tensor
 
 from p2c.engine.restricted import Unpickler
 
-KINDS = ("Half", "BFloat16", "Float", "Double", "Byte", "Char", "Short", "Int", "Long", "Bool")  # of storages
+STORAGES = {"HalfStorage": torch.half, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float,
+            "DoubleStorage": torch.double, "ByteStorage": torch.uint8, "CharStorage": torch.int8,
+            "ShortStorage": torch.short, "IntStorage": torch.int, "LongStorage": torch.long, "BoolStorage": torch.bool}
 COMPRESSED = 2**24  # bytes that a compressed member may unpack to
 
 
@@ -40,15 +42,15 @@ class ModuleUnpickler(Unpickler):
     def find_class(self, module, name):
         if module.partition(".")[0] == "__torch__":
             return type(name, (Module,), {"declared": (f"{self.root}/code/{module.replace('.', '/')}.py", name)})
-        if module == "torch" and name.removesuffix("Storage") in KINDS:
-            return getattr(torch, name)
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         return super().find_class(module, name)
 
     def persistent_load(self, identity):
-        _, kind, key, *_ = identity
+        _, dtype, key, *_ = identity
         content = bytearray(read_member(self.archive, f"{self.root}/data/{key}"))
         storage = torch.frombuffer(content, dtype=torch.uint8).untyped_storage() if content else torch.UntypedStorage(0)
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=kind.dtype, _internal=True)
+        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
 
 def is_torchscript(path: Path) -> bool:
