@@ -240,7 +240,10 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
         registry.load_plugin(plugin, cfg)
     settings = flatten(record["config"])
     name = settings["TRAINER.NAME"]
-    registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    try:
+        registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    except ValueError as error:
+        raise ValueError(f"{run} cannot be rebuilt: {error}") from error
     known = flatten(to_plain(cfg))
     own_nodes = {name.upper(), getattr(TRAINER_REGISTRY.get(name), "node", ""), *SHARED_NODES}
 

@@ -270,7 +270,7 @@ CONFIGS = [
     pair("TRAIN.CHECKPOINT_STEPS", "-5", "at least 0"),
     pair("TEST.FINAL_MODEL", "best", "choose from last_step, best_val"),
     pair("TEST.SPLIT", "train", "choose from test, val"),
-    fitting("TEST.EVALUATOR", "Regression", "choose from"),
+    fitting("TEST.EVALUATOR", "Regression", "do you mean"),
     pair("SEED", str(1 << 70), "below 2^63"),
     Case("config", "DATASET.NAME Oxford", overwriting(pairs=("DATASET.NAME", "Oxford")), "'Oxford'", "choose from",
          earlier()),
@@ -289,7 +289,9 @@ CONFIGS = [
     pair("TRAINER.PROMPT_DENOISING.WARMUP_EPOCHS", "2", "OPTIM.MAX_EPOCH - 1"),
     pair("TRAINER.PROMPT_DENOISING.GMM_STDS", "(0.5, 0.5)", "as many"),
     pair("TRAINER.PROMPT_DENOISING.GMM_WEIGHTS", "(0.0, 0.0, 0.0)", "not all 0"),
-    fitting("TRAINER.P2C.CTX_INIT", "a zebra of a", "use other words"),
+    Case("config", "words without an embedding", training(pairs=("TRAINER.P2C.CTX_INIT", "a zebra of a",
+                                                                "MODEL.BACKBONE.WEIGHTS", "builtin")),
+         "'zebra'", "use other words"),
     pair("PLUGIN", "my.module", "--plugin"),
 ]
 
@@ -321,11 +323,11 @@ LINES = [
     line("seed that is no number", ("train", "--seed", "x"), "--seed", "--help"),
     line("option without a value", ("train", "--output-dir"), "--output-dir", "--help"),
     line("epoch that is no number", ("train", "--load-epoch", "last"), "--load-epoch", "--help"),
-    line("key without a value", overwriting(pairs=("OPTIM.LR",)), "OPTIM.LR", "KEY VALUE", earlier()),
+    line("key without a value", overwriting(pairs=("OPTIM.LR",)), "OPTIM.LR", "list of pairs", earlier()),
     line("option after pairs", ("train", "OPTIM.LR", "0.1", "--root", "x"), "--root", "must come before"),
     line("pairs taken for transforms", ("train", "--transforms", "normalize", "OPTIM.LR", "0.1"), "OPTIM.LR",
          "put -- before"),
-    line("pair with an equals sign", overwriting(pairs=("OPTIM.LR=0.1",)), "OPTIM.LR=0.1", "KEY VALUE", earlier()),
+    line("pair with an equals sign", overwriting(pairs=("OPTIM.LR=0.1",)), "OPTIM.LR=0.1", "choose from OPTIM.LR", earlier()),
     line("nothing at all", ("train",), "--trainer", "choose from"),
     line("missing root", training(root="{here}/nowhere"), "{here}/nowhere", "--root"),
     line("root is a file", training(root="{here}/file"), "{here}/file", "--root", OWN),
@@ -422,7 +424,7 @@ LINES = [
     line("reproduce with a GPU twice", ("reproduce", "P2C", "all", "--gpus", "0,0"), "--gpus", "different GPUs"),
     line("script of an unknown data set", ("run.sh", "P2C", "base2new_train", "cats", "1"), "cats", "choose from",
          process=True),
-    line("script without a seed", ("run.sh", "P2C", "base2new_train", "oxford_pets"), "SEED", "usage", process=True),
+    line("script without a seed", ("run.sh", "P2C", "base2new_train", "oxford_pets"), "SEED", "for example", process=True),
 ]
 
 
@@ -633,7 +635,7 @@ def linked(here: Path) -> None:
 IMAGES = [
     *image("zero bytes", lambda content: b""),
     *image("text", lambda content: b"not an image\n"),
-    *image("truncated", lambda content: content[:60]),
+    *image("truncated", lambda content: content[:40]),
     *image("too many pixels", lambda content: bomb_png()),
     *image("folder", None),
     Case("image", "link to nothing", training(root="{here}"), "boxer_train_0.png", "is a link to", linked),
