@@ -327,7 +327,8 @@ LINES = [
     line("option after pairs", ("train", "OPTIM.LR", "0.1", "--root", "x"), "--root", "must come before"),
     line("pairs taken for transforms", ("train", "--transforms", "normalize", "OPTIM.LR", "0.1"), "OPTIM.LR",
          "put -- before"),
-    line("pair with an equals sign", overwriting(pairs=("OPTIM.LR=0.1",)), "OPTIM.LR=0.1", "choose from OPTIM.LR", earlier()),
+    line("pair with an equals sign", overwriting(pairs=("OPTIM.LR=0.1",)), "OPTIM.LR=0.1", "choose from OPTIM.LR",
+         earlier()),
     line("nothing at all", ("train",), "--trainer", "choose from"),
     line("missing root", training(root="{here}/nowhere"), "{here}/nowhere", "--root"),
     line("root is a file", training(root="{here}/file"), "{here}/file", "--root", OWN),
@@ -424,7 +425,8 @@ LINES = [
     line("reproduce with a GPU twice", ("reproduce", "P2C", "all", "--gpus", "0,0"), "--gpus", "different GPUs"),
     line("script of an unknown data set", ("run.sh", "P2C", "base2new_train", "cats", "1"), "cats", "choose from",
          process=True),
-    line("script without a seed", ("run.sh", "P2C", "base2new_train", "oxford_pets"), "SEED", "for example", process=True),
+    line("script without a seed", ("run.sh", "P2C", "base2new_train", "oxford_pets"), "SEED", "for example",
+         process=True),
 ]
 
 
@@ -1059,7 +1061,6 @@ class Sandbox:
         levels = {name: each.level for name, each in loggers.items() if isinstance(each, logging.Logger)}
         with mock.patch.dict(os.environ, self.environ), mock.patch.object(tempfile, "tempdir", None), \
                 mock.patch.object(train, "collect_env_info", str), \
-                mock.patch.object(train.compat, "provide_dassl"), \
                 contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             os.chdir(self.folder / "cwd")
             try:
