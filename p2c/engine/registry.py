@@ -76,11 +76,8 @@ def check_availability(requested: str, available: list[str]) -> None:
         )
 
 
-def _look_up(registry: Registry, kind: str, key: str, name: str, verbose: bool) -> Callable:
-    try:
-        check_availability(name, registry.registered_names())
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+def _look_up(registry: Registry, kind: str, name: str, verbose: bool) -> Callable:
+    check_availability(name, registry.registered_names())
     if verbose:
         log.info(f"Loading {kind}: {name}")
     return registry.get(name)
@@ -88,14 +85,14 @@ def _look_up(registry: Registry, kind: str, key: str, name: str, verbose: bool) 
 
 def build_trainer(cfg):
     """The trainer that TRAINER.NAME asks for."""
-    return _look_up(TRAINER_REGISTRY, "trainer", "TRAINER.NAME", cfg.TRAINER.NAME, cfg.VERBOSE)(cfg)
+    return _look_up(TRAINER_REGISTRY, "trainer", cfg.TRAINER.NAME, cfg.VERBOSE)(cfg)
 
 
 def build_dataset(cfg):
     """The data set that DATASET.NAME asks for."""
-    return _look_up(DATASET_REGISTRY, "dataset", "DATASET.NAME", cfg.DATASET.NAME, cfg.VERBOSE)(cfg)
+    return _look_up(DATASET_REGISTRY, "dataset", cfg.DATASET.NAME, cfg.VERBOSE)(cfg)
 
 
 def build_evaluator(cfg, **kwargs):
     """The evaluator that TEST.EVALUATOR asks for; `kwargs` go to it."""
-    return _look_up(EVALUATOR_REGISTRY, "evaluator", "TEST.EVALUATOR", cfg.TEST.EVALUATOR, cfg.VERBOSE)(cfg, **kwargs)
+    return _look_up(EVALUATOR_REGISTRY, "evaluator", cfg.TEST.EVALUATOR, cfg.VERBOSE)(cfg, **kwargs)

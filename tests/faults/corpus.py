@@ -270,7 +270,8 @@ CONFIGS = [
     pair("TRAIN.CHECKPOINT_STEPS", "-5", "at least 0"),
     pair("TEST.FINAL_MODEL", "best", "choose from last_step, best_val"),
     pair("TEST.SPLIT", "train", "choose from test, val"),
-    fitting("TEST.EVALUATOR", "Regression", "do you mean"),
+    Case("config", "TEST.EVALUATOR Regression", training(pairs=("TEST.EVALUATOR", "Regression")), "[Regression]",
+         "do you mean"),  # Dassl's words, which its users know
     pair("SEED", str(1 << 70), "below 2^63"),
     Case("config", "DATASET.NAME Oxford", overwriting(pairs=("DATASET.NAME", "Oxford")), "'Oxford'", "choose from",
          earlier()),
@@ -516,8 +517,6 @@ SPLITS = [
                        (here / "oxford_pets" / "split_zhou_OxfordPets.json").mkdir())),
     Case("split", "data set is a link to nothing", training(root="{here}"), "{here}/oxford_pets", "link to nothing",
          lambda here: (here / "oxford_pets").symlink_to("nowhere")),
-    Case("split", "more shots than images, strict", training(pairs=("DATASET.CHECKS", "strict", "DATASET.NUM_SHOTS",
-                                                                    "64")), "DATASET.NUM_SHOTS", "take fewer shots"),
 ]
 OWN_DATA = [
     table("no header", "cat/0.png,cat\n", remedy="needs a first line"),
@@ -548,6 +547,8 @@ OWN_DATA = [
     own("class of two images", photos("cat", "dog", count=2), "'cat'", "at least 3"),
     own("one class, new classes", photos("cat"), "1 class", "set DATASET.SUBSAMPLE_CLASSES all",
         "DATASET.SUBSAMPLE_CLASSES", "new"),
+    own("more shots than images, strict", photos("cat", "dog"), "DATASET.NUM_SHOTS", "take fewer shots",
+        "DATASET.CHECKS", "strict", "DATASET.NUM_SHOTS", "64"),
     own("train without test", photos("train/cat", "train/dog"), "{here}/photos/test", "should hold one folder"),
     own("test of other classes", photos("train/cat", "train/dog", "test/cat", "test/cow"), "'cow'",
         "the same classes"),
