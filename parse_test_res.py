@@ -32,6 +32,7 @@ import sys
 from os import listdir
 from statistics import fmean
 
+from p2c.commands import Parser
 from p2c.runs import METRICS, Spread, ci95, left_out, read_run, std, value_pattern
 
 CURVES = (".png", ".pdf")
@@ -85,7 +86,7 @@ def report_experiments(directory: str, keyword: str, test_log: bool, spread: Spr
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     description, _, layouts = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, epilog=layouts.replace("%", "%%"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", nargs="+", help="path to directory (several with the benchmarks)")
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     spread = ci95 if args.ci95 else std
     for directory in args.directory:
         if not osp.isdir(directory):
-            print(f"No such directory: {directory}", file=sys.stderr)
+            print(f"No such directory: {directory}; give a folder that holds runs", file=sys.stderr)
             return 1
     if args.benchmark:
         from p2c.tables import printing  # here, so that averaging CoOp's folders needs the standard library alone

@@ -10,6 +10,7 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import contextlib
+import difflib
 import functools
 import math
 import os
@@ -20,10 +21,12 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 
 from p2c import compat
 from p2c.commands import MISTAKES, Parser, one_line
 from p2c.config import check_settings, extend_cfg
+from p2c.ranges import flatten
 
 try:
     compat.choose_engine()
@@ -63,6 +66,7 @@ FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
+ALIASES = 16  # in a YAML file; each may repeat what the others repeat
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -134,7 +138,7 @@ def setup_cfg(args: argparse.Namespace):
         if value is not None and value != "":
             node, _, leaf = key.rpartition(".")
             functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
-    cfg.merge_from_list(args.opts)
+    merge_pairs(cfg, args.opts)
     check_values(cfg)
     check_settings(cfg)
     if cfg.PLUGIN != (args.plugin or ""):
@@ -153,6 +157,18 @@ def setup_cfg(args: argparse.Namespace):
     return cfg
 
 
+class FewAliases(yaml.SafeLoader):
+    """Refuses a file that a few lines of aliases would make larger than any memory."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > ALIASES:
+            raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
+        return super().compose_node(parent, index)
+
+
 def merge_file(cfg, path: str) -> None:
     """Merge a YAML file.
 
@@ -164,10 +180,27 @@ def merge_file(cfg, path: str) -> None:
     if Path(path).suffix not in (".yaml", ".yml"):  # yacs would run a .py file
         raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
     try:
+        with open(path, encoding="utf-8") as file:
+            yaml.compose(file, FewAliases)
         cfg.merge_from_file(path)
     except Exception as error:  # whatever yacs and the YAML reader stumble over is a fault of the file
         reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} does not fit the configuration: {reason}") from error
+        raise ValueError(f"{path} does not fit the configuration: {reason}; correct the file") from error
+
+
+def merge_pairs(cfg, words: list[str]) -> None:
+    """Merge KEY VALUE pairs.
+
+    Raises:
+        AssertionError, ValueError: naming the key.
+    """
+    known = flatten(cfg)
+    for key in words[::2]:
+        if key not in known:
+            close = [name for name in known if name.startswith(f"{key}.")] or \
+                difflib.get_close_matches(key.upper(), known) or ["those in p2c/config.py and p2c/engine/config.py"]
+            raise ValueError(f"There is no key {key}; choose from {', '.join(close)}")
+    cfg.merge_from_list(words)
 
 
 def describe_task(args: argparse.Namespace) -> dict:

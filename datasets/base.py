@@ -187,7 +187,8 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
         m = (len(chosen) + 1) // 2
         chosen = chosen[:m] if part == "base" else chosen[m:]
     if not chosen:
-        raise ValueError(f"There are no classes for DATASET.SUBSAMPLE_CLASSES {half}: the data set has {len(labels)}")
+        raise ValueError(f"There are no classes for DATASET.SUBSAMPLE_CLASSES {half}: the data set has {len(labels)} "
+                         f"class{'es' * (len(labels) > 1)}; set DATASET.SUBSAMPLE_CLASSES all")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
     return tuple([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]

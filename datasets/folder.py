@@ -168,7 +168,7 @@ def read_csv(path: Path) -> dict[str, list[Item]]:
                          f"{', '.join(map(str, columns)) or 'nothing'}")
     for number, row in enumerate(rows, start=2):
         if not row["path"] or not row["class"]:
-            raise ValueError(f"{path}, line {number}: path or class is missing")
+            raise ValueError(f"{path}, line {number}: path or class is missing; correct the file")
         if "split" in columns and row["split"] not in PARTS:
             raise ValueError(f"{path}, line {number}: split is {row['split']!r}; choose from {', '.join(PARTS)}")
     labels = {name: label for label, name in enumerate(sorted({row["class"] for row in rows}))}

@@ -129,9 +129,11 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
             raise fault(f"the label of {path!r} must be a whole number from 0 on, but is {label!r}")
         if not isinstance(name, str) or not name.strip():
             raise fault(f"label {label} needs a class name, but has {name!r}")
+        if not is_unicode(name):
+            raise fault(f"the class name {name!r} of label {label} is no text in UTF-8")
         if not isinstance(path, str) or not path or path.startswith("/") or "\\" in path or DRIVE.match(path) or \
-                ".." in path.split("/"):
-            raise fault(f"{path!r} must be a path below {image_dir}, with forward slashes and no '..'")
+                ".." in path.split("/") or "\0" in path or not is_unicode(path):
+            raise fault(f"{path!r} must be a path below {image_dir}, in UTF-8, with forward slashes and no '..'")
         if path in seen:
             raise fault(f"{path!r} is listed twice; an image belongs to one part, once")
         if names.setdefault(label, name) != name:
@@ -147,6 +149,15 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
                     f"but {gap} is missing")
     if odd := sorted(classes ^ tested | validated - classes):
         raise fault(f"train has {len(classes)} classes, but the classes {odd[:5]} are not in both train and test")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; one with half of a character in it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def divide(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:

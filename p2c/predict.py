@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
-from p2c.datasets.splits import read_text
+from p2c.datasets.splits import read_lines
 from p2c.datasets.trees import SUFFIXES, images_below
 from p2c.framework import UnreadableImage, only_warnings, write_csv
 from p2c.predictor import Predictor
@@ -95,13 +95,13 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
 def read_classes(words: str) -> list[str]:
     """The names in a .txt file, one a line, or between commas.
 
-    Raises FileNotFoundError if there is no such file.
+    Raises FileNotFoundError if there is no such file, ValueError if it is no text.
     """
     if not words.endswith(".txt"):
         return words.split(",")
     if not Path(words).is_file():
-        raise FileNotFoundError(f"No file of class names at {words}")
-    return [line for line in read_text(Path(words)).splitlines() if line.strip()]
+        raise FileNotFoundError(f"No file of class names at {words}; give a .txt file, or names with commas between")
+    return read_lines(Path(words))
 
 
 def find_images(places: Sequence[str]) -> list[str]:
@@ -123,7 +123,7 @@ def find_images(places: Sequence[str]) -> list[str]:
         elif os.path.lexists(place):
             found[place] = None
         else:
-            raise FileNotFoundError(f"No image or folder at {place}")
+            raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")

@@ -40,6 +40,7 @@ from p2c.prompts.context import readable
 from p2c.ranges import flatten
 from p2c.trainers.base import PromptTrainer
 
+RECORDED = {"mode": str, "seed": int, "versions": dict}  # what a record must have besides
 CLASSIFIER_FORMAT = "p2c-text-classifier"
 WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN")  # sections that no prediction depends on
 
@@ -221,6 +222,12 @@ def read_record(run: str | os.PathLike) -> dict:
     record = read_results(run)
     if record is None:
         raise FileNotFoundError(f"No run at {run}: it has no results.json; give the --output-dir of a run of train.py")
+    settings = flatten(record["config"])
+    kinds = {**{name: (record.get(name), kind) for name, kind in RECORDED.items()},
+             "config": (settings.get("TRAINER.NAME"), str), "data": (record.get("data", {}), dict)}
+    if wrong := [name for name, (value, kind) in kinds.items() if not isinstance(value, kind)]:
+        raise ValueError(f"{Path(run) / 'results.json'} is damaged at {', '.join(wrong)}; delete it and repeat the "
+                         "run, or give another")
     return record
 
 
@@ -236,7 +243,10 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
         registry.load_plugin(plugin, cfg)
     settings = flatten(record["config"])
     name = settings["TRAINER.NAME"]
-    registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    try:
+        registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    except ValueError as error:
+        raise ValueError(f"{run} cannot be rebuilt: {error}") from error
     known = flatten(to_plain(cfg))
     own_nodes = {name.upper(), getattr(TRAINER_REGISTRY.get(name), "node", ""), *SHARED_NODES}
 
@@ -247,9 +257,12 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
     if lost := [key for key in settings if key not in known and matters(key)]:
         raise ValueError(f"{run} was made by p2c {record['versions']['p2c']} with settings that p2c {p2c.__version__} "
                          f"does not know: {', '.join(lost[:5])}; use that version")
-    # merge_from_list takes text for a literal: the text "1" would become a number
-    cfg.merge_from_list([part for key, value in settings.items() if key in known
-                         for part in (key, repr(value) if isinstance(value, str) else value)])
+    try:  # merge_from_list takes text for a literal: the text "1" would become a number
+        cfg.merge_from_list([part for key, value in settings.items() if key in known
+                             for part in (key, repr(value) if isinstance(value, str) else value)])
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"{Path(run) / 'results.json'} is damaged: {error}; delete it and repeat the run, or give "
+                         "another") from error
     return cfg
 
 
@@ -292,11 +305,12 @@ def recorded_classes(record: dict, run: str | os.PathLike, model_dir: Path | Non
     if "classnames" not in known and record["mode"] == "train":
         file = BEST if epoch is None else f"model.pth.tar-{epoch}"
         known = next((load_checkpoint(path) for path in sorted(model_dir.glob(f"*/{file}"))), {})
-    if not known.get("classnames"):
+    names = known.get("classnames")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{run} does not say which its classes are; "
                          + ("delete it and repeat the test" if record["mode"] == "eval" else
                             f"it has no checkpoint that does{'' if epoch is None else f' for epoch {epoch}'}"))
-    return known["classnames"], known.get("template")
+    return names, known.get("template")
 
 
 def checked_names(classes: Sequence[str]) -> list[str]:
@@ -313,7 +327,7 @@ def checked_names(classes: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     for number, name in enumerate(names, 1):
         if not name:
-            raise ValueError(f"Class name {number} of {len(names)} is empty")
+            raise ValueError(f"Class name {number} of {len(names)} is empty; give each class a name")
         first = seen.setdefault(readable(name).lower(), number)
         if first != number:
             raise ValueError(f"Class names {first} and {number}, {names[first - 1]!r} and {name!r}, are the same to "

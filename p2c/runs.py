@@ -51,7 +51,8 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
         return read_logs(folder, keyword, test_log)
     if results.get("finished") is not True:
         return Run(folder, fault="not finished (results.json)")
-    value = results.get("metrics", {}).get(METRICS.get(keyword, keyword))
+    metrics = results.get("metrics")
+    value = metrics.get(METRICS.get(keyword, keyword)) if isinstance(metrics, dict) else None
     if not isinstance(value, (int, float)):
         run = read_logs(folder, keyword, test_log)
     elif abs(value) <= sys.float_info.max:

@@ -84,7 +84,7 @@ def test_base_and_new_classes_partition_all_and_keep_the_draw(tmp_path):
 
 def test_one_class_has_no_new_half(tmp_path):
     make(tmp_path, [0])
-    with pytest.raises(ValueError, match="no new classes"):
+    with pytest.raises(ValueError, match="no classes for DATASET.SUBSAMPLE_CLASSES new"):
         load(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "new")
 
 

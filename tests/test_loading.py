@@ -82,6 +82,23 @@ def test_weights_of_another_activation_are_refused_naming_the_right_model(name, 
         load_backbone(name, tag)
 
 
+def test_an_archive_gives_the_parameters_and_buffers_that_torch_finds_in_it(tmp_path):
+    class Part(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("counts", torch.arange(3))
+            self.mask = torch.ones(3)  # neither parameter nor buffer, but in the file
+
+        def forward(self, x):
+            return super().forward(x) + self.mask + self.counts
+
+    torch.jit.trace(torch.nn.Sequential(Part(), Part().half().float()), torch.zeros(2, 3)).save(tmp_path / "w.pt")
+    expected = torch.jit.load(tmp_path / "w.pt").state_dict()
+    found = read_state_dict(tmp_path / "w.pt")
+    assert list(found) == list(expected) and "0.counts" in found and "0.mask" not in found
+    assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in found)
+
+
 def test_openais_archive_is_refused_by_a_model_with_plain_gelu(small, tmp_path):
     path = tmp_path / "ViT-B-16.pt"
     save_openai_archive(small, path)

@@ -163,7 +163,8 @@ def test_a_runs_own_folder_is_recognised(tmp_path, parse):
 
 @pytest.mark.parametrize("arguments", [(), ("--base2new",)])
 def test_a_missing_directory_is_one_message_and_status_1(tmp_path, parse, arguments):
-    assert parse(tmp_path / "absent", *arguments) == (1, "", f"No such directory: {tmp_path}/absent\n")
+    error = f"No such directory: {tmp_path}/absent; give a folder that holds runs\n"
+    assert parse(tmp_path / "absent", *arguments) == (1, "", error)
 
 
 @pytest.mark.parametrize(

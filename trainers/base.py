@@ -42,6 +42,7 @@ from p2c.prompts.context import Prompts, context_rows, random_context, readable,
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.prompts.deep import IndependentPromptLearner
 from p2c.prompts.published import class_differences, differences, learned_entries, per_class
+from p2c.ranges import flatten
 from p2c.streams import generator
 
 log = get_logger(__name__)
@@ -142,6 +143,8 @@ class PromptTrainer(TrainerX):
         cfg = self.cfg
         self.denoising = build_denoising(cfg, self.noise_unit) if cfg.TRAINER.PROMPT_DENOISING.ENABLED else None
         if cfg.MODEL.INIT_WEIGHTS:
+            if not Path(cfg.MODEL.INIT_WEIGHTS).is_file():
+                raise FileNotFoundError(f"No checkpoint at {cfg.MODEL.INIT_WEIGHTS}; give a file as MODEL.INIT_WEIGHTS")
             self.load_prompts(Path(cfg.MODEL.INIT_WEIGHTS))
             log.info(f"Starting from the prompts in {cfg.MODEL.INIT_WEIGHTS}")
         self.optim = build_optimizer(self.prompts, cfg.OPTIM)
@@ -454,7 +457,10 @@ class PromptTrainer(TrainerX):
             FileNotFoundError: there is no such file.
             ValueError: it holds other prompts.
         """
-        checkpoint = load_checkpoint(path)
+        try:
+            checkpoint = load_checkpoint(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another checkpoint") from error
         saved, trained = learned_entries(checkpoint["state_dict"]), checkpoint.get("classnames")
         try:
             faults = differences(saved, trainable.state_dict(self.prompts), self.settings, self.clip.name)
@@ -473,8 +479,8 @@ class PromptTrainer(TrainerX):
     def other_backbone(self, checkpoint: Mapping) -> list[str]:
         """In words, that prompts were trained with another CLIP of the same widths, where their file shows it."""
         here = there = self.clip.name
-        if config := checkpoint.get("config"):
-            there = config["MODEL"]["BACKBONE"]["NAME"]
+        if isinstance(config := checkpoint.get("config"), dict):
+            there = flatten(config).get("MODEL.BACKBONE.NAME", here)
         if CLIP_NAMES.get(here, here) != CLIP_NAMES.get(there, there):
             return [f"it was trained with the backbone {there}, the settings say {here} (MODEL.BACKBONE.NAME)"]
         state, clip = checkpoint["state_dict"], self.clip.model.state_dict()

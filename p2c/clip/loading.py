@@ -5,7 +5,6 @@ CLIP comes from open_clip, is never edited, and runs in evaluation mode with no 
 import hashlib
 import json
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from p2c.checksums import check_archive
+from p2c.clip.torchscript import is_torchscript, read_torchscript
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
@@ -148,9 +148,10 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
                                     f"{', '.join(tags)}")
     model = _random(config)
     if weights != "random":
-        if _is_torchscript(path):  # OpenAI's form, and OpenAI's activation
+        if is_torchscript(path):  # OpenAI's form, and OpenAI's activation
             _check_activation(name, config, weights, quick=True)
-        _load_state(model, read_state_dict(path), name, path)
+        own = weights == "openai" or is_torchscript(path) and f"/{_sha256(path)}/" in openai_url(architecture)
+        _load_state(model, read_state_dict(path, own), name, path)
     return model, statistics
 
 
@@ -224,8 +225,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
     """The tensors in OpenAI's TorchScript archive, a saved state dict (bare or under `state_dict`) or safetensors.
+
+    Args:
+        published: the file is known to be OpenAI's own by its hash, so that torch may run the code in it.
 
     Raises:
         ValueError: the file is none of these.
@@ -235,12 +239,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
-        elif _is_torchscript(path):
+        elif is_torchscript(path):
             with warnings.catch_warnings():  # its deprecation says nothing to the user of an archive from 2021
                 warnings.simplefilter("ignore")
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+                state = torch.jit.load(path, map_location="cpu").state_dict() if published else read_torchscript(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of how a foreign file was written; what matters raises
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
                          "state dict saved by torch, or safetensors") from error
@@ -252,13 +258,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
         state.pop(scalar, None)
     return state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: Path) -> None:
@@ -286,8 +285,11 @@ def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
     state, stored_ids = read_state_dict(path), None
     if "token_embedding.ids" in state:  # only the rows that its captions needed are stored
         ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows", torch.empty(0))
-        if len(ids) != len(rows) or not 0 <= ids.min() <= ids.max() < len(model.token_embedding.weight):
-            raise ValueError(f"{path} does not fit {TINY}: its token ids and rows do not belong together")
+        count, width = model.token_embedding.weight.shape
+        if ids.dtype != torch.int64 or not len(ids) or rows.shape != (*ids.shape, width) or \
+                not 0 <= ids.min() <= ids.max() < count:
+            raise ValueError(f"{path} does not fit {TINY}: its token ids and rows do not belong together; set "
+                             "MODEL.BACKBONE.WEIGHTS to builtin, random or another file")
         state["token_embedding.weight"] = torch.zeros_like(model.token_embedding.weight).index_copy_(0, ids, rows)
         stored_ids = frozenset(ids.tolist())
     _load_state(model, state, TINY, path)

@@ -135,13 +135,15 @@ def read(fpath: str) -> dict:
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
-        check_archive(fpath)
-        try:
-            content = torch.load(fpath, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            content = _load_with_objects(fpath)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how a foreign file was written; what matters raises
+            check_archive(fpath)
+            try:
+                content = torch.load(fpath, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                content = _load_with_objects(fpath)
     except Exception as error:  # damaged bytes drive the readers of torch and pickle into almost any exception
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__  # torch goes on with advice
         raise UnreadableCheckpoint(f'Unable to load checkpoint from "{fpath}": {reason}') from error
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(f'"{fpath}" is no checkpoint: it holds a {type(content).__name__}, not a dict')

@@ -188,4 +188,4 @@ def check_values(cfg: CfgNode) -> None:
     if found := faults(cfg, DEFAULTS, RANGES):
         raise ValueError("; ".join(found))
     if cfg.RESUME and not os.path.isdir(cfg.RESUME):
-        raise FileNotFoundError(f'RESUME names a folder that does not exist: "{cfg.RESUME}"')
+        raise FileNotFoundError(f'RESUME names a folder that does not exist: "{cfg.RESUME}"; give the folder of a run')

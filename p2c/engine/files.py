@@ -43,6 +43,8 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(error.errno, f'No space is left to write "{os.fspath(path)}" ({error.strerror}); free some, '
                                         "then give the same command again: what was saved before is whole") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            error.filename, error.strerror = os.fspath(path), "A file is where a folder should be; choose another place"
         if error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)
         raise
@@ -102,9 +104,15 @@ def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
 
 
 def read_json(fpath: str | os.PathLike):
-    """The object in a JSON file."""
+    """The object in a JSON file.
+
+    Raises ValueError if it is damaged.
+    """
     with open(fpath, encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
 
 def write_json(obj, fpath: str | os.PathLike) -> None:

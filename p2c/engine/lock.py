@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from p2c.engine.files import mkdir_if_missing, named_errors, write_atomically
+from p2c.engine.files import DiskFull, mkdir_if_missing, named_errors, write_atomically
 
 FILE = "run.lock"
 BEAT = 10  # seconds
@@ -34,22 +34,16 @@ def folder_lock(folder: str) -> Iterator[str]:
         FolderInUse: a living process has it.
         OSError: the folder cannot be written to.
     """
-    mkdir_if_missing(folder)
     path = os.path.join(folder, FILE)
     mine = {**_myself(), "id": uuid.uuid4().hex}
-    taken_over = ""
-    while not _create(path, mine):
-        owner = _owner(path)
-        if owner is None:  # it has just gone
-            continue
-        who = f"{owner.get('host', 'unknown')}, process {owner.get('pid', 'unknown')}, since " \
-              f"{owner.get('since', 'unknown')}"
-        if not _is_dead(owner, path):
-            raise FolderInUse(f"{folder} is in use: {who}; wait for that run, or choose another --output-dir (if it "
-                              f"died on another machine, this passes {STALE} s after its last sign of life)")
-        if _take_over(path, owner, mine):
-            taken_over = f"Taking {folder} over from a run that died ({who})"
-            break
+    try:
+        with named_errors(folder):
+            mkdir_if_missing(folder)
+            taken_over = _acquire(folder, path, mine)
+    except DiskFull:
+        raise
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error}); choose another --output-dir") from error
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, done), daemon=True)
     beat.start()
@@ -60,6 +54,22 @@ def folder_lock(folder: str) -> Iterator[str]:
         beat.join()
         if _owner(path) == mine:
             os.remove(path)
+
+
+def _acquire(folder: str, path: str, mine: dict) -> str:
+    """Make the lock one's own; a line about its dead owner, "" if there was none."""
+    while not _create(path, mine):
+        owner = _owner(path)
+        if owner is None:  # it has just gone
+            continue
+        who = f"{owner.get('host', 'unknown')}, process {owner.get('pid', 'unknown')}, since " \
+              f"{owner.get('since', 'unknown')}"
+        if not _is_dead(owner, path):
+            raise FolderInUse(f"{folder} is in use: {who}; wait for that run, or choose another --output-dir (if it "
+                              f"died on another machine, this passes {STALE} s after its last sign of life)")
+        if _take_over(path, owner, mine):
+            return f"Taking {folder} over from a run that died ({who})"
+    return ""
 
 
 def _create(path: str, owner: dict) -> bool:

@@ -27,7 +27,7 @@ class Logger:
         self.console = sys.stdout.console if isinstance(sys.stdout, Logger) else sys.stdout
         if fpath is not None:
             mkdir_if_missing(os.path.dirname(fpath))
-            self.file = open(fpath, "w", buffering=1, encoding="utf-8")
+            self.file = open(fpath, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
     def write(self, text: str) -> int:
         self.write_file(text)

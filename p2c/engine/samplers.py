@@ -177,6 +177,7 @@ def build_sampler(
     Raises ValueError for an unknown name, and what the sampler raises.
     """
     if sampler_type not in SAMPLERS:
-        raise ValueError(f"Unknown sampler type: {sampler_type}; choose from {', '.join(SAMPLERS)}")
+        raise ValueError(f"Unknown sampler type: {sampler_type}; choose from {', '.join(SAMPLERS)} as DATALOADER's "
+                         "SAMPLER")
     seed = torch.initial_seed() if cfg is None else run_seed(cfg)
     return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins, seed)

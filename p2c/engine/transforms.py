@@ -151,7 +151,8 @@ def build_transform(cfg, is_train: bool = True, choices: Sequence[str] | None = 
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
     if unknown := [name for name in choices if name not in AVAILABLE_CHOICES]:
-        raise ValueError(f"Unknown transform {', '.join(unknown)}; choose from {', '.join(AVAILABLE_CHOICES)}")
+        raise ValueError(f"Unknown transform {', '.join(unknown)}; choose from "
+                         f"{', '.join(AVAILABLE_CHOICES)} as INPUT.TRANSFORMS")
     if cfg.INPUT.INTERPOLATION not in INTERPOLATION_MODES:
         raise KeyError(
             f"INPUT.INTERPOLATION is {cfg.INPUT.INTERPOLATION!r}; choose from {', '.join(INTERPOLATION_MODES)}"
