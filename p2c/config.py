@@ -51,6 +51,8 @@ SETTINGS = {
         # Steps, >= 0, between the points inside an epoch that a training can go on from; 0: none. For this package's
         # trainers on its own engine; CHECKPOINT_FREQ is for whole epochs.
         "CHECKPOINT_STEPS": 0,
+        # Sums in one order on a GPU too, so that equal runs are bit-equal there; slower. On a CPU they are so anyway.
+        "DETERMINISTIC": False,
         "INIT_SEED": -1,  # of the initial prompts alone, >= 0; -1: SEED, as for everything else
         # GiB, >= 0 (such as 4.0), that the class texts' activations may take; what exceeds it is encoded in parts, and
         # again in the backward pass. 0: a quarter of the device's memory. Results differ by no more than rounding.

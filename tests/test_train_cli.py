@@ -1,6 +1,7 @@
 """train.py as a user calls it: what it prints, writes and returns, and how it answers mistakes."""
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -55,6 +56,19 @@ def test_workers_change_neither_metrics_nor_tensors(call, tmp_path, workers):
     a, b = tensors(tmp_path / "none"), tensors(tmp_path / "some")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert accuracy(tmp_path / "none") == accuracy(tmp_path / "some")
+
+
+def test_deterministic_algorithms_are_an_option_that_changes_nothing_on_a_cpu(call, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert call(out="usual") == 0 and not torch.are_deterministic_algorithms_enabled()
+    try:
+        assert call(pairs=("TRAIN.DETERMINISTIC", "True")) == 0
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    a, b = (tensors(tmp_path / out) for out in ("usual", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_neither_cache_nor_log_frequency_nor_evaluations_between_epochs_change_tensors(call, tmp_path):

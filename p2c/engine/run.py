@@ -27,7 +27,7 @@ from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.position import InsideEpoch, checkpoint_steps
 from p2c.engine.results import changed_keys, changes, describe_classes, to_plain, write_finished, write_started
-from p2c.engine.seeds import random_state_kept, run_seed
+from p2c.engine.seeds import random_state_kept, run_seed, use_deterministic_algorithms
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
@@ -142,6 +142,8 @@ class Run(Checkpoints):
             log.warning(f"TRAIN.CHECKPOINT_STEPS has no effect: {type(self).__name__} resumes at whole epochs here")
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
+        if cfg.TRAIN.get("DETERMINISTIC", False):
+            use_deterministic_algorithms()
         self.seed = run_seed(cfg)
         self.time_built = self.started = time.time()
         self.seconds_before = 0.0  # training time of the runs that this one continues

@@ -1,6 +1,7 @@
 """The global random generators: seeding them, and leaving them as they were."""
 import contextlib
 import functools
+import os
 import random
 from collections.abc import Iterator
 
@@ -18,6 +19,13 @@ def set_random_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def use_deterministic_algorithms() -> None:
+    """Have a GPU compute sums in one order, from here on in this process; operations that cannot do so raise."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
 
 
 @functools.cache
