@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
@@ -66,6 +67,10 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("Interrupted; the same command continues")
         return INTERRUPTED
+    except BrokenProcessPool:
+        say("error: one of the processes was killed, as for lack of memory; the same command continues, with fewer at a "
+            "time by --jobs")
+        return FAILED
     except (DiskFull, FloatingPointError, torch.OutOfMemoryError) as error:
         say(f"error: {one_line(error)}")
         return FAILED

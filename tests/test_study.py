@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 
 from p2c import study
 from p2c.checksums import sealed
-from p2c.commands import DONE, MISTAKE
+from p2c.commands import DONE, FAILED, MISTAKE
 from p2c.config import config_file
 from p2c.datasets.shapes import generate
 from p2c.framework import read_json, read_results
@@ -285,6 +286,20 @@ def test_what_is_no_study_is_refused(tmp_path, capsys, content, words):
     assert study.run([str(path)]) == study.run([str(tmp_path / "none.yaml")]) == MISTAKE
     first, second = capsys.readouterr().err.splitlines()
     assert words in first and str(path) in first and "No study" in second
+
+
+@pytest.mark.parametrize("error, status, words", [
+    (BrokenProcessPool(), FAILED, "was killed, as for lack of memory; the same command continues"),
+    (FloatingPointError("the loss is nan"), FAILED, "the loss is nan"),
+    (KeyboardInterrupt(), study.INTERRUPTED, "Interrupted; the same command continues")])
+def test_what_ends_a_study_is_one_line_and_a_status(tmp_path, monkeypatch, capsys, error, status, words):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(study.choices, "search", fail)
+    assert study.run([write_study(tmp_path), "--output", str(tmp_path / "out")]) == status
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
 
 
 def test_settings_that_no_trainer_has_are_refused_before_anything_runs(tmp_path, capsys):

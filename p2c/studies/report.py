@@ -65,14 +65,14 @@ def run(study: Study, choice: Choice, place: Place, jobs: int) -> Rows:
     """Train and test all that the report needs.
 
     Raises:
-        ValueError: a training that is not of an ablation ended with a loss that is not finite.
+        FloatingPointError: a training that is not of an ablation ended with a loss that is not finite.
     """
     needed = [*comparison(study, choice), *initialisations(study, choice)]
     planned = [*needed, *ablations(study, choice)]
     faults = run_cells("Report", [cell for _, _, cell, _ in planned], place, jobs)
     for _, _, cell, _ in needed:
         if cell.name in faults:
-            raise ValueError(f"The training in {cell.name} has no result: {faults[cell.name]}")
+            raise FloatingPointError(f"The training in {cell.name} has no result: {faults[cell.name]}")
     rows = [Row(part, name, cell, test, measured(cell, place, test)) for part, name, cell, test in planned
             if cell.name not in faults]
     return Rows(rows, Counter((part, name) for part, name, cell, _ in planned if cell.name in faults))
