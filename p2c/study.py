@@ -68,8 +68,8 @@ def run(argv: Sequence[str]) -> int:
         say("Interrupted; the same command continues")
         return INTERRUPTED
     except BrokenProcessPool:
-        say("error: one of the processes was killed, as for lack of memory; the same command continues, with fewer at a "
-            "time by --jobs")
+        say("error: one of the processes was killed, as for lack of memory; the same command continues, and --jobs has "
+            "fewer at a time")
         return FAILED
     except (DiskFull, FloatingPointError, torch.OutOfMemoryError) as error:
         say(f"error: {one_line(error)}")

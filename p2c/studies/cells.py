@@ -1,9 +1,12 @@
 """A training and the tests of its model, in folders of their own, so that what is finished is never done again."""
+import contextlib
 import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -233,9 +236,10 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
             yield cell, run_cell(cell, place)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=prepare_process) as pool:
         try:
-            futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
+            with ctrl_c_ignored():
+                futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
@@ -245,6 +249,18 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
             raise
 
 
-def one_thread() -> None:
+@contextlib.contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    """Processes that start meanwhile ignore Ctrl-C all their lives: it is for the study's own process to end them."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def prepare_process() -> None:
+    """One thread, and an end without a word when the study's process asks for it."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit())
 
