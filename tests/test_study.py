@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from concurrent.futures.process import BrokenProcessPool
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from scipy import stats
 from p2c import study
 from p2c.checksums import sealed
 from p2c.commands import DONE, FAILED, MISTAKE
-from p2c.config import config_file
-from p2c.datasets.shapes import generate
-from p2c.framework import read_json, read_results
+from p2c.config import config_file, extend_cfg
+from p2c.datasets.shapes import FAMILY, generate
+from p2c.framework import get_cfg_default, read_json, read_results
 from p2c.studies.analysis import paired, pooled, spreads
 from p2c.studies.choice import FILE
 from p2c.studies.plan import read_study
@@ -220,6 +221,33 @@ def test_shipped_studies_can_be_read_and_report_nothing_that_they_search_on(name
         assert os.path.isfile(config_file("trainers", trainer, read.config))
     for dataset in (*read.search.datasets, *read.compare.datasets):
         assert os.path.isfile(config_file("datasets", dataset))
+
+
+def test_the_built_in_search_shares_no_class_and_no_style_with_what_is_reported():
+    read = read_study(config_file("studies", "shapes"))
+    searched, reported = ([FAMILY[name] for name in part.datasets] for part in (read.search, read.compare))
+    assert not {name for member in searched for name in member.contents} & {
+        name for member in reported for name in member.contents}
+    assert not {member.style.func for member in searched} & {member.style.func for member in reported}
+
+
+def test_shipped_settings_are_those_that_the_study_has_chosen():
+    choice = read_json(Path(__file__).resolve().parents[1] / "docs/results/choice.json")
+    assert choice["search_sha256"] == read_study(config_file("studies", "shapes")).space_digest
+
+    def shipped(trainer, name, keys):
+        cfg = get_cfg_default()
+        extend_cfg(cfg)
+        cfg.merge_from_file(config_file("trainers", trainer, name))
+        return {key: attrgetter(key)(cfg) for key in keys}
+
+    chosen = choice["chosen"]
+    chosen["P2C"].update(chosen[choice["inherits"]["P2C"]])
+    for trainer, settings in chosen.items():
+        assert shipped(trainer, "tiny_shapes", settings) == settings
+    denoising = {key: value for key, value in chosen["P2C"].items() if key.startswith("TRAINER.")}
+    carried = [path.stem for path in Path(config_file("trainers", "P2C", "tiny_shapes")).parent.glob("vit*.yaml")]
+    assert len(carried) == 4 and all(shipped("P2C", name, denoising) == denoising for name in carried)
 
 
 def test_the_studys_gaussian_has_the_mixtures_variance():
