@@ -77,6 +77,16 @@ def test_what_is_kept_is_no_checkpoint_and_the_run_goes_on_from_the_last_one(tin
     assert all(value.equal(weights(whole)[name]) for name, value in weights(again).items())
 
 
+def test_a_run_that_broke_before_its_first_checkpoint_begins_again(tiny_trainer):
+    broken = tiny_trainer(kind=Breaking)
+    with pytest.raises(FloatingPointError):
+        broken.train()
+    assert os.listdir(f"{broken.output_dir}/prompt_learner") == [FILE]
+    again = tiny_trainer()
+    again.train()
+    assert again.start_epoch == 0 and again.deployed_epoch == again.max_epoch
+
+
 def test_a_state_that_cannot_be_written_does_not_hide_the_reason(tiny_trainer, monkeypatch, capsys):
     def full(path, content):
         raise OSError(28, "No space left on device")

@@ -25,6 +25,7 @@ from p2c.engine.config import check_values, unused_keys
 from p2c.engine.distributed import barrier, collect, from_main, is_main, processes
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
+from p2c.engine.numerics import FILE as NONFINITE
 from p2c.engine.position import InsideEpoch, checkpoint_steps
 from p2c.engine.results import changed_keys, changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed, use_deterministic_algorithms
@@ -65,7 +66,7 @@ class Checkpoints:
             log.info("There is nothing to train: no model is registered")
             return self.max_epoch
         folders = [os.path.join(directory, name) for name in names]
-        if missing := [folder for folder in folders if not os.path.isdir(folder)]:
+        if missing := [folder for folder in folders if not os.path.isdir(folder) or os.listdir(folder) == [NONFINITE]]:
             if len(missing) < len(folders):
                 log.warning(f"There are checkpoints in {directory}, but none in {', '.join(missing)}")
             log.info("No checkpoint found, train from scratch")
