@@ -70,7 +70,7 @@ SETTINGS = {
         "PROMPT_DENOISING": {
             "ENABLED": False,
             "NOISE_TYPE": "gaussian_mixture",  # gaussian_mixture or gaussian
-            "NOISE_STD": 2.0,  # sigma_0 >= 0, the level at the start, in NOISE_UNIT
+            "NOISE_STD": 9.0,  # sigma_0 >= 0, the level at the start, in NOISE_UNIT
             "NOISE_UNIT": "embedding",  # embedding (std of the model's token embedding) or absolute
             "SCHEDULE": "cosine",  # cosine, linear, sigmoid or constant
             "ANNEAL": "epoch",  # the level changes once an epoch, or with every step: epoch or step

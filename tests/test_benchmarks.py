@@ -63,13 +63,13 @@ def test_each_process_takes_its_part(dry_run):
 
 
 def test_dry_run_of_the_grid(dry_run, monkeypatch):
-    """Base classes with 16 shots in batches of 4, 5 epochs: 20 steps a class."""
+    """Base classes with 16 shots in batches of 4, 8 epochs: 32 steps a class."""
     import grid
 
     monkeypatch.setattr(grid, "start_up", lambda folder, setting: 7.0)
     lines = [line for line in dry_run("grid") if line[:1] in (["eurosat"], ["ucf101"])]
     rows = [[line[position] for position in (0, 1, 2, 3, 7)] for line in lines]
-    assert rows == [["eurosat", "10", "5", "100", "8,100"], ["ucf101", "101", "51", "1020", "3,783"]]
+    assert rows == [["eurosat", "10", "5", "160", "8,100"], ["ucf101", "101", "51", "1632", "3,783"]]
 
 
 def test_a_projection_adds_up(monkeypatch):

@@ -268,7 +268,7 @@ def test_attributes_stand_before_the_context_and_flow_through_the_layers(exact, 
         attributes=torch.cat([prompts.ctx_att1, prompts.ctx_att2]), deep=list(prompts.compound_prompts_text),
         mapper=[(prompts.proj.weight, prompts.proj.bias)],
         projections=[(f.weight, f.bias) for f in prompts.compound_prompt_projections],
-        eps=eps, sigma=2.0 * trainer.clip.token_std if noise else 0.0, **oracle_clip(trainer))["total"]
+        eps=eps, sigma=9.0 * trainer.clip.token_std if noise else 0.0, **oracle_clip(trainer))["total"]
     prompts.ctx_att3.requires_grad_(False)  # not in use
     used = [p for p in prompts.parameters() if p.requires_grad]
     got = sum(trainer.losses(image, label).values())

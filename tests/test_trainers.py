@@ -116,7 +116,7 @@ def test_losses_and_gradients_are_the_oracles(make_trainer, monkeypatch, name):
     if name == "P2C":
         shape = trainer.prompts.ctx.shape
         noise = dict(eps=trainer.denoising.noise.sample(shape, generator(1, "dpd", 0)).double(),
-                     sigma=2.0 * trainer.clip.token_std,
+                     sigma=9.0 * trainer.clip.token_std,
                      mapper_normal=torch.randn(shape, generator=generator(1, "mapper", 0)).double(),
                      sigma_a=2.0 * trainer.clip.token_std, weight=1.0)
     expected = oracle.p2c_losses(labels=label, **oracle_arguments(trainer, image), **noise)["total"]
@@ -198,8 +198,8 @@ def test_noise_level_is_in_units_of_the_token_embedding(make_trainer):
     first_step(absolute)
     first_step(embedding)
     std = embedding.clip.model.token_embedding.weight.double().std(correction=0).item()
-    assert absolute.noise_level() == 2.0
-    assert embedding.noise_level() == pytest.approx(2.0 * std)
+    assert absolute.noise_level() == 9.0
+    assert embedding.noise_level() == pytest.approx(9.0 * std)
     assert embedding.mapper_std == pytest.approx(2.0 * std)
 
 

@@ -123,8 +123,9 @@ def run_cell(cell: Cell, place: Place) -> str:
         try:
             train(cell, place)
         except NonFiniteLoss as error:
-            write_atomically(fault, str(error))
-            return str(error)
+            text = str(error).replace(os.path.join(place.output, ""), "")  # paths below the study's folder
+            write_atomically(fault, text)
+            return text
         for settings in cell.tests:
             for half in cell.stage.halves:
                 test(cell, half, settings, place)
