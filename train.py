@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from p2c import compat
-from p2c.commands import MISTAKES, Parser, one_line
+from p2c.commands import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 from p2c.config import check_settings, extend_cfg
 from p2c.ranges import flatten
 
@@ -60,7 +60,7 @@ try:
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
-FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
+FINISHED = DONE
 FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # while training, that need no traceback
 
 

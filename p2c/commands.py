@@ -4,6 +4,7 @@ import os
 import sys
 
 DONE, FAILED, MISTAKE = 0, 1, 2  # exit statuses of the commands that take a run
+INTERRUPTED = 75  # and resumable
 MISTAKES = (ValueError, TypeError, KeyError, OSError, AssertionError)  # of the user's, in set-up
 
 

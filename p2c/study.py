@@ -19,14 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, positive, say, show
+from p2c.commands import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line, positive, say, show
 from p2c.framework import DiskFull, folder_lock
 from p2c.studies import choice as choices
 from p2c.studies import report
 from p2c.studies.cells import Place
 from p2c.studies.plan import Study, read_study
 
-INTERRUPTED = 75
 STAGES = ("all", "search", "report")
 
 

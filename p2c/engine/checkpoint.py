@@ -70,7 +70,7 @@ def save_checkpoint(
     state = plain(state)
     if remove_module_from_keys:
         state["state_dict"] = _without_module(state["state_dict"])
-    content = _serialised(state)
+    content = serialised(state)
     name = model_name or f"model.pth.tar-{state['epoch']}"
     path = os.path.join(save_dir, name)
     write_atomically(path, content)
@@ -84,7 +84,7 @@ def save_checkpoint(
 
 def save_position(state: dict, save_dir: str) -> None:
     """Write `state`, which has "epoch" and "batch" beside what a checkpoint has, as the position in `save_dir`."""
-    write_atomically(os.path.join(save_dir, POSITION), _serialised(plain(state)))
+    write_atomically(os.path.join(save_dir, POSITION), serialised(plain(state)))
 
 
 def remove_position(save_dir: str) -> None:
@@ -93,7 +93,8 @@ def remove_position(save_dir: str) -> None:
         os.remove(os.path.join(save_dir, POSITION))
 
 
-def _serialised(state: dict) -> bytes:
+def serialised(state: dict) -> bytes:
+    """What a file of torch.save's with `state` in it would hold."""
     content = io.BytesIO()
     torch.save(state, content)
     return content.getvalue()

@@ -11,8 +11,6 @@ from p2c.logs import get_logger
 log = get_logger(__name__)
 
 HEADER, FOOTER = 12, 4  # bytes of a record before its content (length and checksum) and after it (checksum)
-
-
 FLUSH = 5  # seconds after which points go to the system with the next one
 
 

@@ -2,7 +2,6 @@
 
 Shapes: N samples, C classes.
 """
-import io
 import os
 from collections import OrderedDict
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from p2c.engine.calibration import calibration
+from p2c.engine.checkpoint import serialised
 from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
 from p2c.logs import get_logger
@@ -120,9 +120,7 @@ class Classification(EvaluatorBase):
         matrix = matrix[labels][:, labels].double()
         rows = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
-        content = io.BytesIO()
-        torch.save({"labels": labels.tolist(), "matrix": rows}, content)
-        write_atomically(path, content.getvalue())
+        write_atomically(path, serialised({"labels": labels.tolist(), "matrix": rows}))
         log.info(f"Confusion matrix is saved to {path}")
 
 

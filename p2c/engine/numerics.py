@@ -1,5 +1,4 @@
 """Numbers that are not finite: a loss ends the run and leaves what there is to look into; skipped steps are counted."""
-import io
 import math
 import os
 from collections.abc import Iterable
@@ -7,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from p2c import trainable
-from p2c.engine.checkpoint import plain
+from p2c.engine.checkpoint import plain, serialised
 from p2c.engine.distributed import is_main
 from p2c.engine.files import write_atomically
 from p2c.logs import get_logger
@@ -67,10 +66,8 @@ def keep_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] = ()) -> No
             "seed": trainer.seed,
         }
         path = os.path.join(trainer.output_dir, name, FILE)
-        content = io.BytesIO()
         try:
-            torch.save(plain(state), content)
-            write_atomically(path, content.getvalue())
+            write_atomically(path, serialised(plain(state)))
         except (OSError, TypeError) as problem:  # what stopped the run is said in any case
             log.warning(f"The state to look into could not be written to {path}: {problem}")
         else:

@@ -72,7 +72,7 @@ def read_results(directory: str) -> dict | None:
     remedy = "delete it, or choose another folder"
     try:
         record = read_json(path)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or "finished" not in record \
             or not isinstance(record.get("config"), dict):

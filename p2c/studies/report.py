@@ -1,6 +1,4 @@
 """The frozen choice, tested: every cell that the report needs, and the report as Markdown, CSV and pictures."""
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +8,7 @@ from statistics import fmean, stdev
 
 from tabulate import tabulate
 
-from p2c.framework import write_atomically
+from p2c.framework import write_atomically, write_csv
 from p2c.studies import plots
 from p2c.studies.analysis import Estimate, paired, pooled, spreads
 from p2c.studies.cells import REPORT, Cell, Measured, Place, measured, run_cells
@@ -117,7 +115,7 @@ def initialisations(study: Study, choice: Choice) -> Iterator[Planned]:
 def write(study: Study, choice: Choice, rows: Rows, place: Place, command: str) -> list[str]:
     """Write report.md, cells.csv and the pictures; returns their paths."""
     folder = Path(place.output)
-    write_atomically(folder / "cells.csv", as_csv(rows, place))
+    write_cells(rows, place)
     pictures = {"differences.png": plots.differences(comparison_estimates(study, rows))}
     if study.ablations:
         pictures["ablations.png"] = plots.ablations(ablation_estimates(study, rows), study.ablations.dataset)
@@ -136,20 +134,17 @@ def write(study: Study, choice: Choice, rows: Rows, place: Place, command: str) 
     return [str(folder / name) for name in ("report.md", "cells.csv", *pictures)]
 
 
-def as_csv(rows: Rows, place: Place) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    metrics = ("accuracy", "ece", "nll")
-    writer.writerow(["part", "name", "trainer", "dataset", "seed", *MEASURES,
-                     *(f"{half}_{metric}" for half in MEASURES[:2] for metric in metrics[1:]), "settings", "test",
-                     "run", "choice_sha256"])
-    for row in rows.rows:
-        writer.writerow([
-            row.part, row.name, row.cell.trainer, row.cell.dataset, row.cell.seed,
-            *(getattr(row.found, measure) for measure in MEASURES),
-            *(half[metric] for half in row.found.halves for metric in metrics[1:]), json.dumps(row.cell.settings),
-            json.dumps(row.test), row.cell.name, place.choice])
-    return text.getvalue()
+def write_cells(rows: Rows, place: Place) -> None:
+    """Write cells.csv: a line for each test."""
+    metrics = ("ece", "nll")
+    columns = ["part", "name", "trainer", "dataset", "seed", *MEASURES,
+               *(f"{half}_{metric}" for half in MEASURES[:2] for metric in metrics), "settings", "test", "run",
+               "choice_sha256"]
+    write_csv(Path(place.output) / "cells.csv", columns, [[
+        row.part, row.name, row.cell.trainer, row.cell.dataset, row.cell.seed,
+        *(getattr(row.found, measure) for measure in MEASURES),
+        *(half[metric] for half in row.found.halves for metric in metrics), json.dumps(row.cell.settings),
+        json.dumps(row.test), row.cell.name, place.choice] for row in rows.rows])
 
 
 def head(study: Study, choice: Choice, command: str) -> str:
