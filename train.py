@@ -244,27 +244,25 @@ def finished_before(cfg, task: dict, anyway: bool) -> bool:
 def run(args: argparse.Namespace) -> int:
     """Set up and run; returns the exit status."""
     with contextlib.ExitStack() as held:
-        return run_holding(held, args)
-
-
-def run_holding(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
-    """As `run`; what the run takes for itself is put into `held`."""
-    try:
-        return set_up_and_run(held, args)
-    except Stopped as stopped:
-        ignore_signals()
-        say(f"{stopped}; the same command continues from there (give --seed if it was drawn)")
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
-        return INTERRUPTED
-    finally:
-        interrupt.trainer, interrupt.asked = None, -math.inf
-        leave()
+        try:
+            return set_up_and_run(held, args)
+        except Stopped as stopped:
+            ignore_signals()
+            say(f"{stopped}; the same command continues from there (give --seed if it was drawn)")
+            return INTERRUPTED
+        except KeyboardInterrupt:
+            say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
+            return INTERRUPTED
+        finally:
+            interrupt.trainer, interrupt.asked = None, -math.inf
+            leave()
 
 
 def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
-    """What goes wrong before the training is the user's mistake; what goes wrong in it is a failure."""
+    """What goes wrong before the training is the user's mistake; what goes wrong in it is a failure.
+
+    What the run takes for itself is put into `held`.
+    """
     try:
         cfg = setup_cfg(args)
         task = describe_task(args)

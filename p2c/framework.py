@@ -39,7 +39,7 @@ from p2c.engine.distributed import (
     parallel,
     rank,
 )
-from p2c.engine.files import DiskFull, UnreadableImage, remove_leftovers, to_rgb, write_csv
+from p2c.engine.files import DiskFull, UnreadableImage, remove_leftovers, to_rgb, write_csv, write_figure
 from p2c.engine.lock import folder_lock
 from p2c.engine.logger import only_warnings
 from p2c.engine.numerics import NonFiniteLoss, SkippedSteps, check_finite, keep_state
@@ -66,8 +66,8 @@ __all__ = [
     "get_cfg_default", "is_main", "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights",
     "local_processes", "measured", "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json",
     "read_legacy_pickle", "read_results", "remove_leftovers", "run_seed", "sample_shots", "save_checkpoint",
-    "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv", "write_json",
-    "write_started",
+    "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv",
+    "write_figure", "write_json", "write_started",
 ]
 
 if compat.engine() == compat.OURS:

@@ -1,21 +1,18 @@
 """The reliability of predictions as a picture: accuracy against confidence, over how many images have which confidence.
 """
-import io
 import os
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from p2c.framework import write_atomically
+from p2c.framework import write_figure
 
 SIZE = 4.0, 4.4  # width and height in inches
 
 
 def draw(reliability: Mapping[str, Sequence], path: str | os.PathLike) -> None:
     """Write the bins of a results.json's `reliability` as a PNG file."""
-    picture = io.BytesIO()
-    figure_of(**reliability).savefig(picture, format="png", dpi=150)
-    write_atomically(path, picture.getvalue())
+    write_figure(path, figure_of(**reliability))
 
 
 def figure_of(count: Sequence[int], confidence: Sequence[float | None], accuracy: Sequence[float | None]) -> Figure:

@@ -32,10 +32,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from p2c.commands import Parser  # noqa: E402
+from p2c.commands import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
 from p2c.families import FAMILIES, Family  # noqa: E402
 
-FINISHED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75
+FINISHED = DONE
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
 ON_OWN_DATA = ("base2new", "fewshot")  # what also runs on folder:PATH
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")

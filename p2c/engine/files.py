@@ -129,6 +129,13 @@ def write_csv(fpath: str | os.PathLike, columns: Sequence[str], rows: Iterable[S
     write_atomically(fpath, text.getvalue())
 
 
+def write_figure(fpath: str | os.PathLike, figure) -> None:
+    """Write a picture of matplotlib's in the format that its name ends with, such as .png or .pdf; atomic."""
+    content = io.BytesIO()
+    figure.savefig(content, format=os.path.splitext(fpath)[1][1:].lower(), dpi=150)
+    write_atomically(fpath, content.getvalue())
+
+
 class UnreadableImage(ValueError):
     """An image file that is missing or damaged.
 

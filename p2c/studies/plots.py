@@ -1,5 +1,4 @@
-"""The pictures of a report, as PNG."""
-import io
+"""The pictures of a report."""
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from p2c.tables.curves import COLOURS, MARKERS
 LINE = 0.26  # inches of a line in a forest plot
 
 
-def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate | None]]) -> bytes:
+def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate | None]]) -> Figure:
     """A panel for base, novel and HM; a line with its interval for each data set and the pooled estimate."""
     names = list(estimates)
     figure = Figure((8, 1 + LINE * 1.4 * len(names)), layout="constrained")
@@ -20,10 +19,10 @@ def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate |
         forest(ax, {name: estimates[name][0][measure] for name in names}, COLOURS[0])
         ax.set_title(title, fontsize=9)
     figure.supxlabel("difference in points, 95% CI", fontsize=9)
-    return png(figure)
+    return figure
 
 
-def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> bytes:
+def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> Figure:
     """A panel for each group: differences in HM with their intervals."""
     shown = {title: estimates for title, estimates in groups.items() if estimates}
     heights = [1 + len(estimates) for estimates in shown.values()]
@@ -33,7 +32,7 @@ def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> byt
         forest(ax, estimates, COLOURS[0])
         ax.set_title(title, fontsize=9, loc="left")
     figure.supxlabel(f"difference in HM on {dataset} in points, 95% CI", fontsize=9)
-    return png(figure)
+    return figure
 
 
 def forest(ax, estimates: Mapping[str, Estimate], colour: str) -> None:
@@ -48,7 +47,7 @@ def forest(ax, estimates: Mapping[str, Estimate], colour: str) -> None:
     ax.grid(axis="x", alpha=0.3)
 
 
-def reliability(kinds: Mapping[str, Sequence[Mapping[str, list]]]) -> bytes:
+def reliability(kinds: Mapping[str, Sequence[Mapping[str, list]]]) -> Figure:
     """Accuracy against confidence, bins of all tests of a kind together."""
     figure = Figure((4.2, 4), layout="constrained")
     ax = figure.subplots()
@@ -64,10 +63,4 @@ def reliability(kinds: Mapping[str, Sequence[Mapping[str, list]]]) -> bytes:
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize=8)
-    return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
+    return figure

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from tabulate import tabulate
 
-from p2c.framework import write_atomically, write_csv
+from p2c.framework import write_atomically, write_csv, write_figure
 from p2c.studies import plots
 from p2c.studies.analysis import Estimate, paired, pooled, spreads
 from p2c.studies.cells import REPORT, Cell, Measured, Place, measured, run_cells
@@ -121,8 +121,8 @@ def write(study: Study, choice: Choice, rows: Rows, place: Place, command: str) 
         pictures["ablations.png"] = plots.ablations(ablation_estimates(study, rows), study.ablations.dataset)
     if study.cloud:
         pictures["reliability.png"] = plots.reliability(reliability_bins(choice, rows))
-    for name, content in pictures.items():
-        write_atomically(folder / name, content)
+    for name, figure in pictures.items():
+        write_figure(folder / name, figure)
     sections = [head(study, choice, command), chosen_section(study, choice), compare_section(study, rows)]
     if study.ablations:
         sections += [ablation_section(study, rows)]

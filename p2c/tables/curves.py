@@ -1,14 +1,12 @@
 """The few-shot curves as a picture: accuracy against shots, a panel for the average and one for each data set."""
 
-import io
 import math
 from itertools import cycle, groupby
-from os import path as osp
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from p2c.engine.files import write_atomically
+from p2c.engine.files import write_figure
 from p2c.tables.published import AVERAGE
 from p2c.tables.rows import Row
 
@@ -23,9 +21,7 @@ def draw(rows: list[Row], path: str, keyword: str, spread: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    picture = io.BytesIO()
-    figure_of(rows, keyword, spread).savefig(picture, format=osp.splitext(path)[1][1:].lower(), dpi=150)
-    write_atomically(path, picture.getvalue())
+    write_figure(path, figure_of(rows, keyword, spread))
 
 
 def figure_of(rows: list[Row], keyword: str, spread: str) -> Figure:
