@@ -235,7 +235,8 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
         ValueError: the file is none of these.
     """
     try:
-        check_archive(path)
+        if not published:  # its hash has been compared, and every start of a run would read hundreds of MB once more
+            check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
