@@ -56,7 +56,7 @@ class CloudRecord:
 
     def _columns(self) -> list[Tensor]:
         """Index, label, prediction, confidence, information and dissent, (N,) each, in the order of the split."""
-        columns = [torch.cat([part.cpu() for part in parts]) for parts in zip(*self._batches, strict=True)]
+        columns = [torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)]
         order = columns[0].argsort()
         return [column[order] for column in columns]
 

@@ -134,8 +134,7 @@ def check_device() -> Iterator[Finding]:
         drivers = nvidia_gpus()
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            ones = torch.ones(64, 64, dtype=torch.float16, device=f"cuda:{index}")
-            if (ones @ ones).sum().item() != 64**3:
+            if not multiplies(torch.device("cuda", index)):
                 yield Finding(WRONG, f"GPU {index} multiplies wrongly")
             yield Finding(OK, f"GPU {index}: {torch.cuda.get_device_name(index)}, {total / 2**30:.0f} GiB of memory, "
                               f"{free / 2**30:.0f} free")
@@ -147,6 +146,14 @@ def check_device() -> Iterator[Finding]:
                              "install a build that fits the driver, see pytorch.org")
     else:
         yield Finding(OK, f"CPU, {torch.get_num_threads()} threads; no GPU, which {BACKBONE} needs to train in minutes")
+
+
+def multiplies(device: "torch.device") -> bool:
+    """Return whether a device's matrix product in half precision is right."""
+    import torch
+
+    ones = torch.ones(64, 64, dtype=torch.float16, device=device)
+    return (ones @ ones).sum(dtype=torch.float32).item() == 64**3  # half precision ends at 65504
 
 
 def nvidia_gpus() -> list[str]:

@@ -118,6 +118,12 @@ def test_requirements_that_are_not_met_are_named(monkeypatch, requirement, messa
     assert marks(found) == ([WRONG] if message else []) and (not message or message in found[0].text)
 
 
+def test_a_device_that_multiplies_rightly_is_told_from_one_that_does_not(monkeypatch):
+    assert doctor.multiplies(torch.device("cpu"))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.full_like(a, 64.0625))
+    assert not doctor.multiplies(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("visible, mark, message", [
     (None, WRONG, "there is a GPU (NVIDIA H100, 550.1), but torch cannot use it"), ("", OK, "CPU"), ("-1", OK, "CPU"),
 ])

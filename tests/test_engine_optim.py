@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from p2c.engine import build_lr_scheduler, build_optimizer, get_cfg_default
+from p2c.engine import build_lr_scheduler, build_optimizer, get_cfg_default, optim
 
 
 def optim_config(**settings):
     opts = get_cfg_default().OPTIM
-    opts.merge_from_list([item for pair in settings.items() for item in pair])
+    opts.update(settings)
     return opts
 
 
@@ -105,3 +105,63 @@ def test_groups_may_give_their_parameters_by_a_generator_or_one_alone():
     built = build_optimizer(None, opts, [{"params": model.parameters()}])
     assert [len(group["params"]) for group in built.param_groups] == [2]
     assert build_optimizer(None, opts, [{"params": model.bias}]).param_groups[0]["params"][0] is model.bias
+
+
+# Fused kernels, as on a GPU; torch has them for the CPU too
+
+@pytest.fixture
+def fuse(monkeypatch):
+    """fuse(whether): have optimisers built from here on as for parameters on a GPU, or on a CPU."""
+    return lambda whether: monkeypatch.setattr(optim, "_all_on_gpu", lambda groups: whether)
+
+
+def steps(optimizer, parameter, gradients):
+    """Take a step with loss scaling for each gradient; the parameter after each."""
+    scaler, values = torch.amp.GradScaler("cpu", init_scale=4.0), []
+    for gradient in gradients:
+        optimizer.zero_grad()
+        scaler.scale(parameter @ torch.as_tensor(gradient)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        values.append(parameter.detach().clone())
+    return torch.stack(values)
+
+
+INF = math.inf
+OVERFLOWING = [[INF, 1.0], [1.0, INF], [0.5, -1.0], [2.0, 0.5], [INF, INF], [1.0, 1.0]]
+KINDS = [dict(NAME="sgd"), dict(NAME="sgd", SGD_NESTEROV=True, WEIGHT_DECAY=0.1), dict(NAME="sgd", SGD_DAMPNING=0.5),
+         dict(NAME="sgd", MOMENTUM=0.0), dict(NAME="adam"), dict(NAME="amsgrad"), dict(NAME="adamw")]
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_fused_optimisers_train_as_the_others_do_when_loss_scaling_leaves_the_first_steps_out(fuse, settings):
+    results = []
+    for fused in (False, True):
+        fuse(fused)
+        parameter = nn.Parameter(torch.ones(2))
+        torch.full((2,), math.nan)  # freed at once: what is allocated next and not written may hold this
+        optimizer = build_optimizer([parameter], optim_config(LR=0.1, **settings))
+        assert bool(optimizer.param_groups[0]["fused"]) == (fused and "SGD_DAMPNING" not in settings)
+        results.append(steps(optimizer, parameter, OVERFLOWING))
+    assert results[1][:2].equal(torch.ones(2, 2)) and not results[1][2].equal(torch.ones(2))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("first, then", [(False, True), (True, False)], ids=["onto a GPU", "onto a CPU"])
+@pytest.mark.parametrize("done", [1, 3], ids="after {} steps".format)
+def test_a_state_saved_on_another_device_goes_on_with_the_kernels_of_this_one(fuse, settings, first, then, done):
+    def built(fused, start):
+        fuse(fused)
+        parameter = nn.Parameter(start.clone())
+        return parameter, build_optimizer([parameter], optim_config(LR=0.1, **settings))
+
+    parameter, optimizer = built(first, torch.ones(2))
+    expected = steps(optimizer, parameter, OVERFLOWING)
+    parameter, optimizer = built(first, torch.ones(2))
+    steps(optimizer, parameter, OVERFLOWING[:done])
+    resumed, other = built(then, parameter.detach())
+    kernels = {name: other.param_groups[0][name] for name in ("fused", "foreach")}
+    other.load_state_dict(optimizer.state_dict())
+    assert {name: other.param_groups[0][name] for name in kernels} == kernels
+    torch.testing.assert_close(steps(other, resumed, OVERFLOWING[done:]), expected[done:])

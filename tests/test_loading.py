@@ -194,3 +194,11 @@ def test_built_in_backbone_names_the_word_it_has_no_row_for():
         clip.tokenize("a photo of a zebra")
     rows = clip.model.token_embedding.weight[sorted(clip.stored_ids)].double()
     assert clip.token_std == pytest.approx(rows.std(correction=0).item())
+
+
+def test_towers_run_without_kernels_that_are_coarser_than_their_precision_or_known_to_be_wrong():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.cudnn.allow_tf32 = True
+    load_backbone("tiny-shapes", "random")
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -1,4 +1,5 @@
 """Numbers that are not finite: what ends a run, what it leaves, what is skipped and counted."""
+import math
 import os
 
 import pytest
@@ -6,6 +7,8 @@ import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import TinyTrainer
 
+from p2c.clip.precision import PRECISIONS, Precision
+from p2c.engine import optim
 from p2c.engine.checkpoint import UnreadableCheckpoint, load_checkpoint
 from p2c.engine.numerics import FILE, NonFiniteLoss, SkippedSteps
 from p2c.framework import read_results
@@ -167,6 +170,24 @@ def test_a_loss_that_is_not_finite_is_an_error_with_loss_scaling_too(make_traine
         name: loss * (torch.nan if trainer.step == 2 else 1) for name, loss in losses(image, label).items()})
     with pytest.raises(FloatingPointError, match="step 3, epoch"):
         trainer.train()
+
+
+@pytest.mark.parametrize("name", ["MaPLe", "P2C"])
+def test_half_precision_with_fused_kernels_trains_as_without(make_trainer, few_shapes, monkeypatch, name):
+    """A GPU's default, on the CPU: of the first steps from the shipped weights some overflow, the very first too."""
+    monkeypatch.setattr(Precision, "from_name", lambda name, device: PRECISIONS["fp16"])
+    losses = []
+    for fused in (False, True):
+        monkeypatch.setattr(optim, "_all_on_gpu", lambda groups, fused=fused: fused)
+        trainer = make_trainer(name, *few_shapes, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "MODEL.BACKBONE.WEIGHTS", "builtin",
+                               out=f"fused{fused}")
+        trainer.num_batches, trainer.epoch = len(trainer.train_loader_x), 0
+        trainer.set_model_mode("train")
+        losses.append([float(trainer.forward_backward(batch)["loss"])
+                       for trainer.batch_idx, batch in enumerate(trainer.train_loader_x)])
+        assert trainer.skipped_steps >= 2 and trainer.scaler.get_scale() < 2**16
+    assert all(map(math.isfinite, losses[1])) and len(losses[1]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 def test_a_run_without_loss_scaling_has_skipped_nothing(make_trainer):

@@ -5,6 +5,7 @@ import re
 import oracle
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2c.clip.loading import load_backbone
 from p2c.prompts.context import readable
@@ -510,3 +511,31 @@ def test_half_precision_arithmetic_agrees_with_fp32(make_trainer, monkeypatch, n
         first_step(exact)
         assert loss.item() == pytest.approx(exact.forward_backward(batch)["loss"].item(), rel=0.05)
         assert all(p.grad.dtype == p.dtype == torch.float32 for p in half.prompts.parameters())
+
+
+class BatchedProducts(TorchDispatchMode):
+    """Notes the shapes of all batched matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.bmm.default:
+            self.shapes.append((tuple(args[0].shape), tuple(args[1].shape)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_has_no_batched_outer_product_for_which_a_gpu_would_need_a_compiler(make_trainer, name):
+    """torch 2.14 compiles a kernel for such products at run time (torch._native.ops.bmm_outer_product)."""
+    trainer = make_trainer(name)
+    first_step(trainer)
+    batch = next(iter(trainer.train_loader_x))
+    torch.autograd.set_multithreading_enabled(False)  # a dispatch mode sees its own thread
+    try:
+        with BatchedProducts() as products:
+            trainer.forward_backward(batch)
+    finally:
+        torch.autograd.set_multithreading_enabled(True)
+    assert not [(a, b) for a, b in products.shapes if a[2] == b[1] == 1]

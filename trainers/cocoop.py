@@ -25,7 +25,8 @@ class CoCoOp(PromptTrainer):
         image_features = self.encode_image(image, prompts)                              # (B, E)
         contexts = self.prompts.shifted(prompts.context, image_features)                # (B, M, D)
         text_features = self.encode_text(prompts._replace(context=contexts))            # (B, C, E)
-        return self.clip.logit_scale * (text_features @ image_features[:, :, None]).squeeze(-1)
+        # Not a matrix product: its backward pass would be an outer product, which torch 2.14 compiles at run time.
+        return self.clip.logit_scale * (text_features * image_features[:, None]).sum(-1)
 
     @torch.no_grad()
     def model_inference(self, input: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from p2c.checksums import check_archive
+from p2c.clip.precision import use_sound_kernels
 from p2c.clip.torchscript import is_torchscript, read_torchscript
 from p2c.logs import get_logger
 
@@ -96,6 +97,7 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
         ValueError: unknown name or weights, or weights that do not fit.
         FileNotFoundError: weights that are nowhere to be had.
     """
+    use_sound_kernels()
     stored_ids = None
     if name == TINY:
         model, statistics, stored_ids = _load_tiny(weights)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from p2c.denoising.noise import to_device_of
+
 
 class DenoisingMapper(nn.Sequential):
     """F_0: Linear(d_t, h) - GELU - Linear(h, d_v), maps text prompts (M, d_t) to visual prompts (M, d_v)."""
@@ -21,7 +23,7 @@ def mapper_loss(mapper: Callable[[Tensor], Tensor], context: Tensor, sigma: floa
     `context` is P_0 (M, d_t), clean; `sigma` is in units of its elements. The gradient reaches the mapper and the
     context. Returns a scalar.
     """
-    noise = torch.randn(*context.shape, generator=generator).to(context)
+    noise = to_device_of(context, torch.randn(*context.shape, generator=generator))
     with torch.no_grad():
         target = mapper(context)
     return (mapper(context + sigma * noise) - target).square().mean()

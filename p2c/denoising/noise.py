@@ -15,8 +15,16 @@ def perturb(context: Tensor, noise: Noise, sigma: float, generator: Generator) -
 
     The gradient passes to the context unchanged.
     """
-    eps = noise.sample(context.shape[-2:], generator).to(context)
+    eps = to_device_of(context, noise.sample(context.shape[-2:], generator))
     return context + sigma * eps
+
+
+def to_device_of(context: Tensor, draw: Tensor) -> Tensor:
+    """Return a draw, made on the CPU, on the context's device and in its precision.
+
+    The host does not wait for the copy: from pinned memory it is queued like a kernel.
+    """
+    return (draw.pin_memory() if context.is_cuda else draw).to(context, non_blocking=True)
 
 
 class PromptDenoising:

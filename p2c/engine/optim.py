@@ -30,7 +30,9 @@ def _rmsprop(opts) -> dict:
     return {"weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "alpha": opts.RMSPROP_ALPHA}
 
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # one kernel a step, and no wait for loss scaling
+# One kernel a step. Loss scaling leaves their steps out on the device, where it waits for it with the others.
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+KERNELS = ("fused", "foreach", "capturable")  # options that choose how a step is computed, not what
 
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, _adam),
@@ -62,9 +64,35 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
     param_groups = [{**group, "params": _listed(group["params"])} if isinstance(group, dict) else group
                     for group in param_groups]
     options = arguments(optim_cfg)
-    if optimizer in FUSED and _all_on_gpu(param_groups):
+    # Fused SGD has no first step of its own (see _start_momentum), in which dampening is left out.
+    if optimizer in FUSED and not options.get("dampening") and _all_on_gpu(param_groups):
         options["fused"] = True
-    return optimizer(param_groups, lr=optim_cfg.LR, **options)
+    optimizer = optimizer(param_groups, lr=optim_cfg.LR, **options)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+    optimizer.register_load_state_dict_post_hook(_start_momentum)
+    _start_momentum(optimizer)
+    return optimizer
+
+
+def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """Return a state to load with the optimiser's own KERNELS: the state may be of a run on another device."""
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch refuses another number of groups
+        group.update({name: own[name] for name in KERNELS if name in own})
+    return {**state, "param_groups": groups}
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD a momentum of zeros where it has none yet.
+
+    torch would allocate it in the first step and not write it if loss scaling leaves that step out; the next step then
+    reads whatever the memory held. From zeros, the first step that is taken is torch's own: 0.9 * 0 + gradient.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _listed(parameters) -> list:
