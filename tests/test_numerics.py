@@ -179,8 +179,8 @@ def test_half_precision_with_fused_kernels_trains_as_without(make_trainer, few_s
     losses = []
     for fused in (False, True):
         monkeypatch.setattr(optim, "_all_on_gpu", lambda groups, fused=fused: fused)
-        trainer = make_trainer(name, *few_shapes, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "MODEL.BACKBONE.WEIGHTS", "builtin",
-                               out=f"fused{fused}")
+        trainer = make_trainer(name, *few_shapes, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "MODEL.BACKBONE.WEIGHTS",
+                               "builtin", out=f"fused{fused}")
         trainer.num_batches, trainer.epoch = len(trainer.train_loader_x), 0
         trainer.set_model_mode("train")
         losses.append([float(trainer.forward_backward(batch)["loss"])

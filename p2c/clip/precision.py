@@ -35,9 +35,9 @@ class Precision:
 def use_sound_kernels() -> None:
     """Turn off, for this process, what makes a GPU's results wrong or coarser than the precision says.
 
-    cuDNN's attention has NaN gradients reported at our shapes: a mask and a length of 64 modulo 128 (pytorch#196678), or
-    a single query (cudnn-frontend#1072). Flash and memory-efficient attention stay. TF32 in cuDNN's convolutions, on by
-    default, would leave fp32 with 10 bits of mantissa in the first layer of the image tower.
+    cuDNN's attention has NaN gradients reported at our shapes: a mask and a length of 64 modulo 128 (pytorch#196678),
+    or a single query (cudnn-frontend#1072). Flash and memory-efficient attention stay. TF32 in cuDNN's convolutions, on
+    by default, would leave fp32 with 10 bits of mantissa in the first layer of the image tower.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cudnn.allow_tf32 = False
