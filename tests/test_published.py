@@ -3,9 +3,12 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from p2c import trainable
+from p2c.clip.loading import load_backbone
 from p2c.config import SETTINGS
+from p2c.framework import CannotResume, read_results
 from p2c.prompts.published import differences, learned_entries
 
 D, V, E = 128, 128, 128  # of tiny-shapes: text width, vision width, width of the features
@@ -291,3 +294,46 @@ def test_a_published_file_that_dassl_wrote_with_its_objects_loads(make_trainer, 
     trainer = make_trainer("IVLP")
     assert trainer.load_prompts(tmp_path / FILE) == 5
     assert_same_prompts(trainer, wanted)
+
+
+def test_prompts_are_for_the_weights_of_their_training_whatever_file_these_are_in(make_trainer, few_shapes, tmp_path):
+    """With the checkpoint's digest the weights count, whatever their name; without it, as in older runs, the name."""
+    state = load_backbone("tiny-shapes", "random").model.state_dict()
+    same, other = tmp_path / "same.safetensors", tmp_path / "other.pt"
+    save_file(state, same)
+    torch.save(state | {"ln_final.bias": state["ln_final.bias"] + 1e-3}, other)
+    first = make_trainer("MaPLe", *few_shapes, "OPTIM.MAX_EPOCH", 1)
+    first.train()
+    path = tmp_path / "run/MultiModalPromptLearner/model.pth.tar-1"
+
+    def start_from(weights):
+        return make_trainer("MaPLe", *few_shapes, "MODEL.INIT_WEIGHTS", str(path), "MODEL.BACKBONE.WEIGHTS", weights,
+                            out="second")
+
+    start_from(str(same))
+    for weights in (str(other), "builtin"):
+        with pytest.raises(ValueError, match=f"weights 'random' of tiny-shapes, .* '{weights}'"):
+            start_from(weights)
+    checkpoint = torch.load(path)
+    del checkpoint["backbone_sha256"]
+    torch.save(checkpoint, path)
+    start_from(str(other))  # what a file holds cannot be told from its name
+    with pytest.raises(ValueError, match="weights 'random' of tiny-shapes"):
+        start_from("builtin")
+
+
+def test_a_run_does_not_go_on_with_a_file_of_weights_that_has_changed(make_trainer, tmp_path):
+    weights, pairs = tmp_path / "weights.pt", ("TRAIN.CHECKPOINT_FREQ", 1, "MODEL.BACKBONE.WEIGHTS")
+    state = load_backbone("tiny-shapes", "random").model.state_dict()
+    torch.save(state, weights)
+    first = make_trainer("MaPLe", *pairs, str(weights))
+    first.max_epoch = 1
+    first.train()
+    torch.save(state | {"ln_final.bias": state["ln_final.bias"] + 1e-3}, weights)
+    second = make_trainer("MaPLe", *pairs, str(weights))
+    with pytest.raises(CannotResume, match="weights.pt"):
+        second.train()
+    third = make_trainer("MaPLe", *pairs, str(weights))
+    third.resume_anyway = True
+    third.train()
+    assert third.start_epoch == 1 and "weights.pt" in read_results(third.output_dir)["resumed_anyway"][0]

@@ -9,6 +9,7 @@ import torch
 from clip_files import make_pets
 
 import train
+from p2c.clip.loading import load_backbone
 from p2c.framework import read_results
 
 
@@ -211,6 +212,17 @@ def test_an_output_folder_that_cannot_be_is_one_line(call, tmp_path, capsys):
     assert call(out="file/run") == train.MISTAKE
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and "file/run" in error[0]
+
+
+def test_a_test_with_other_weights_of_clip_than_those_of_the_training_is_refused(call, tmp_path, capsys):
+    assert call(pairs=("OPTIM.MAX_EPOCH", "1")) == 0
+    state = load_backbone("tiny-shapes", "random").model.state_dict()
+    torch.save({name: value + 1e-3 for name, value in state.items()}, tmp_path / "other.pt")
+    options = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert call(*options, out="test", pairs=("MODEL.BACKBONE.WEIGHTS", str(tmp_path / "other.pt"))) == train.MISTAKE
+    error = capsys.readouterr().err
+    assert "'random'" in error and "other.pt" in error and "MODEL.BACKBONE.WEIGHTS" in error
+    assert not (tmp_path / "test/results.json").exists()
 
 
 def test_resuming_another_configuration_is_refused_naming_the_key(call, tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from yacs.config import CfgNode
 
 from p2c import trainable
-from p2c.clip.loading import CLIP_NAMES, Backbone, load_backbone
+from p2c.clip.loading import CLIP_NAMES, Backbone, load_backbone, named_weights
 from p2c.clip.precision import Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
@@ -24,6 +24,7 @@ from p2c.denoising.noise import PromptDenoising, perturb
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import (
     SHARED_NODES,
+    CannotResume,
     SkippedSteps,
     TrainerX,
     build_lr_scheduler,
@@ -334,7 +335,17 @@ class PromptTrainer(TrainerX):
         return self.skipped.count if self.get_model_names() else 0
 
     def run_state(self) -> dict:
-        return {**super().run_state(), "skipped_steps": self.skipped_steps}
+        return {**super().run_state(), "skipped_steps": self.skipped_steps, "backbone_sha256": self.clip.sha256}
+
+    def check_run_state(self, checkpoint: dict) -> None:
+        super().check_run_state(checkpoint)
+        if not (faults := self.other_backbone(checkpoint)):
+            return
+        if not self.resume_anyway:
+            raise CannotResume(f"Cannot resume from {self.cfg.RESUME or self.output_dir}: {faults[0]}; choose another "
+                               "--output-dir, give the weights of then, or give --resume-anyway")
+        self.resumed_anyway = [*self.resumed_anyway, *faults]
+        log.warning(f"Resuming anyway: {faults[0]}")
 
     def load_run_state(self, checkpoint: dict) -> None:
         super().load_run_state(checkpoint)
@@ -477,12 +488,23 @@ class PromptTrainer(TrainerX):
         return checkpoint["epoch"]
 
     def other_backbone(self, checkpoint: Mapping) -> list[str]:
-        """In words, that prompts were trained with another CLIP of the same widths, where their file shows it."""
-        here = there = self.clip.name
-        if isinstance(config := checkpoint.get("config"), dict):
-            there = flatten(config).get("MODEL.BACKBONE.NAME", here)
+        """Return, in words, that prompts were trained with another CLIP of the same widths, where their file shows it.
+        """
+        config = checkpoint.get("config")
+        config = flatten(config) if isinstance(config, dict) else {}
+        here = self.clip.name
+        there = config.get("MODEL.BACKBONE.NAME", here)
         if CLIP_NAMES.get(here, here) != CLIP_NAMES.get(there, there):
             return [f"it was trained with the backbone {there}, the settings say {here} (MODEL.BACKBONE.NAME)"]
+        weights = self.cfg.MODEL.BACKBONE.WEIGHTS
+        trained = config.get("MODEL.BACKBONE.WEIGHTS", weights)
+        digest = checkpoint.get("backbone_sha256")
+        others = digest != self.clip.sha256 if digest else \
+            trained != weights and {trained, weights} <= set(named_weights(here))
+        if others:
+            return [f"it was trained with the weights '{trained}' of {here}, "
+                    + (f"but those that '{weights}' names now are others" if trained == weights else
+                       f"the settings say '{weights}'") + " (MODEL.BACKBONE.WEIGHTS)"]
         state, clip = checkpoint["state_dict"], self.clip.model.state_dict()
         for tower, part in (("image", "visual."), ("text", "")):
             saved = state.get(f"{tower}_encoder.positional_embedding")

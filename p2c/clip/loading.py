@@ -54,6 +54,7 @@ class Backbone:
     pixel_std: tuple[float, ...]
     logit_scale: float  # exp(logit_scale): what the cosine of image and text is multiplied by
     token_std: float  # standard deviation of the token embedding over all elements of all rows that have weights
+    sha256: str  # of the weights as they were loaded, whatever file they came in
     stored_ids: frozenset[int] | None = field(default=None, repr=False)  # ids that have a row; None: all
 
     def tokenize(self, text: str) -> list[int]:
@@ -106,11 +107,28 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
     model.eval().requires_grad_(False)
     rows = model.token_embedding.weight
     token_std = (rows if stored_ids is None else rows[sorted(stored_ids)]).double().std(correction=0).item()
+    digest = _digest(model)
     _cast(model, dtype)
     size = model.visual.image_size
     return Backbone(name, model.to(device), SimpleTokenizer(), (size, size) if isinstance(size, int) else tuple(size),
                     tuple(statistics["mean"]), tuple(statistics["std"]), model.logit_scale.double().exp().item(),
-                    token_std, stored_ids)
+                    token_std, digest, stored_ids)
+
+
+def named_weights(name: str) -> list[str]:
+    """Return the weights of a backbone that have a name; all others are files."""
+    if name == TINY:
+        return ["builtin", "random"]
+    return ["random", *open_clip.list_pretrained_tags_by_model(CLIP_NAMES.get(name, name))]
+
+
+def _digest(model: nn.Module) -> str:
+    """Return a SHA-256 of a model's tensors and their names."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -132,8 +150,8 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
         raise ValueError(f"{name} has a text tower or tokenizer other than CLIP's, which prompts need; choose one of "
                          f"{', '.join(CLIP_NAMES)}, or another model of open_clip's with CLIP's text tower")
     statistics = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if weights in tags:
+    names = named_weights(name)
+    if weights in names and weights != "random":
         quick = bool(get_pretrained_cfg(architecture, weights).get("quick_gelu"))
         _check_activation(name, config, weights, quick)
         path = _cached_openai_file(architecture) if weights == "openai" else None
@@ -146,8 +164,8 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
             raise ValueError(f"Only {TINY} has builtin weights, but the backbone is '{name}'; give openai, random or a "
                              "file")
         if not path.is_file():
-            raise FileNotFoundError(f"No weights '{weights}' for {name}: it is neither a file nor one of random, "
-                                    f"{', '.join(tags)}")
+            raise FileNotFoundError(f"No weights '{weights}' for {name}: it is neither a file nor one of "
+                                    f"{', '.join(names)}")
     model = _random(config)
     if weights != "random":
         if is_torchscript(path):  # OpenAI's form, and OpenAI's activation
