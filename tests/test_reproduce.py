@@ -165,6 +165,13 @@ def test_own_folders_take_part_where_a_data_set_is_trained_on(here):
                     ("few_shot", "folder:/my data/birds", "4")]
 
 
+def test_a_folder_named_in_two_ways_runs_once(here):
+    words = ["folder:birds", "folder:./birds/", f"folder:{here}/birds", "folder:fish", "shapes", "shapes"]
+    grid = listed(here, "P2C", "base2new", "--family", "shapes", "--datasets", *words, "--seeds", 1)
+    assert [dataset for protocol, dataset, _ in grid if protocol == "base2new_train"] == \
+        ["shapes", "folder:birds", "folder:fish"]
+
+
 def test_the_listed_commands_are_what_runs(here):
     """Quoting and variables included: run in a shell that has none of them, the list calls train.py the same way."""
     words = ("P2C", "all", "--family", "shapes", "--datasets", "shapes", "shapes_dark", "--seeds", 1, "--shots", 2,
