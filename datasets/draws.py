@@ -92,7 +92,7 @@ def read_upstream_draw(path: Path, split: Split) -> tuple[list[Item], list[Item]
     cached = read_legacy_pickle(path)
     drawn = []
     for part, items in (("train", split.train), ("val", split.val)):
-        known = {(item.path, item.label): item for item in items}
+        known = {(str(PurePosixPath(item.path)), item.label): item for item in items}
         found = [next((known[key] for key in _suffixes(item) if key in known), None) for item in cached.get(part, [])]
         if None in found or (items and not found):
             log.warning(f"{path} is not used: it holds {part} images that the split does not have")

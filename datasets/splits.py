@@ -4,6 +4,7 @@ Items keep the file's order, which the few-shot draw depends on.
 """
 import hashlib
 import json
+import posixpath
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,11 +120,12 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
     """Refuse items that make no data set.
 
     Raises:
-        ValueError: what `fault` makes of: a path outside the image folder or one that comes twice, labels with gaps, a
-            label with two names or none, a class that is not in both train and test, or an empty part.
+        ValueError: what `fault` makes of: a path outside the image folder, an image that comes twice, whichever way
+            its path is written, labels with gaps, a label with two names or none, a class that is not in both train
+            and test, or an empty part.
     """
     names: dict[int, str] = {}
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # normal paths, and how they are written
     for path, label, name in (item for part in PARTS for item in parts[part]):
         if type(label) is not int or label < 0:
             raise fault(f"the label of {path!r} must be a whole number from 0 on, but is {label!r}")
@@ -134,11 +136,13 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
         if not isinstance(path, str) or not path or path.startswith("/") or "\\" in path or DRIVE.match(path) or \
                 ".." in path.split("/") or "\0" in path or not is_unicode(path):
             raise fault(f"{path!r} must be a path below {image_dir}, in UTF-8, with forward slashes and no '..'")
-        if path in seen:
-            raise fault(f"{path!r} is listed twice; an image belongs to one part, once")
+        normal = posixpath.normpath(path)
+        if normal in seen:
+            before = f" (before as {seen[normal]!r})" if seen[normal] != path else ""
+            raise fault(f"{path!r} is listed twice{before}; an image belongs to one part, once")
         if names.setdefault(label, name) != name:
             raise fault(f"label {label} has two class names, {names[label]!r} and {name!r}")
-        seen.add(path)
+        seen[normal] = path
     for part in ("train", "test"):
         if not parts[part]:
             raise fault(f"there are no {part} images")

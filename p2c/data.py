@@ -25,7 +25,7 @@ from p2c.downloads.install import install, steps_by_hand
 from p2c.downloads.places import in_words
 from p2c.downloads.sources import SOURCES, Source
 from p2c.downloads.verify import state_of, verify
-from p2c.families import FAMILIES
+from p2c.families import FAMILIES, each_once
 
 FINE, FAULTY, INTERRUPTED = 0, 1, 75
 
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
     if args.root.exists() and not args.root.is_dir():
         parser.error(f"--root must be a folder, but {args.root} is a file")
     generated = FAMILIES["shapes"].members
-    names = getattr(args, "names", ["all"])
+    names = each_once(getattr(args, "names", ["all"]))
     own = [name for name in names if name.startswith(OWN) and args.command == "verify"]
     if unknown := [name for name in names if name not in {"all", *sources, *generated, *own}]:
         parser.error(f"Unknown data set '{unknown[0]}'; choose from all, {', '.join(sources)}")
@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
         if name in generated:
             print(f"{name}: nothing to download, it is drawn when it is first used")
     chosen = sources if "all" in names else [name for name in names if name in sources]
-    args.names = list(dict.fromkeys([*chosen, *own]))
+    args.names = [*chosen, *own]
     return args
 
 

@@ -3,6 +3,8 @@
 Base-to-novel and few-shot train on several data sets of a family; cross-dataset and domain generalization train on its
 source and test elsewhere. Names are those of configs/datasets/NAME.yaml, in the order of the papers' tables.
 """
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -38,3 +40,12 @@ FAMILIES = {
         datasets=("shapes", "shapes_counts", "shapes_grounds"),  # so that all four tables take minutes on two cores
     ),
 }
+
+
+def each_once(names: Iterable[str]) -> list[str]:
+    """Return the names without repetitions; folder:PATH of one place in other words is one, and keeps the first."""
+    first: dict[str, str] = {}
+    for name in names:
+        kind, colon, path = name.partition(":")
+        first.setdefault(os.path.realpath(path) if (kind, colon) == ("folder", ":") else name, name)
+    return list(first.values())

@@ -12,6 +12,7 @@ Exit status: 0 all predicted, 1 some images could not be read (they are named an
 mistaken call.
 """
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -93,11 +94,14 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
 
 
 def read_classes(words: str) -> list[str]:
-    """The names in a .txt file, one a line, or between commas.
+    """Return the names in a .txt file, one a line, or between commas.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it is no text.
+    Raises FileNotFoundError if there is no such file, ValueError if it is no text or if a file has another ending.
     """
     if not words.endswith(".txt"):
+        if os.path.exists(words):
+            raise ValueError(f"--classes {words} is a file, but not a .txt file of one class name a line; save it as "
+                             "such, or give the names with commas between")
         return words.split(",")
     if not Path(words).is_file():
         raise FileNotFoundError(f"No file of class names at {words}; give a .txt file, or names with commas between")
@@ -108,7 +112,7 @@ def find_images(places: Sequence[str]) -> list[str]:
     """The files among `places`, and the image files in its folders and their folders, each once, in order.
 
     Names in a folder are sorted, hidden ones and other kinds of files left out; a folder that several links lead to
-    is searched once.
+    is searched once, and a file that is given in two ways (`a.jpg`, `./a.jpg`, or with its folder) keeps the first.
 
     Raises:
         FileNotFoundError: a place that does not exist, or no image in any.
@@ -116,18 +120,18 @@ def find_images(places: Sequence[str]) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    found: dict[str, None] = {}
+    real = functools.cache(os.path.realpath)
+    found: dict[tuple[str, str], str] = {}  # folder and name, and how they were given
     for place in places:
-        if os.path.isdir(place):
-            found.update(dict.fromkeys(images_below(place, fail)))
-        elif os.path.lexists(place):
-            found[place] = None
-        else:
+        if not os.path.lexists(place):
             raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
+        for path in images_below(place, fail) if os.path.isdir(place) else [place]:
+            folder, name = os.path.split(path)
+            found.setdefault((real(folder), name), path)
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")
-    return list(found)
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2c.commands import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
-from p2c.families import FAMILIES, Family  # noqa: E402
+from p2c.families import FAMILIES, Family, each_once  # noqa: E402
 
 FINISHED = DONE
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
@@ -70,14 +70,14 @@ def choose(protocols: Iterable[str], family: Family, named: list[str]) -> dict[s
     """The data sets that each protocol trains or tests on; protocols without any are left out.
 
     Args:
-        named: the data sets to keep, in any order, and folder:PATH for one's own; none: all of the family.
+        named: the data sets to keep, each once, in any order, and folder:PATH for one's own; none: all of the family.
 
     Raises:
         ValueError: a name that is in none of the protocols.
     """
     offered = {"base2new": family.datasets, "fewshot": family.datasets, "xd": (family.source, *family.targets),
                "dg": (family.source, *family.domains)}
-    own = [name for name in dict.fromkeys(named) if name.startswith("folder:")]
+    own = [name for name in named if name.startswith("folder:")]
     chosen = {}
     for protocol in protocols:
         chosen[protocol] = [name for name in offered[protocol] if not named or name in named]
@@ -358,6 +358,7 @@ def check(args: argparse.Namespace) -> None:
     args.family = FAMILIES[args.family]
     args.seeds = whole_numbers("--seeds", args.seeds, least=0)
     protocols = PROTOCOLS if args.protocol == "all" else (args.protocol,)
+    args.datasets = each_once(args.datasets)
     args.chosen = choose(protocols, args.family, args.datasets)
     if args.shots and "fewshot" not in protocols:
         raise ValueError("--shots is for fewshot; elsewhere write -- DATASET.NUM_SHOTS K")

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 
+import environment  # noqa: F401 (must come before ours)
 import pytest
 import torch
 from clip_files import make_pets

@@ -354,10 +354,10 @@ NAMES = {
 
 def test_few_shot_files_that_a_plugin_pickles_are_dassls(without_dassl):
     compat.provide_dassl()
-    content = pickle.dumps([Datum(__file__, 3, 1, "cat")])
+    content = pickle.dumps([Datum("p.jpg", 3, 1, "cat", check=False)])
     assert b"dassl.data.datasets.base_dataset" in content and b"p2c" not in content
     item, = pickle.loads(content)
-    assert (item.impath, item.label, item.domain, item.classname) == (__file__, 3, 1, "cat")
+    assert (item.impath, item.label, item.domain, item.classname) == ("p.jpg", 3, 1, "cat")
 
 
 def test_worker_processes_that_know_nothing_of_dassl_get_our_items(without_dassl):

@@ -15,7 +15,7 @@ from data_trees import save_image, write_split_tree
 from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 
-from p2c.data import main
+from p2c.data import main, parse_args
 from p2c.datasets.dtd import DescribableTextures as DTD
 from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
@@ -136,6 +136,14 @@ def test_list_tells_what_there_is_without_opening_images(command, dtd, tmp_path,
     status, said = command("list")
     name, found, folder, _, place = re.split("  +", said.splitlines()[-1])
     assert status == 0 and (name, found, folder) == ("dtd", state, str(tmp_path / "data/dtd")) and "127.0.0.1" in place
+
+
+def test_a_folder_named_in_two_ways_is_verified_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    names = parse_args(["verify", "dtd", "folder:photos", "folder:./photos/", f"folder:{tmp_path}/photos", "dtd"],
+                       {"dtd": None}).names
+    assert names == ["dtd", "folder:photos"]
 
 
 def test_ones_own_folder_is_verified_too(tmp_path, capsys):

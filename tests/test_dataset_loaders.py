@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from data_trees import CLASSES, COUNTS, TREES, WNIDS, save_image, write_classnames, write_imagenet, write_variant
+from environment import REAL_DATA
 
 from p2c import registry
 from p2c.config import extend_cfg
@@ -240,7 +241,7 @@ def digest(items):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_draws_from_the_published_split_are_coops(name, monkeypatch):
     """Needs the real split file (not the images) below $DATA."""
-    root = Path(os.environ.get("DATA", "data"))
+    root = Path(os.environ.get(REAL_DATA, "data"))
     if not (root / loader(name).folder / loader(name).split).is_file():
         pytest.skip(f"the split of {name} is not in {root} ($DATA)")
     for module in ("base", "fgvc_aircraft"):

@@ -125,6 +125,18 @@ def test_an_upstream_cache_of_this_split_is_used_and_said(tmp_path, upstream_cac
     assert f"Loading preprocessed few-shot data from {path}" in capsys.readouterr().out
 
 
+def test_an_upstream_cache_is_of_this_split_however_the_split_writes_its_paths(tmp_path, upstream_cache):
+    folder = make(tmp_path, [0, 1])
+    path = folder / "split_zhou_OxfordPets.json"
+    split = json.loads(path.read_text())
+    for item in (item for part in split.values() for item in part):
+        item[0] = f"./{item[0]}"
+    path.write_text(json.dumps(split))
+    upstream_cache(folder, 1, [("0_train_9.png", 0), ("1_train_8.png", 1)], [("0_val_7.png", 0), ("1_val_6.png", 1)])
+    dataset = load(tmp_path, "DATASET.NUM_SHOTS", 1)
+    assert [drawn(dataset.train_x, label) for label in (0, 1)] == [[9], [8]]
+
+
 def test_an_upstream_cache_of_another_split_is_left_and_said(tmp_path, upstream_cache, capsys):
     folder = make(tmp_path, [2, 0, 1])
     path = upstream_cache(folder, 2, [("0_train_77.png", 0)], [("0_val_7.png", 0)])

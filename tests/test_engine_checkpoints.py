@@ -1,5 +1,6 @@
 """Checkpoints: what is in them, what is refused, and which runs can be resumed."""
 import collections
+import io
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import BEST_VAL, TinyTrainer, tiny_config
+from pickles import setting, spoil_archive, spoilt
 from torch import nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
@@ -21,6 +23,7 @@ from p2c.engine import (
     build_optimizer,
     load_checkpoint,
     load_pretrained_weights,
+    restricted,
     resume_from_checkpoint,
     save_checkpoint,
 )
@@ -291,6 +294,12 @@ def test_a_checkpoint_of_real_dassl_is_read_without_its_objects(tmp_path, monkey
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0031657797401561582)
 
 
+def of_the_old_format(content):
+    """A file of torch's old format with this pickle, and without tensors."""
+    header = (MAGIC_NUMBER, PROTOCOL_VERSION, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    return b"".join(pickle.dumps(part, protocol=2) for part in header) + content + pickle.dumps([], protocol=2)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
@@ -303,6 +312,55 @@ def test_nothing_in_a_checkpoint_runs(tmp_path):
     torch.save({"state_dict": {}, "epoch": 1, "scheduler": Bomb(tmp_path / "ran")}, tmp_path / "bomb")
     assert load_checkpoint(tmp_path / "bomb")["scheduler"] is None
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("module, name", [
+    ("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
+    ("any", "thing"),
+])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_changes_nothing_of_the_process(tmp_path, monkeypatch, module, name, zipped):
+    """A file that sets attributes of what its reader hands out spoils no later reading."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    if zipped:
+        legacy_checkpoint(nn.Linear(2, 3), good)
+        shutil.copy(good, bad)
+        spoil_archive(bad, setting(module, name, __defaults__=(), extend=None))
+    else:
+        save_checkpoint({"state_dict": {"weight": torch.ones(1)}, "epoch": 2}, str(tmp_path), model_name="good")
+        bad.write_bytes(of_the_old_format(spoilt(pickle.dumps({"state_dict": {}, "epoch": 2}, protocol=2),
+                                                 setting(module, name, __defaults__=(), extend=None))))
+    functions = {function: (function.__defaults__, dict(vars(function))) for function in restricted.TENSORS.values()}
+    inert = dict(vars(restricted.Inert))
+    expected = load_checkpoint(good)["state_dict"]
+    with pytest.raises(UnreadableCheckpoint, match=str(bad)):
+        load_checkpoint(bad)
+    for function, attributes in functions.items():
+        assert (function.__defaults__, dict(vars(function))) == attributes
+    assert dict(vars(restricted.Inert)) == inert
+    for _ in range(2):
+        found = load_checkpoint(good)["state_dict"]
+        assert all(found[key].equal(value) for key, value in expected.items()) and found.keys() == expected.keys()
+
+
+def test_each_read_hands_out_its_own(tmp_path):
+    first, second = (restricted.Unpickler(io.BytesIO()) for _ in range(2))
+    for place in (*restricted.TENSORS, ("os", "system")):
+        assert first.find_class(*place) is first.find_class(*place) is not second.find_class(*place)
+
+
+def test_a_checkpoint_writes_no_patch(tmp_path, monkeypatch):
+    """torch writes the difference of source codes to a file, if what a file of the old format names says so."""
+    monkeypatch.chdir(tmp_path)
+    named = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    change = setting("torch._utils", "_rebuild_tensor_v2", dump_patches=True, __name__="ran")
+    identity = b"(" + pickle.dumps("module", 2)[2:-1] + named + pickle.dumps("f", 2)[2:-1] + \
+        pickle.dumps("source", 2)[2:-1] + b"tQ0"
+    content = spoilt(pickle.dumps({"state_dict": {}, "epoch": 2}, protocol=2), change, identity)
+    (tmp_path / "bad").write_bytes(of_the_old_format(content))
+    with pytest.raises(UnreadableCheckpoint, match="bad"):
+        load_checkpoint("bad")
+    assert os.listdir() == ["bad"]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own about its archives
@@ -328,8 +386,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
 def test_damage_of_any_kind_is_one_exception(tmp_path, content):
     """Files of the old format are pickles throughout."""
     path = tmp_path / "model"
-    header = (MAGIC_NUMBER, PROTOCOL_VERSION, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
-    path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in header) + content)
+    path.write_bytes(of_the_old_format(content))
     with pytest.raises(UnreadableCheckpoint, match=str(path)):
         load_checkpoint(path)
 

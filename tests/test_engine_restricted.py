@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from pickles import setting, spoilt
 
 from p2c.engine import Datum, read_legacy_pickle
 
@@ -85,5 +86,44 @@ def test_a_pickle_of_another_shape_is_refused(content, write, tmp_path):
 
 def test_an_item_without_path_or_label_is_refused(dassl_datum, write, tmp_path):
     write(tmp_path / "odd.pkl", {"train": [dassl_datum("a", None, 0, "x")]})
+    with pytest.raises(ValueError, match="odd.pkl.* no dict of lists of Datum"):
+        read_legacy_pickle(tmp_path / "odd.pkl")
+
+
+@pytest.mark.parametrize("name, value", [("_impath", 1), ("_label", True), ("_label", "0"), ("_domain", None),
+                                         ("_classname", None)])
+def test_an_item_with_a_field_of_another_type_is_refused(name, value, dassl_datum, write, tmp_path):
+    item = dassl_datum("a", 0, 0, "x")
+    setattr(item, name, value)
+    write(tmp_path / "odd.pkl", {"train": [item]})
+    with pytest.raises(ValueError, match=f"odd.pkl.* no dict of lists of Datum: the {name} of an item"):
+        read_legacy_pickle(tmp_path / "odd.pkl")
+
+
+@pytest.mark.parametrize("attributes", [{"label": 0}, {"impath": "other.jpg"}, {"classname": "other"},
+                                        {"__init__": None}, {"_label": 7}])
+def test_a_few_shot_pickle_changes_no_class(attributes, dassl_datum, write, tmp_path):
+    """A file that sets attributes of class Datum is refused, and files read later mean what they say."""
+    items = [dassl_datum("a.jpg", 1, 0, "cat"), dassl_datum("b.jpg", 2, 1, "dog")]
+    write(tmp_path / "good.pkl", {"train": items})
+    content = (tmp_path / "good.pkl").read_bytes()
+    change = setting("dassl.data.datasets.base_dataset", "Datum", **attributes)
+    (tmp_path / "bad.pkl").write_bytes(spoilt(content, change))
+    before = dict(vars(Datum))
+    with pytest.raises(ValueError, match="bad.pkl"):
+        read_legacy_pickle(tmp_path / "bad.pkl")
+    assert dict(vars(Datum)) == before
+    read = read_legacy_pickle(tmp_path / "good.pkl")["train"]
+    assert [(item.impath, item.label, item.domain, item.classname) for item in read] == [
+        ("a.jpg", 1, 0, "cat"), ("b.jpg", 2, 1, "dog")
+    ]
+
+
+def test_a_draw_is_what_was_checked(tmp_path):
+    """A dict whose `values` the file has replaced could pass for an empty one, and hand out anything by `get`."""
+    train, word, values = (pickle.dumps(text, protocol=2)[2:-1] for text in ("train", "no list", "values"))
+    mapping = b"ccollections\nOrderedDict\n)R" + train + word + b"s"
+    replaced = b"N}" + values + b"cbuiltins\nlist\ns\x86b"
+    (tmp_path / "odd.pkl").write_bytes(b"\x80\x02" + mapping + replaced + b".")
     with pytest.raises(ValueError, match="odd.pkl.* no dict of lists of Datum"):
         read_legacy_pickle(tmp_path / "odd.pkl")

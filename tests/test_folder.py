@@ -1,4 +1,5 @@
 """One's own images: the layouts of a folder, split files, class names, and what is refused."""
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ from data_trees import save_image
 
 from p2c.config import extend_cfg
 from p2c.datasets.folder import Folder
+from p2c.datasets.splits import read_split
 from p2c.framework import get_cfg_default
 
 CLASSES = ("ash tree", "beech", "oak")
@@ -104,6 +106,31 @@ def test_a_split_json_of_coops_form_is_read(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({part: [[f"{part}.png", 0, "oak"]]
                                                     for part in ("train", "val", "test")}))
     assert load(tmp_path, "DATASET.FOLDER.SPLIT", "mine.json").classnames == ["oak"]
+
+
+@pytest.mark.parametrize("other", ["./imgs/test.png", "imgs//test.png", "imgs/./test.png", ".//imgs/test.png"])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_test_image_written_in_another_way_cannot_be_a_training_image(tmp_path, kind, other):
+    for part in ("train", "test"):
+        save_image(tmp_path / f"imgs/{part}.png")
+    listed = {"train": [["imgs/train.png", 0, "oak"], [other, 0, "oak"]], "val": [],
+              "test": [["imgs/test.png", 0, "oak"]]}
+    (tmp_path / "images.json").write_text(json.dumps(listed))
+    write_csv(tmp_path, [f"{path},oak,{part}" for part, items in listed.items() for path, *_ in items])
+    with pytest.raises(ValueError, match=rf"images.{kind}: 'imgs/test.png' is listed twice.*{re.escape(other)}"):
+        load(tmp_path, "DATASET.FOLDER.SPLIT", f"images.{kind}")
+
+
+def test_paths_and_the_splits_digest_stay_as_the_file_has_them(tmp_path):
+    for part in ("train", "test"):
+        save_image(tmp_path / f"imgs/{part}.png")
+    content = json.dumps({"train": [["./imgs//train.png", 0, "oak"]], "val": [],
+                          "test": [["imgs/./test.png", 0, "oak"]]})
+    (tmp_path / "images.json").write_text(content)
+    split = read_split(tmp_path / "images.json", tmp_path, "")
+    assert split.paths == ["./imgs//train.png", "imgs/./test.png"]
+    assert split.digest == hashlib.sha256(content.encode()).hexdigest()
+    assert load(tmp_path, "DATASET.FOLDER.SPLIT", "images.json").train_x[0].impath == f"{tmp_path}/./imgs//train.png"
 
 
 def test_class_names_come_from_a_text_file(tmp_path):

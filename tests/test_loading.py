@@ -5,10 +5,13 @@ import open_clip
 import pytest
 import torch
 from clip_files import save_openai_archive
+from pickles import setting, spoil_archive
 from safetensors.torch import save_file
 
 from p2c.clip import loading
 from p2c.clip.loading import CLIP_NAMES, load_backbone, read_state_dict
+from p2c.clip.torchscript import Module
+from p2c.engine import restricted
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,23 @@ def test_an_archive_gives_the_parameters_and_buffers_that_torch_finds_in_it(tmp_
     found = read_state_dict(tmp_path / "w.pt")
     assert list(found) == list(expected) and "0.counts" in found and "0.mask" not in found
     assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in found)
+
+
+@pytest.mark.parametrize("module, name", [("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"),
+                                          ("__torch__.torch.nn.modules.linear", "Linear"), ("any", "thing")])
+def test_an_archive_changes_nothing_of_the_process(tmp_path, module, name):
+    good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
+    for path in (good, bad):
+        torch.jit.trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)).save(path)
+    spoil_archive(bad, setting(module, name, __defaults__=(), attributes={}))
+    function = restricted.TENSORS["torch._utils", "_rebuild_tensor_v2"]
+    before = [dict(vars(shared)) for shared in (restricted.Inert, Module, function)] + [function.__defaults__]
+    expected = read_state_dict(good)
+    with pytest.raises(ValueError, match=r"bad.pt cannot be read"):
+        read_state_dict(bad)
+    assert [dict(vars(shared)) for shared in (restricted.Inert, Module, function)] + [function.__defaults__] == before
+    found = read_state_dict(good)
+    assert found.keys() == expected.keys() and all(found[key].equal(expected[key]) for key in found)
 
 
 def test_openais_archive_is_refused_by_a_model_with_plain_gelu(small, tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import open_clip
@@ -367,6 +368,15 @@ def test_classes_come_from_the_command_line_or_a_file(runs, command, tmp_path):
     assert typed == read and "boxer" in typed[0] and "Bengal cat" in typed[0]
 
 
+@pytest.mark.parametrize("name", ["names.csv", "names", "names.TXT", "a,b"])
+def test_a_file_of_another_ending_is_no_class(runs, command, tmp_path, monkeypatch, name):
+    run, image = Path(runs.of("P2C")).resolve(), Path(runs.images["new"][0]).resolve()
+    (tmp_path / name).write_text("boxer\nBengal cat\n")
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command(run, image, "--classes", name)
+    assert status == 2 and not out and len(err) == 1 and name in err[0] and ".txt" in err[0]
+
+
 def test_images_that_cannot_be_read_are_named_and_passed_over_with_status_1(runs, command, tmp_path):
     good = runs.images["base"][0]
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
@@ -436,6 +446,17 @@ def test_folders_are_searched_once_in_order_for_visible_images(tmp_path):
     found = predict.find_images([str(tmp_path), str(tmp_path / "b/notes.txt"), str(tmp_path / "a.webp")])
     assert [os.path.relpath(path, tmp_path) for path in found] == \
         ["a.webp", "b/1.png", "b/2.JPG", "c/z.tif", "b/notes.txt"]
+
+
+def test_an_image_is_predicted_once_however_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/a.jpg", "photos/b.jpg", "c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("photos")
+    assert predict.find_images(["photos/b.jpg", "./photos/b.jpg", "photos", "photos/../c.jpg", "c.jpg", "link",
+                                "./photos//a.jpg", str(tmp_path)]) == ["photos/b.jpg", "photos/a.jpg",
+                                                                       "photos/../c.jpg"]
 
 
 def test_a_name_that_is_no_text_can_be_printed(tmp_path):

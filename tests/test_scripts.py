@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,9 +45,13 @@ def script(path, *words, cwd, **variables):
 
 def command(path, *words, cwd, **variables):
     """What train.py would be called with."""
-    done = script(path, *words, cwd=cwd, PYTHON="echo", **variables)
+    with tempfile.TemporaryDirectory() as folder:
+        echo = Path(folder) / "echo"
+        echo.write_text("#!/bin/sh\nprintf '%s\\t' \"$@\"\necho\n")  # words may have spaces in them
+        echo.chmod(0o755)
+        done = script(path, *words, cwd=cwd, PYTHON=str(echo), **variables)
     assert done.returncode == 0, done.stderr
-    return [line.split()[1:] for line in done.stdout.splitlines()]
+    return [line.split("\t")[1:-1] for line in done.stdout.splitlines()]
 
 
 def option(words, name):

@@ -21,7 +21,7 @@ class Datum:
         impath = os.fspath(impath)
         if check and not os.path.isfile(impath):
             raise FileNotFoundError(f'No image file at "{impath}"')
-        # These four names are those of Dassl's pickled few-shot files, which are read without calling this.
+        # These four names are those of Dassl's pickled few-shot files, which p2c.engine.restricted reads.
         self._impath = impath
         self._label = label
         self._domain = domain

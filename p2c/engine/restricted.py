@@ -3,10 +3,14 @@
 Files that real Dassl wrote hold objects of its own classes and of torch's. `Unpickler` (and with it this module, as the
 `pickle_module` of torch.load) admits tensors and plain containers and puts something inert in the place of the rest;
 `read_legacy_pickle` admits Dassl's Datum and plain containers and refuses the rest.
+
+A pickle may also set attributes of what it is given (its instruction BUILD does, even on a class or a function). So a
+file gets Python's own containers, which have none to set, and otherwise what was made for this one read.
 """
 import collections
 import os
 import pickle
+from collections.abc import Callable
 from typing import BinaryIO
 
 import torch
@@ -23,6 +27,23 @@ TENSORS = {
     ("torch._utils", name): getattr(torch._utils, name)
     for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 }
+
+FIELDS = {"_impath": str, "_label": int, "_domain": int, "_classname": str}  # of a Datum
+
+
+class Rebuild:
+    """One of torch's functions, for a file to call; setting attributes of it is refused."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __setstate__(self, state):
+        raise ValueError(f"it sets attributes of {self.function.__name__}")
 
 
 class Inert:
@@ -54,10 +75,15 @@ class Inert:
 
 
 class Unpickler(pickle.Unpickler):
-    """Admits tensors and plain containers; any other global becomes Inert."""
+    """Admits tensors and plain containers; any other global becomes inert."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._inert = type("Inert", (Inert,), {})
+        self._admitted = {**CONTAINERS, **{key: Rebuild(function) for key, function in TENSORS.items()}}
 
     def find_class(self, module, name):
-        return {**CONTAINERS, **TENSORS}.get((module, name), Inert)
+        return self._admitted.get((module, name), self._inert)
 
 
 def load(file: BinaryIO, **kwargs):
@@ -74,19 +100,29 @@ def plain(value):
     return value if isinstance(value, torch.Tensor | bool | int | float | str | bytes) else None
 
 
+class StoredDatum:
+    """Stands for a Datum: keeps the attributes that a pickle gives it as `fields`."""
+
+    def __setstate__(self, state):
+        self.fields = state
+
+
 class _DatumUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self.datum = type("Datum", (StoredDatum,), {})
+        self._admitted = {**CONTAINERS, ("dassl.data.datasets.base_dataset", "Datum"): self.datum}
+
     def find_class(self, module, name):
-        from p2c.engine.datasets import Datum
-        admitted = {**CONTAINERS, ("dassl.data.datasets.base_dataset", "Datum"): Datum}
-        if (module, name) not in admitted:
+        if (module, name) not in self._admitted:
             raise ValueError(f"it asks for {module}.{name}, which is neither Dassl's Datum nor a plain container")
-        return admitted[module, name]
+        return self._admitted[module, name]
 
 
 def read_legacy_pickle(path: str | os.PathLike) -> dict[str, list]:
-    """What a few-shot cache of CoOp or Dassl holds: a dict of lists of Datum, whose files need not exist.
+    """Return what a few-shot cache of CoOp or Dassl holds: a dict of lists of Datum, whose files need not exist.
 
-    Raises ValueError, with nothing run, if the file asks for or holds anything else, or is damaged.
+    Raises ValueError, with nothing run and nothing changed, if the file asks for or holds anything else, or is damaged.
     """
     with open(path, "rb") as file:
         try:
@@ -94,17 +130,38 @@ def read_legacy_pickle(path: str | os.PathLike) -> dict[str, list]:
         except Exception as error:  # damaged bytes drive the reader into almost any exception
             reason = str(error) or type(error).__name__
             raise ValueError(f'Cannot read the pickle "{os.fspath(path)}": {reason}; delete it') from error
-    if not _is_draw(content):
-        raise ValueError(f'The pickle "{os.fspath(path)}" holds no dict of lists of Datum; delete it')
-    return content
+    try:
+        return _draw(content)
+    except TypeError as error:
+        raise ValueError(f'The pickle "{os.fspath(path)}" holds no dict of lists of Datum: {error}; delete it') \
+            from error
 
 
-def _is_draw(content) -> bool:
+def _draw(content) -> dict[str, list]:
+    """Return a draw with a Datum for each StoredDatum, the same for the same. Raise TypeError for anything else."""
+    if not isinstance(content, dict):
+        raise TypeError(f"it is a {type(content).__name__}")
+    made = {}
+    draw = {}
+    for key, items in dict.items(content):  # an OrderedDict may have an attribute `items` of the file's
+        if not isinstance(items, list):
+            raise TypeError(f"{key!r} is a {type(items).__name__}")
+        for item in items:
+            if id(item) not in made:
+                made[id(item)] = _datum(item)
+        draw[key] = [made[id(item)] for item in items]
+    return draw
+
+
+def _datum(item):
     from p2c.engine.datasets import Datum
-    if not isinstance(content, dict) or not all(isinstance(items, list) for items in content.values()):
-        return False
-    return all(
-        isinstance(item, Datum) and isinstance(getattr(item, "_impath", None), str)
-        and isinstance(getattr(item, "_label", None), int)
-        for items in content.values() for item in items
-    )
+    if not isinstance(item, StoredDatum):
+        raise TypeError(f"an item is a {type(item).__name__}")
+    fields = vars(item).get("fields")
+    if not isinstance(fields, dict):
+        raise TypeError("an item has no fields")
+    for name, kind in FIELDS.items():
+        if type(fields.get(name)) is not kind:
+            raise TypeError(f"the {name} of an item is {fields.get(name)!r}, not of type {kind.__name__}")
+    impath, label, domain, classname = (fields[name] for name in FIELDS)
+    return Datum(impath, label, domain, classname, check=False)

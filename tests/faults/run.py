@@ -24,6 +24,7 @@ def main() -> int:
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"unknown: {', '.join(unknown)}")
     sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # not this folder
+    importlib.import_module("environment")
     held = [importlib.import_module(f"faults.{name}").main(args.seed, args.quick)
             for name in args.sections or SECTIONS]
     return 0 if all(held) else 1
