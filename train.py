@@ -283,6 +283,9 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
         trainer = build_trainer(cfg)
+        recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
+        if recorded:
+            trainer.check_validation(training=not args.eval_only)
         for folder in ("", "tensorboard", *trainer.get_model_names()) if is_main() else ():
             remove_leftovers(os.path.join(cfg.OUTPUT_DIR, folder))
         if args.eval_only:
@@ -295,7 +298,6 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
         return FINISHED
-    recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
     try:
         if args.eval_only:
             if recorded:

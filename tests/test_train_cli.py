@@ -213,6 +213,42 @@ def test_an_output_folder_that_cannot_be_is_one_line(call, tmp_path, capsys):
     assert len(error) == 1 and "file/run" in error[0]
 
 
+def without_validation(tmp_path) -> None:
+    """Make the small data with no validation images."""
+    broken(tmp_path, lambda split: split["val"].clear())
+
+
+@pytest.mark.parametrize("pairs, words", [
+    (("TEST.FINAL_MODEL", "best_val"), ()), (("TEST.FINAL_MODEL", "best_val"), ("--no-train",)),
+    (("TEST.SPLIT", "val"), ()), (("TEST.SPLIT", "val"), ("--eval-only",)),
+], ids=["best_val", "best_val without training", "split", "split of an evaluation"])
+def test_validation_that_is_not_there_is_refused_before_anything_is_trained(call, tmp_path, capsys, pairs, words):
+    without_validation(tmp_path)
+    trainer = "ZeroshotCLIP" if "--eval-only" in words else "P2C"
+    assert call(*words, root=tmp_path, trainer=trainer, pairs=pairs) == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert " ".join(pairs) in error and "OxfordPets has no validation images" in error and f"set {pairs[0]}" in error
+    assert not list((tmp_path / "run").glob("*/*")) and read_results(str(tmp_path / "run")) is None
+
+
+def test_settings_of_validation_that_nothing_reads_stop_nothing(call, tmp_path):
+    without_validation(tmp_path)
+    assert call(root=tmp_path, pairs=("TEST.FINAL_MODEL", "best_val", "TEST.SPLIT", "val", "TEST.NO_TEST", "True")) == 0
+    assert call(root=tmp_path, out="trained") == 0
+    assert call("--eval-only", "--model-dir", str(tmp_path / "trained"), root=tmp_path, out="eval",
+                pairs=("TEST.FINAL_MODEL", "best_val")) == 0
+
+
+def test_test_images_in_the_place_of_validation_images_choose_no_model(call, capsys, tmp_path, monkeypatch):
+    from p2c.datasets.oxford_pets import OxfordPets
+
+    monkeypatch.setattr(OxfordPets, "draw_shots", lambda self, split, shots, seed: (split.train, split.test))
+    monkeypatch.setattr(OxfordPets, "sizes", OxfordPets.sizes._replace(val=0))
+    assert call(pairs=("TEST.FINAL_MODEL", "best_val")) == train.MISTAKE
+    assert "its protocol has no validation split" in capsys.readouterr().err
+    assert call() == 0
+
+
 def test_resuming_another_configuration_is_refused_naming_the_key(call, tmp_path, capsys):
     assert call() == 0
     options = ("--resume", str(tmp_path / "run"))

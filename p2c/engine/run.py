@@ -179,14 +179,43 @@ class Run(Checkpoints):
 
     # Evaluation
 
+    def check_validation(self, training: bool) -> None:
+        """Raise ValueError if a test, or a training and its tests, would need validation images that are not there."""
+        settings = self.cfg.TEST
+        if training and settings.NO_TEST:
+            return
+        if settings.SPLIT == "val":
+            self.require_validation("TEST.SPLIT val", "set TEST.SPLIT test")
+        if training and settings.FINAL_MODEL == "best_val":
+            self.require_validation("TEST.FINAL_MODEL best_val", "set TEST.FINAL_MODEL last_step")
+
+    def require_validation(self, reader: str, remedy: str) -> None:
+        """Raise ValueError if the dataset has no validation images, or has its test images in their place."""
+        dataset = self.dm.dataset
+        paths = [{item.impath for item in items or ()} for items in (dataset.val, dataset.test)]
+        if self.val_loader is not None and paths[0].isdisjoint(paths[1]):
+            return
+        sizes = getattr(dataset, "sizes", None)
+        reason = "has no validation images"
+        if self.val_loader is not None:
+            reason = "has no validation images but those that it is tested on"
+        if sizes is not None and not sizes.val:
+            reason = "has no validation images: its protocol has no validation split"
+        raise ValueError(f"{reader} needs validation images, but {self.cfg.DATASET.NAME} {reason}; {remedy}")
+
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on "val" (where there is validation data) or on the test data; returns the first metric."""
+        """Evaluate on the "val" or the "test" images, by default those of TEST.SPLIT; returns the first metric.
+
+        Raises:
+            ValueError: "val" without validation images.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val":
+            self.require_validation("A test on the split val", "test on the split test")
+        loader = self.val_loader if split == "val" else self.test_loader
         self.set_model_mode("eval")
         self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        use_val = split == "val" and self.val_loader is not None
-        split, loader = ("val", self.val_loader) if use_val else ("test", self.test_loader)
         log.info(f"Evaluate on the *{split}* set")
         with random_state_kept():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
