@@ -213,6 +213,40 @@ def test_an_output_folder_that_cannot_be_is_one_line(call, tmp_path, capsys):
     assert len(error) == 1 and "file/run" in error[0]
 
 
+@pytest.mark.parametrize("trainer", ["CoOp", "P2C"])
+def test_several_views_of_an_image_are_refused_by_a_trainer_that_takes_one(call, capsys, trainer):
+    assert call(trainer=trainer, pairs=("DATALOADER.K_TRANSFORMS", "2")) == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert "DATALOADER.K_TRANSFORMS is 2" in error and "set DATALOADER.K_TRANSFORMS 1" in error
+
+
+def test_a_trainer_that_takes_several_views_gets_them(call, monkeypatch):
+    from p2c.trainers.p2c import P2C
+
+    monkeypatch.setattr(P2C, "parse_batch_train", lambda self, batch: self.parse_batch({
+        "img": torch.cat(batch["img"]), "label": batch["label"].repeat(2)}))
+    assert call(pairs=("DATALOADER.K_TRANSFORMS", "2")) == 0
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "P2C", "ZeroshotCLIP"])
+def test_images_that_make_no_batch_are_refused(call, capsys, trainer):
+    assert call(trainer=trainer, pairs=("INPUT.NO_TRANSFORM", "True")) == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert "set INPUT.NO_TRANSFORM False" in error
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("trainer, more", [
+    ("CoOp", ("DATALOADER.RETURN_IMG0", "True")), ("P2C", ("DATALOADER.RETURN_IMG0", "True")),
+    ("ZeroshotCLIP", ("DATALOADER.RETURN_IMG0", "True", "DATALOADER.K_TRANSFORMS", "2")),
+], ids=["CoOp", "P2C", "ZeroshotCLIP"])
+def test_further_images_in_a_batch_change_nothing(call, tmp_path, trainer, more, workers):
+    pairs = ("DATALOADER.NUM_WORKERS", workers, "OPTIM.MAX_EPOCH", "1")
+    assert call(trainer=trainer, out="plain", pairs=pairs) == call(trainer=trainer, pairs=(*pairs, *more)) == 0
+    plain, run = (read_results(str(tmp_path / out)) for out in ("plain", "run"))
+    assert plain["metrics"] == run["metrics"] and plain["weights"] == run["weights"]
+
+
 def without_validation(tmp_path) -> None:
     """Make the small data with no validation images."""
     broken(tmp_path, lambda split: split["val"].clear())
