@@ -196,6 +196,8 @@ def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
     (("OPTIM.LR", "float('nan')"), "OPTIM.LR"), (("OPTIM.LR", "1e999"), "OPTIM.LR is inf; it must be a finite number"),
     (("DATALOADER.CACHE", "-2"), "DATALOADER.CACHE is -2; it must be a whole number of GiB"),
     (("DATALOADER.CACHE", "much"), "DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
+    (("DATALOADER.TEST.SAMPLER", "RandomClassSampler"), "choose from SequentialSampler, RandomSampler"),
+    (("DATALOADER.TEST.SAMPLER", "SeqDomainSampler"), "choose from SequentialSampler, RandomSampler"),
     (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it needs one {}"),
     (("TRAINER.COOP.N_CTX", "0", "OPTIM.MAX_EPOCH", "1"), "TRAINER.COOP.N_CTX is 0; it must be a whole number"),
     (("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0"), "at least 0; TRAIN.PRINT_FREQ is 0; it must be a whole number"),

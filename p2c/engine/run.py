@@ -5,7 +5,7 @@ These are the parts of a trainer that do not depend on who runs the loop, this e
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -32,6 +32,30 @@ from p2c.engine.seeds import random_state_kept, run_seed, use_deterministic_algo
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
+
+
+def noting_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
+    """Yield the batches as they come; append to `seen` the indices of each one's images, where it has them."""
+    for batch in batches:
+        if isinstance(batch, Mapping) and "index" in batch:  # others' datasets may give none
+            seen.append(batch["index"].cpu())
+        yield batch
+
+
+def check_each_once(split: str, total: int, counted: int, seen: list[Tensor]) -> None:
+    """Raise ValueError, in every process, unless a test has counted each image of its split once.
+
+    Args:
+        total: images of the split.
+        counted: images that the main process has processed the outputs of.
+        seen: indices of this process's images; where batches have none, the number alone is compared.
+    """
+    indices = [part for part, in collect([(torch.cat(seen),)] if seen else [])]
+    left_out = total - len(torch.cat(indices).unique()) if indices else max(0, total - counted)
+    left_out, repeated = from_main(lambda: (left_out, counted - (total - left_out)))
+    if left_out or repeated:
+        raise ValueError(f"The test on the {split} images is void: of {total} images {left_out} were left out, and "
+                         f"{repeated} were counted again; give the test a loader that has each image once")
 
 
 class Checkpoints:
@@ -219,8 +243,12 @@ class Run(Checkpoints):
         log.info(f"Evaluate on the *{split}* set")
         with random_state_kept():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
-            for batch in collect(self.outputs(bar)):
+            seen: list[Tensor] = []
+            counted = 0
+            for batch in collect(self.outputs(noting_indices(bar, seen))):
                 self.process_outputs(*batch)
+                counted += len(batch[1])
+            check_each_once(split, len(getattr(self.dm.dataset, split)), counted, seen)
         results = from_main(self.evaluate_outputs)
         epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # all were trained before
         for name, value in results.items():
