@@ -10,7 +10,6 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import contextlib
-import difflib
 import functools
 import math
 import os
@@ -21,12 +20,10 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from p2c import compat
 from p2c.commands import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 from p2c.config import check_settings, extend_cfg
-from p2c.ranges import flatten
 
 try:
     compat.choose_engine()
@@ -57,6 +54,7 @@ try:
         setup_logger,
         write_started,
     )
+    from p2c.merging import merge_file, merge_pairs
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
@@ -66,7 +64,6 @@ FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
-ALIASES = 16  # in a YAML file; each may repeat what the others repeat
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -99,11 +96,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.opts[:1] == ["--"]:  # ends the values of an option such as --transforms
         del args.opts[0]
+    if glued := [word for word in args.opts if KEY.fullmatch(word.partition("=")[0]) and "=" in word]:
+        key, _, value = glued[0].partition("=")
+        parser.error(f"{glued[0]} has an equals sign; write {key} {value}")
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
     lists = (args.source_domains, args.target_domains, args.transforms)
-    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word)]
+    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word.partition("=")[0])]
     if swallowed:
         parser.error(f"{swallowed[0]} was taken for a value of the option before it; put -- before KEY VALUE pairs")
     return args
@@ -155,52 +155,6 @@ def setup_cfg(args: argparse.Namespace):
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
                      DATASET_REGISTRY.registered_names())
     return cfg
-
-
-class FewAliases(yaml.SafeLoader):
-    """Refuses a file that a few lines of aliases would make larger than any memory."""
-
-    aliases = 0
-
-    def compose_node(self, parent, index):
-        self.aliases += self.check_event(yaml.AliasEvent)
-        if self.aliases > ALIASES:
-            raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
-        return super().compose_node(parent, index)
-
-
-def merge_file(cfg, path: str) -> None:
-    """Merge a YAML file.
-
-    Raises:
-        FileNotFoundError, ValueError: naming the file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
-    if Path(path).suffix not in (".yaml", ".yml"):  # yacs would run a .py file
-        raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
-    try:
-        with open(path, encoding="utf-8") as file:
-            yaml.compose(file, FewAliases)
-        cfg.merge_from_file(path)
-    except Exception as error:  # whatever yacs and the YAML reader stumble over is a fault of the file
-        reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} does not fit the configuration: {reason}; correct the file") from error
-
-
-def merge_pairs(cfg, words: list[str]) -> None:
-    """Merge KEY VALUE pairs.
-
-    Raises:
-        AssertionError, ValueError: naming the key.
-    """
-    known = flatten(cfg)
-    for key in words[::2]:
-        if key not in known:
-            close = [name for name in known if name.startswith(f"{key}.")] or \
-                difflib.get_close_matches(key.upper(), known) or ["those in p2c/config.py and p2c/engine/config.py"]
-            raise ValueError(f"There is no key {key}; choose from {', '.join(close)}")
-    cfg.merge_from_list(words)
 
 
 def describe_task(args: argparse.Namespace) -> dict:

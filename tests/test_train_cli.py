@@ -8,8 +8,10 @@ import pytest
 import torch
 from clip_files import make_pets
 
+import p2c
 import train
 from p2c.framework import read_results
+from p2c.ranges import flatten
 
 
 def tensors(folder, epoch=2):
@@ -159,6 +161,15 @@ def test_without_a_seed_one_is_drawn_and_recorded(call, tmp_path):
     assert results["seed"] == results["config"]["SEED"] >= 0
 
 
+def test_numbers_of_either_kind_train_and_are_predicted_with(call, tmp_path):
+    numbers = ("TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", "12.5", "TRAINER.PROMPTSRC.GPA_MEAN", "1.5", "OPTIM.LR", "1",
+               "OPTIM.SGD_DAMPNING", "0.5")
+    assert call(trainer="PromptSRC", pairs=numbers) == 0
+    settings = flatten(read_results(str(tmp_path / "run"))["config"])
+    assert [settings[key] for key in numbers[::2]] == [12.5, 1.5, 1.0, 0.5]
+    assert p2c.Predictor.from_run(tmp_path / "run").classnames
+
+
 def test_seed_zero_is_a_seed(call, tmp_path):
     assert call("--seed", "0", "--no-train") == 0
     args = train.parse_args(["--seed", "0", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])
@@ -172,8 +183,16 @@ def test_seed_zero_is_a_seed(call, tmp_path):
     (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17' (MODEL.BACKBONE.NAME); choose from"),
     (dict(pairs=("DATASET.NAME", "Shape")), "Unknown data set (--dataset-config-file) 'Shape'; choose from"),
     (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
-    (dict(pairs=("OPTIM.LR", "1")), "OPTIM.LR"),
-    (dict(pairs=("OPTIM.LR",)), "odd length"),
+    (dict(pairs=("OPTIM.LR",)), "OPTIM.LR has no value"),
+    (dict(pairs=("OPTIM.MAX_EPOCH", "five")), "OPTIM.MAX_EPOCH is 'five'; it must be a whole number, at least 1"),
+    (dict(pairs=("OPTIM.MAX_EPOCH", "2.5")), "OPTIM.MAX_EPOCH is 2.5; it must be a whole number, at least 1"),
+    (dict(pairs=("OPTIM.WARMUP_EPOCH", "0.5")), "OPTIM.WARMUP_EPOCH is 0.5; it must be a whole number"),
+    (dict(pairs=("OPTIM.SGD_NESTEROV", "1")), "OPTIM.SGD_NESTEROV is 1; it must be True or False"),
+    (dict(pairs=("OPTIM.STEPSIZE", "3")), "OPTIM.STEPSIZE is 3; it must be a list"),
+    (dict(pairs=("TRAINER.P2C.CTX_INIT", "5")), "TRAINER.P2C.CTX_INIT is 5; it must be text"),
+    (dict(pairs=("OPTIM", "3")), "OPTIM is a section of settings, but got 3; choose from OPTIM.NAME, OPTIM.LR"),
+    (dict(pairs=("OPTIM.LR.A", "3")), "OPTIM.LR is one setting, not a section with A in it; it must be a finite"),
+    (dict(pairs=("OPTIM.LR", "{'A': 1}")), "it must be a finite number, at least 0"),
     (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "SCHEDULE is 'cos'; choose from cosine"),
     (dict(pairs=("TRAINER.P2C.N_CTX", "90")), "N_CTX must be from 1 to 74, since the text tower takes 77"),
     (dict(pairs=("TRAINER.P2C.N_CTX", "74")), "tokens, but the text tower takes 77 at most"),
@@ -312,10 +331,15 @@ def test_values_of_an_option_end_at_two_dashes():
 
 
 @pytest.mark.parametrize("content, message", [
-    ("OPTIM:\n\tLR: 1.0\n", "\\t"), ("- a\n- b\n", ""), ("OPTIM: {FOO: 1}", "OPTIM.FOO"),
-    ("OPTIM: {LR: 1}", "OPTIM.LR"),
+    ("OPTIM:\n\tLR: 1.0\n", "\\t"), ("- a\n- b\n", "it holds a list"), ("just words", "it holds only 'just words'"),
+    ("OPTIM: {FOO: 1}", "There is no key OPTIM.FOO; choose from"),
+    ("OPTIM: {LR: high}", "OPTIM.LR is 'high'; it must be a finite number"),
+    ("OPTIM: {LR: {A: 1}}", "OPTIM.LR is one setting, not a section"), ("OPTIM: 5", "OPTIM is a section of settings"),
+    ("OPTIM: {MAX_EPOCH: 2.5}", "OPTIM.MAX_EPOCH is 2.5; it must be a whole number"), ("5: {a: 1}", "no key 5.a"),
+    ("OPTIM: {NAME: 2020-01-31}", "OPTIM.NAME is datetime.date(2020, 1, 31); choose from adam"),
     ("a: !!python/object/apply:os.getcwd []", "python/object"), ("OPTIM: [", "")],
-    ids=["tab", "list", "unknown key", "type", "python tag", "syntax"])
+    ids=["tab", "list", "text", "unknown key", "type", "section in a setting", "value for a section", "float",
+         "number key", "date", "python tag", "syntax"])
 def test_a_faulty_yaml_is_named(call, tmp_path, capsys, content, message):
     path = tmp_path / "faulty.yaml"
     path.write_text(content)
@@ -329,6 +353,17 @@ def test_pairs_taken_for_values_of_an_option_are_pointed_out(capsys):
         train.parse_args(["--transforms", "random_flip", "OPTIM.MAX_EPOCH", "1"])
     error = capsys.readouterr().err
     assert "OPTIM.MAX_EPOCH was taken for a value of the option before it" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [
+    ("OPTIM.LR=0.1",), ("OPTIM.LR=0.1", "--", "OPTIM.MAX_EPOCH", "1"), ("OPTIM.LR=0.1", "--root", "x"),
+    ("OPTIM.MAX_EPOCH", "1", "OPTIM.LR=0.1"), ("--transforms", "normalize", "--", "OPTIM.LR=0.1")])
+def test_an_equals_sign_between_key_and_value_is_pointed_out(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        train.parse_args([*words])
+    assert stopped.value.code == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert "OPTIM.LR=0.1 has an equals sign; write OPTIM.LR 0.1" in error
 
 
 def test_debug_shows_the_traceback(call):
