@@ -54,7 +54,7 @@ try:
         setup_logger,
         write_started,
     )
-    from p2c.merging import merge_file, merge_pairs
+    from p2c.merging import merge_file, merge_pairs, warn_of_unread
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
@@ -99,6 +99,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     if glued := [word for word in args.opts if KEY.fullmatch(word.partition("=")[0]) and "=" in word]:
         key, _, value = glued[0].partition("=")
         parser.error(f"{glued[0]} has an equals sign; write {key} {value}")
+    check_options(parser, args)
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
@@ -107,6 +108,18 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     if swallowed:
         parser.error(f"{swallowed[0]} was taken for a value of the option before it; put -- before KEY VALUE pairs")
     return args
+
+
+def check_options(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse an option that the mode would ignore."""
+    of_tests = {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch is not None}
+    of_trainings = {"--resume": args.resume, "--resume-anyway": args.resume_anyway}
+    if not args.eval_only and (given := [option for option, value in of_tests.items() if value]):
+        parser.error(f"{given[0]} says which model to test; give --eval-only with it (--resume continues a training)")
+    if args.eval_only and (given := [option for option, value in of_trainings.items() if value]):
+        parser.error(f"{given[0]} is for a training, and --eval-only trains nothing; leave out one of the two")
+    if args.load_epoch is not None and not args.model_dir:
+        parser.error("--load-epoch chooses from a run's checkpoints; give the run's folder with --model-dir")
 
 
 OPTIONS = {  # command-line option -> key that it sets
@@ -125,20 +138,21 @@ OPTIONS = {  # command-line option -> key that it sets
 
 
 def setup_cfg(args: argparse.Namespace):
-    """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins."""
+    """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins.
+
+    Return the configuration, frozen, and the keys that the files and the pairs give.
+    """
     cfg = get_cfg_default()
     extend_cfg(cfg)
     if args.plugin:
         registry.load_plugin(args.plugin, cfg)
-    for path in (args.dataset_config_file, args.config_file):
-        if path:
-            merge_file(cfg, path)
+    given = [key for path in (args.dataset_config_file, args.config_file) if path for key in merge_file(cfg, path)]
     for option, key in OPTIONS.items():
         value = getattr(args, option)
         if value is not None and value != "":
             node, _, leaf = key.rpartition(".")
             functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
-    merge_pairs(cfg, args.opts)
+    given += merge_pairs(cfg, args.opts)
     check_values(cfg)
     check_settings(cfg)
     if cfg.PLUGIN != (args.plugin or ""):
@@ -154,7 +168,7 @@ def setup_cfg(args: argparse.Namespace):
     registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
                      DATASET_REGISTRY.registered_names())
-    return cfg
+    return cfg, given
 
 
 def describe_task(args: argparse.Namespace) -> dict:
@@ -218,7 +232,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
     What the run takes for itself is put into `held`.
     """
     try:
-        cfg = setup_cfg(args)
+        cfg, given = setup_cfg(args)
         task = describe_task(args)
         died = ""
         done = finished_before(cfg, task, args.resume_anyway)
@@ -236,6 +250,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
             print(died)
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
+        warn_of_unread(given, TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
         trainer = build_trainer(cfg)
         recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
         if recorded:
@@ -245,6 +260,8 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         if args.eval_only:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
+            if args.model_dir and not trainer.get_model_names():
+                raise ValueError(f"{cfg.TRAINER.NAME} trains nothing that could be loaded; leave out --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
     except DiskFull as error:
         return report(error, args.debug, FAILED)

@@ -11,8 +11,11 @@ import yaml
 from yacs.config import CfgNode
 
 from p2c import config
-from p2c.engine.config import RANGES
+from p2c.engine.config import RANGES, SHARED_NODES
+from p2c.logs import get_logger
 from p2c.ranges import KINDS, flatten
+
+log = get_logger(__name__)
 
 # Settings that Dassl or a published configuration gives as whole numbers, but that are no counts.
 NUMBERS = (
@@ -125,6 +128,18 @@ def wanted(key: str, old) -> str:
     ranges = {**RANGES, **config.RANGES}
     kind = "a whole number" if type(old) is int and key not in NUMBERS else KINDS.get(type(old), "of another type")
     return ranges[key].words if key in ranges else f"it must be {kind}"
+
+
+def warn_of_unread(given: Sequence[str], trainer: type) -> None:
+    """Warn of the keys, among those given, of methods' settings that a trainer does not read.
+
+    A trainer says with `node` where its own settings are; one that does not is passed over.
+    """
+    node = getattr(trainer, "node", None)
+    others = config.SETTINGS["TRAINER"].keys() - {node, *SHARED_NODES}
+    unread = [key for key in dict.fromkeys(given) if key.startswith("TRAINER.") and key.split(".")[1] in others]
+    if node is not None and unread:
+        log.warning(f"{trainer.__name__} does not read {', '.join(unread)}: the values given have no effect")
 
 
 def decoded(value):

@@ -173,7 +173,7 @@ def test_numbers_of_either_kind_train_and_are_predicted_with(call, tmp_path):
 def test_seed_zero_is_a_seed(call, tmp_path):
     assert call("--seed", "0", "--no-train") == 0
     args = train.parse_args(["--seed", "0", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])
-    assert train.setup_cfg(args).SEED == 0
+    assert train.setup_cfg(args)[0].SEED == 0
 
 
 # Mistakes
@@ -364,6 +364,39 @@ def test_an_equals_sign_between_key_and_value_is_pointed_out(capsys, words):
     assert stopped.value.code == train.MISTAKE
     error, = capsys.readouterr().err.splitlines()
     assert "OPTIM.LR=0.1 has an equals sign; write OPTIM.LR 0.1" in error
+
+
+@pytest.mark.parametrize("words, option", [
+    (("--model-dir", "run"), "--model-dir"), (("--load-epoch", "2"), "--load-epoch"),
+    (("--no-train", "--model-dir", "run"), "--model-dir"), (("--eval-only", "--load-epoch", "0"), "--load-epoch"),
+    (("--eval-only", "--model-dir", "run", "--resume", "run"), "--resume"),
+    (("--eval-only", "--model-dir", "run", "--resume-anyway"), "--resume-anyway"),
+])
+def test_an_option_that_would_be_ignored_is_a_mistake(call, tmp_path, capsys, words, option):
+    with pytest.raises(SystemExit) as stopped:
+        call(*words)
+    error, = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == train.MISTAKE and f"error: {option} " in error and not (tmp_path / "run").exists()
+
+
+def test_a_model_for_a_trainer_that_learns_nothing_is_a_mistake(call, capsys):
+    assert call("--eval-only", "--model-dir", "run", trainer="ZeroshotCLIP") == train.MISTAKE
+    assert "leave out --model-dir" in capsys.readouterr().err
+
+
+def unread(folder):
+    """The lines of a run's log on settings that its trainer does not read."""
+    return [line for line in (folder / "log.txt").read_text().splitlines() if " does not read " in line]
+
+
+def test_given_settings_of_another_method_are_named_once(call, tmp_path):
+    mine = ("TRAINER.MAPLE.N_CTX", "2", "TRAINER.P2C.N_CTX", "2", "TRAINER.PROMPT_DENOISING.SIGMOID_K", "10")
+    assert call("--no-train", pairs=mine) == 0
+    line, = unread(tmp_path / "run")
+    assert "P2C does not read TRAINER.MAPLE.N_CTX: " in line
+    assert call("--no-train", "--trainer", "CoOp", out="coop") == 0  # with P2C's file
+    line, = unread(tmp_path / "coop")
+    assert "CoOp does not read TRAINER.P2C." in line and "PROMPT_DENOISING" not in line
 
 
 def test_debug_shows_the_traceback(call):
