@@ -10,7 +10,6 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import contextlib
-import difflib
 import functools
 import math
 import os
@@ -21,12 +20,10 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from p2c import compat
 from p2c.commands import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 from p2c.config import check_settings, extend_cfg
-from p2c.ranges import flatten
 
 try:
     compat.choose_engine()
@@ -57,6 +54,7 @@ try:
         setup_logger,
         write_started,
     )
+    from p2c.merging import merge_file, merge_pairs, warn_of_unread
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
@@ -66,7 +64,6 @@ FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
-ALIASES = 16  # in a YAML file; each may repeat what the others repeat
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
@@ -99,14 +96,30 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.opts[:1] == ["--"]:  # ends the values of an option such as --transforms
         del args.opts[0]
+    if glued := [word for word in args.opts if KEY.fullmatch(word.partition("=")[0]) and "=" in word]:
+        key, _, value = glued[0].partition("=")
+        parser.error(f"{glued[0]} has an equals sign; write {key} {value}")
+    check_options(parser, args)
     late = [word for word in args.opts if word.startswith("--")]
     if late:
         parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
     lists = (args.source_domains, args.target_domains, args.transforms)
-    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word)]
+    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word.partition("=")[0])]
     if swallowed:
         parser.error(f"{swallowed[0]} was taken for a value of the option before it; put -- before KEY VALUE pairs")
     return args
+
+
+def check_options(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse an option that the mode would ignore."""
+    of_tests = {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch is not None}
+    of_trainings = {"--resume": args.resume, "--resume-anyway": args.resume_anyway}
+    if not args.eval_only and (given := [option for option, value in of_tests.items() if value]):
+        parser.error(f"{given[0]} says which model to test; give --eval-only with it (--resume continues a training)")
+    if args.eval_only and (given := [option for option, value in of_trainings.items() if value]):
+        parser.error(f"{given[0]} is for a training, and --eval-only trains nothing; leave out one of the two")
+    if args.load_epoch is not None and not args.model_dir:
+        parser.error("--load-epoch chooses from a run's checkpoints; give the run's folder with --model-dir")
 
 
 OPTIONS = {  # command-line option -> key that it sets
@@ -125,20 +138,21 @@ OPTIONS = {  # command-line option -> key that it sets
 
 
 def setup_cfg(args: argparse.Namespace):
-    """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins."""
+    """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins.
+
+    Return the configuration, frozen, and the keys that the files and the pairs give.
+    """
     cfg = get_cfg_default()
     extend_cfg(cfg)
     if args.plugin:
         registry.load_plugin(args.plugin, cfg)
-    for path in (args.dataset_config_file, args.config_file):
-        if path:
-            merge_file(cfg, path)
+    given = [key for path in (args.dataset_config_file, args.config_file) if path for key in merge_file(cfg, path)]
     for option, key in OPTIONS.items():
         value = getattr(args, option)
         if value is not None and value != "":
             node, _, leaf = key.rpartition(".")
             functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
-    merge_pairs(cfg, args.opts)
+    given += merge_pairs(cfg, args.opts)
     check_values(cfg)
     check_settings(cfg)
     if cfg.PLUGIN != (args.plugin or ""):
@@ -154,53 +168,7 @@ def setup_cfg(args: argparse.Namespace):
     registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
                      DATASET_REGISTRY.registered_names())
-    return cfg
-
-
-class FewAliases(yaml.SafeLoader):
-    """Refuses a file that a few lines of aliases would make larger than any memory."""
-
-    aliases = 0
-
-    def compose_node(self, parent, index):
-        self.aliases += self.check_event(yaml.AliasEvent)
-        if self.aliases > ALIASES:
-            raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
-        return super().compose_node(parent, index)
-
-
-def merge_file(cfg, path: str) -> None:
-    """Merge a YAML file.
-
-    Raises:
-        FileNotFoundError, ValueError: naming the file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
-    if Path(path).suffix not in (".yaml", ".yml"):  # yacs would run a .py file
-        raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
-    try:
-        with open(path, encoding="utf-8") as file:
-            yaml.compose(file, FewAliases)
-        cfg.merge_from_file(path)
-    except Exception as error:  # whatever yacs and the YAML reader stumble over is a fault of the file
-        reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} does not fit the configuration: {reason}; correct the file") from error
-
-
-def merge_pairs(cfg, words: list[str]) -> None:
-    """Merge KEY VALUE pairs.
-
-    Raises:
-        AssertionError, ValueError: naming the key.
-    """
-    known = flatten(cfg)
-    for key in words[::2]:
-        if key not in known:
-            close = [name for name in known if name.startswith(f"{key}.")] or \
-                difflib.get_close_matches(key.upper(), known) or ["those in p2c/config.py and p2c/engine/config.py"]
-            raise ValueError(f"There is no key {key}; choose from {', '.join(close)}")
-    cfg.merge_from_list(words)
+    return cfg, given
 
 
 def describe_task(args: argparse.Namespace) -> dict:
@@ -264,7 +232,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
     What the run takes for itself is put into `held`.
     """
     try:
-        cfg = setup_cfg(args)
+        cfg, given = setup_cfg(args)
         task = describe_task(args)
         died = ""
         done = finished_before(cfg, task, args.resume_anyway)
@@ -282,12 +250,18 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
             print(died)
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
+        warn_of_unread(given, TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
         trainer = build_trainer(cfg)
+        recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
+        if recorded:
+            trainer.check_validation(training=not args.eval_only)
         for folder in ("", "tensorboard", *trainer.get_model_names()) if is_main() else ():
             remove_leftovers(os.path.join(cfg.OUTPUT_DIR, folder))
         if args.eval_only:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
+            if args.model_dir and not trainer.get_model_names():
+                raise ValueError(f"{cfg.TRAINER.NAME} trains nothing that could be loaded; leave out --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
     except DiskFull as error:
         return report(error, args.debug, FAILED)
@@ -295,7 +269,6 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         return report(error, args.debug, MISTAKE)
     if args.no_train:
         return FINISHED
-    recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
     try:
         if args.eval_only:
             if recorded:

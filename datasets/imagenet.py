@@ -23,7 +23,10 @@ class ImageNet(FewShotDataset):
     sizes = Sizes(classes=1000, train=1_281_167, val=0, test=50_000)
 
     def read(self) -> Split:
-        """Train and test items; the test items, which are also for validation, are ImageNet's validation images."""
+        """Return train and test items. The test items, also in place of validation, are ImageNet's validation images.
+
+        No model is chosen on them: see Run.require_validation.
+        """
         names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
         folders = {}
         for part in ("train", "val"):

@@ -139,8 +139,8 @@ SETTINGS = {
             "TEXT_LOSS_WEIGHT": 25,
             "IMAGE_LOSS_WEIGHT": 10,
             # Gaussian weights of the epochs 1 .. OPTIM.MAX_EPOCH in the average of their prompts.
-            "GPA_MEAN": 15,  # the epoch with the largest weight; any whole number
-            "GPA_STD": 1,  # in epochs, whole, > 0
+            "GPA_MEAN": 15,  # the epoch with the largest weight; any number
+            "GPA_STD": 1,  # in epochs, > 0
         },
         "P2C": {
             "N_CTX": 2,

@@ -125,7 +125,13 @@ else:
             self.open_run(cfg)
             super().__init__(cfg)
 
+        def build_data_loader(self) -> None:
+            super().build_data_loader()
+            if not self.cfg.TEST.NO_TEST:
+                self.check_validation(training=False)
+
         def before_train(self) -> None:
+            self.check_validation(training=True)
             super().before_train()
             self.begin_run()
 

@@ -36,6 +36,7 @@ from p2c.framework import (
     to_rgb,
     write_atomically,
 )
+from p2c.merging import merge_values
 from p2c.prompts.context import readable
 from p2c.ranges import flatten
 from p2c.trainers.base import PromptTrainer
@@ -257,10 +258,9 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
     if lost := [key for key in settings if key not in known and matters(key)]:
         raise ValueError(f"{run} was made by p2c {record['versions']['p2c']} with settings that p2c {p2c.__version__} "
                          f"does not know: {', '.join(lost[:5])}; use that version")
-    try:  # merge_from_list takes text for a literal: the text "1" would become a number
-        cfg.merge_from_list([part for key, value in settings.items() if key in known
-                             for part in (key, repr(value) if isinstance(value, str) else value)])
-    except (ValueError, AssertionError) as error:
+    try:
+        merge_values(cfg, {key: value for key, value in settings.items() if key in known})
+    except ValueError as error:
         raise ValueError(f"{Path(run) / 'results.json'} is damaged: {error}; delete it and repeat the run, or give "
                          "another") from error
     return cfg

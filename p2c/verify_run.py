@@ -112,6 +112,7 @@ def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrain
     was_gpu = record["device"].startswith("cuda") and torch.cuda.is_available()
     cfg.USE_CUDA = use_cuda(args.device or ("cuda" if was_gpu else "cpu"))
     cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = scratch, "", ""  # the checkpoint has all there is
+    cfg.TEST.SPLIT = record["split"]
     cfg.SEED, cfg.VERBOSE, cfg.DATALOADER.CACHE = record["seed"], False, 0
     cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
     cfg.freeze()

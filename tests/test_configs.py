@@ -12,7 +12,8 @@ from p2c.datasets.base import CHECKS, HALVES
 from p2c.denoising.mixture import NOISE_TYPES
 from p2c.denoising.noise import ANNEALS
 from p2c.denoising.schedules import SCHEDULES
-from p2c.framework import check_values, get_cfg_default
+from p2c.framework import TRAINER_REGISTRY, check_values, get_cfg_default
+from p2c.merging import merge_file, warn_of_unread
 from p2c.ranges import flatten
 
 CONFIGS = Path("configs")
@@ -39,6 +40,20 @@ def test_trainer_file_merges_and_belongs_to_its_folder(path):
     assert yaml.safe_load(path.read_text())["TRAINER"].keys() <= {node, "PROMPT_DENOISING"}
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     assert path.read_text().startswith("# ") and "bash scripts/" in path.read_text()
+
+
+@pytest.mark.parametrize("path", TRAINER_FILES, ids=str)
+def test_a_trainer_reads_all_of_its_own_files(path, capsys):
+    name = path.parent.name
+    given = merge_file(merged(), str(path))
+    for trainer in (name, "ZeroshotCLIP2") if name == "ZeroshotCLIP" else (name,):
+        registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+        warn_of_unread(given, TRAINER_REGISTRY.get(trainer))
+    assert given and "does not read" not in "".join(capsys.readouterr())
+    warn_of_unread(["TRAINER.MAPLE.N_CTX"], type("Foreign", (), {}))
+    assert "does not read" not in "".join(capsys.readouterr())
+    warn_of_unread(["TRAINER.VPT.PREC" if name != "VPT" else "TRAINER.MAPLE.PREC"], TRAINER_REGISTRY.get(name))
+    assert "does not read" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("path", [p for p in TRAINER_FILES if "tiny_shapes" not in p.stem], ids=str)

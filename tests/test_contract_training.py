@@ -205,11 +205,21 @@ def test_val_result_is_the_accuracy_before_rounding(tiny_trainer, capsys):
     assert round(value, 1) == printed and value * 24 / 100 == pytest.approx(round(value * 24 / 100))
 
 
-def test_without_validation_data_the_test_data_are_used_and_named(tiny_trainer, capsys):
-    """Check 29."""
-    tiny_trainer("DATASET.NAME", "TinyDataWithoutVal", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 1).train()
-    out = capsys.readouterr().out
-    assert out.count("Evaluate on the *test* set") == 2 and "*val*" not in out
+def test_without_validation_data_dassl_takes_the_test_data_and_this_engine_refuses(engine, tiny_trainer, capsys):
+    """Check 29; the engines differ on purpose: a model chosen on test images is no result."""
+    trainer = tiny_trainer("DATASET.NAME", "TinyDataWithoutVal", "TEST.FINAL_MODEL", "best_val", "OPTIM.MAX_EPOCH", 1)
+    if engine.name == "dassl":
+        trainer.train()
+        out = capsys.readouterr().out
+        assert out.count("Evaluate on the *test* set") == 2 and "*val*" not in out
+        return
+    with pytest.raises(ValueError, match="TEST.FINAL_MODEL best_val .* TinyDataWithoutVal has no validation images"):
+        trainer.train()
+    assert not Path(trainer.output_dir).exists()
+    with pytest.raises(ValueError, match="TinyDataWithoutVal has no validation images"):
+        trainer.test(split="val")
+    with pytest.raises(ValueError, match="TEST.SPLIT val .* set TEST.SPLIT test"):
+        tiny_trainer("DATASET.NAME", "TinyDataWithoutVal", "TEST.SPLIT", "val")
 
 
 def test_no_test_means_no_evaluation(tiny_trainer, tmp_path, capsys):

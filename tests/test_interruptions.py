@@ -127,7 +127,9 @@ def test_resuming_anyway_is_an_option_and_leaves_its_mark(call, tmp_path, at_ste
     assert "anyway: OPTIM.LR was 0.0035, is 0.5" in capsys.readouterr().out
     record = read_results(str(tmp_path / "run"))
     assert record["resumed_anyway"] == ["OPTIM.LR was 0.0035, is 0.5"] and record["config"]["OPTIM"]["LR"] == 0.5
-    assert call("--resume-anyway", "--eval-only", "--model-dir", str(tmp_path / "run")) == train.MISTAKE
+    with pytest.raises(SystemExit) as stopped:
+        call("--resume-anyway", "--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert stopped.value.code == train.MISTAKE
 
 
 def test_a_finished_run_of_constant_rates_can_be_trained_longer(call, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2c.engine import distributed
 from p2c.engine.distributed import PartOfAll, PartOfBatches
-from p2c.engine.samplers import SAMPLERS
+from p2c.engine.samplers import SAMPLERS, WHOLE
 
 SEEDS, EPOCHS = st.integers(0, (1 << 63) - 1), st.integers(0, 300) | st.sampled_from(["val", "u.3"])
 
@@ -57,7 +57,7 @@ def test_an_order_begun_late_is_the_tail_of_the_whole_one_until_the_next_epoch(c
     assert list(sampler) == order
 
 
-@given(samplers(("RandomSampler", "SequentialSampler")))
+@given(samplers(WHOLE))
 def test_every_image_comes_once(case):
     order = list(case.make())
     assert sorted(order) == list(range(len(case.images)))

@@ -8,9 +8,11 @@ import pytest
 import torch
 from clip_files import make_pets
 
+import p2c
 import train
 from p2c.clip.loading import load_backbone
 from p2c.framework import read_results
+from p2c.ranges import flatten
 
 
 def tensors(folder, epoch=2):
@@ -160,10 +162,19 @@ def test_without_a_seed_one_is_drawn_and_recorded(call, tmp_path):
     assert results["seed"] == results["config"]["SEED"] >= 0
 
 
+def test_numbers_of_either_kind_train_and_are_predicted_with(call, tmp_path):
+    numbers = ("TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", "12.5", "TRAINER.PROMPTSRC.GPA_MEAN", "1.5", "OPTIM.LR", "1",
+               "OPTIM.SGD_DAMPNING", "0.5")
+    assert call(trainer="PromptSRC", pairs=numbers) == 0
+    settings = flatten(read_results(str(tmp_path / "run"))["config"])
+    assert [settings[key] for key in numbers[::2]] == [12.5, 1.5, 1.0, 0.5]
+    assert p2c.Predictor.from_run(tmp_path / "run").classnames
+
+
 def test_seed_zero_is_a_seed(call, tmp_path):
     assert call("--seed", "0", "--no-train") == 0
     args = train.parse_args(["--seed", "0", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])
-    assert train.setup_cfg(args).SEED == 0
+    assert train.setup_cfg(args)[0].SEED == 0
 
 
 # Mistakes
@@ -173,8 +184,16 @@ def test_seed_zero_is_a_seed(call, tmp_path):
     (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17' (MODEL.BACKBONE.NAME); choose from"),
     (dict(pairs=("DATASET.NAME", "Shape")), "Unknown data set (--dataset-config-file) 'Shape'; choose from"),
     (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
-    (dict(pairs=("OPTIM.LR", "1")), "OPTIM.LR"),
-    (dict(pairs=("OPTIM.LR",)), "odd length"),
+    (dict(pairs=("OPTIM.LR",)), "OPTIM.LR has no value"),
+    (dict(pairs=("OPTIM.MAX_EPOCH", "five")), "OPTIM.MAX_EPOCH is 'five'; it must be a whole number, at least 1"),
+    (dict(pairs=("OPTIM.MAX_EPOCH", "2.5")), "OPTIM.MAX_EPOCH is 2.5; it must be a whole number, at least 1"),
+    (dict(pairs=("OPTIM.WARMUP_EPOCH", "0.5")), "OPTIM.WARMUP_EPOCH is 0.5; it must be a whole number"),
+    (dict(pairs=("OPTIM.SGD_NESTEROV", "1")), "OPTIM.SGD_NESTEROV is 1; it must be True or False"),
+    (dict(pairs=("OPTIM.STEPSIZE", "3")), "OPTIM.STEPSIZE is 3; it must be a list"),
+    (dict(pairs=("TRAINER.P2C.CTX_INIT", "5")), "TRAINER.P2C.CTX_INIT is 5; it must be text"),
+    (dict(pairs=("OPTIM", "3")), "OPTIM is a section of settings, but got 3; choose from OPTIM.NAME, OPTIM.LR"),
+    (dict(pairs=("OPTIM.LR.A", "3")), "OPTIM.LR is one setting, not a section with A in it; it must be a finite"),
+    (dict(pairs=("OPTIM.LR", "{'A': 1}")), "it must be a finite number, at least 0"),
     (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "SCHEDULE is 'cos'; choose from cosine"),
     (dict(pairs=("TRAINER.P2C.N_CTX", "90")), "N_CTX must be from 1 to 74, since the text tower takes 77"),
     (dict(pairs=("TRAINER.P2C.N_CTX", "74")), "tokens, but the text tower takes 77 at most"),
@@ -197,6 +216,8 @@ def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
     (("OPTIM.LR", "float('nan')"), "OPTIM.LR"), (("OPTIM.LR", "1e999"), "OPTIM.LR is inf; it must be a finite number"),
     (("DATALOADER.CACHE", "-2"), "DATALOADER.CACHE is -2; it must be a whole number of GiB"),
     (("DATALOADER.CACHE", "much"), "DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
+    (("DATALOADER.TEST.SAMPLER", "RandomClassSampler"), "choose from SequentialSampler, RandomSampler"),
+    (("DATALOADER.TEST.SAMPLER", "SeqDomainSampler"), "choose from SequentialSampler, RandomSampler"),
     (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it needs one {}"),
     (("TRAINER.COOP.N_CTX", "0", "OPTIM.MAX_EPOCH", "1"), "TRAINER.COOP.N_CTX is 0; it must be a whole number"),
     (("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0"), "at least 0; TRAIN.PRINT_FREQ is 0; it must be a whole number"),
@@ -223,6 +244,76 @@ def test_a_test_with_other_weights_of_clip_than_those_of_the_training_is_refused
     error = capsys.readouterr().err
     assert "'random'" in error and "other.pt" in error and "MODEL.BACKBONE.WEIGHTS" in error
     assert not (tmp_path / "test/results.json").exists()
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "P2C"])
+def test_several_views_of_an_image_are_refused_by_a_trainer_that_takes_one(call, capsys, trainer):
+    assert call(trainer=trainer, pairs=("DATALOADER.K_TRANSFORMS", "2")) == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert "DATALOADER.K_TRANSFORMS is 2" in error and "set DATALOADER.K_TRANSFORMS 1" in error
+
+
+def test_a_trainer_that_takes_several_views_gets_them(call, monkeypatch):
+    from p2c.trainers.p2c import P2C
+
+    monkeypatch.setattr(P2C, "parse_batch_train", lambda self, batch: self.parse_batch({
+        "img": torch.cat(batch["img"]), "label": batch["label"].repeat(2)}))
+    assert call(pairs=("DATALOADER.K_TRANSFORMS", "2")) == 0
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "P2C", "ZeroshotCLIP"])
+def test_images_that_make_no_batch_are_refused(call, capsys, trainer):
+    assert call(trainer=trainer, pairs=("INPUT.NO_TRANSFORM", "True")) == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert "set INPUT.NO_TRANSFORM False" in error
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("trainer, more", [
+    ("CoOp", ("DATALOADER.RETURN_IMG0", "True")), ("P2C", ("DATALOADER.RETURN_IMG0", "True")),
+    ("ZeroshotCLIP", ("DATALOADER.RETURN_IMG0", "True", "DATALOADER.K_TRANSFORMS", "2")),
+], ids=["CoOp", "P2C", "ZeroshotCLIP"])
+def test_further_images_in_a_batch_change_nothing(call, tmp_path, trainer, more, workers):
+    pairs = ("DATALOADER.NUM_WORKERS", workers, "OPTIM.MAX_EPOCH", "1")
+    assert call(trainer=trainer, out="plain", pairs=pairs) == call(trainer=trainer, pairs=(*pairs, *more)) == 0
+    plain, run = (read_results(str(tmp_path / out)) for out in ("plain", "run"))
+    assert plain["metrics"] == run["metrics"] and plain["weights"] == run["weights"]
+
+
+def without_validation(tmp_path) -> None:
+    """Make the small data with no validation images."""
+    broken(tmp_path, lambda split: split["val"].clear())
+
+
+@pytest.mark.parametrize("pairs, words", [
+    (("TEST.FINAL_MODEL", "best_val"), ()), (("TEST.FINAL_MODEL", "best_val"), ("--no-train",)),
+    (("TEST.SPLIT", "val"), ()), (("TEST.SPLIT", "val"), ("--eval-only",)),
+], ids=["best_val", "best_val without training", "split", "split of an evaluation"])
+def test_validation_that_is_not_there_is_refused_before_anything_is_trained(call, tmp_path, capsys, pairs, words):
+    without_validation(tmp_path)
+    trainer = "ZeroshotCLIP" if "--eval-only" in words else "P2C"
+    assert call(*words, root=tmp_path, trainer=trainer, pairs=pairs) == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert " ".join(pairs) in error and "OxfordPets has no validation images" in error and f"set {pairs[0]}" in error
+    assert not list((tmp_path / "run").glob("*/*")) and read_results(str(tmp_path / "run")) is None
+
+
+def test_settings_of_validation_that_nothing_reads_stop_nothing(call, tmp_path):
+    without_validation(tmp_path)
+    assert call(root=tmp_path, pairs=("TEST.FINAL_MODEL", "best_val", "TEST.SPLIT", "val", "TEST.NO_TEST", "True")) == 0
+    assert call(root=tmp_path, out="trained") == 0
+    assert call("--eval-only", "--model-dir", str(tmp_path / "trained"), root=tmp_path, out="eval",
+                pairs=("TEST.FINAL_MODEL", "best_val")) == 0
+
+
+def test_test_images_in_the_place_of_validation_images_choose_no_model(call, capsys, tmp_path, monkeypatch):
+    from p2c.datasets.oxford_pets import OxfordPets
+
+    monkeypatch.setattr(OxfordPets, "draw_shots", lambda self, split, shots, seed: (split.train, split.test))
+    monkeypatch.setattr(OxfordPets, "sizes", OxfordPets.sizes._replace(val=0))
+    assert call(pairs=("TEST.FINAL_MODEL", "best_val")) == train.MISTAKE
+    assert "its protocol has no validation split" in capsys.readouterr().err
+    assert call() == 0
 
 
 def test_resuming_another_configuration_is_refused_naming_the_key(call, tmp_path, capsys):
@@ -252,10 +343,15 @@ def test_values_of_an_option_end_at_two_dashes():
 
 
 @pytest.mark.parametrize("content, message", [
-    ("OPTIM:\n\tLR: 1.0\n", "\\t"), ("- a\n- b\n", ""), ("OPTIM: {FOO: 1}", "OPTIM.FOO"),
-    ("OPTIM: {LR: 1}", "OPTIM.LR"),
+    ("OPTIM:\n\tLR: 1.0\n", "\\t"), ("- a\n- b\n", "it holds a list"), ("just words", "it holds only 'just words'"),
+    ("OPTIM: {FOO: 1}", "There is no key OPTIM.FOO; choose from"),
+    ("OPTIM: {LR: high}", "OPTIM.LR is 'high'; it must be a finite number"),
+    ("OPTIM: {LR: {A: 1}}", "OPTIM.LR is one setting, not a section"), ("OPTIM: 5", "OPTIM is a section of settings"),
+    ("OPTIM: {MAX_EPOCH: 2.5}", "OPTIM.MAX_EPOCH is 2.5; it must be a whole number"), ("5: {a: 1}", "no key 5.a"),
+    ("OPTIM: {NAME: 2020-01-31}", "OPTIM.NAME is datetime.date(2020, 1, 31); choose from adam"),
     ("a: !!python/object/apply:os.getcwd []", "python/object"), ("OPTIM: [", "")],
-    ids=["tab", "list", "unknown key", "type", "python tag", "syntax"])
+    ids=["tab", "list", "text", "unknown key", "type", "section in a setting", "value for a section", "float",
+         "number key", "date", "python tag", "syntax"])
 def test_a_faulty_yaml_is_named(call, tmp_path, capsys, content, message):
     path = tmp_path / "faulty.yaml"
     path.write_text(content)
@@ -269,6 +365,50 @@ def test_pairs_taken_for_values_of_an_option_are_pointed_out(capsys):
         train.parse_args(["--transforms", "random_flip", "OPTIM.MAX_EPOCH", "1"])
     error = capsys.readouterr().err
     assert "OPTIM.MAX_EPOCH was taken for a value of the option before it" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [
+    ("OPTIM.LR=0.1",), ("OPTIM.LR=0.1", "--", "OPTIM.MAX_EPOCH", "1"), ("OPTIM.LR=0.1", "--root", "x"),
+    ("OPTIM.MAX_EPOCH", "1", "OPTIM.LR=0.1"), ("--transforms", "normalize", "--", "OPTIM.LR=0.1")])
+def test_an_equals_sign_between_key_and_value_is_pointed_out(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        train.parse_args([*words])
+    assert stopped.value.code == train.MISTAKE
+    error, = capsys.readouterr().err.splitlines()
+    assert "OPTIM.LR=0.1 has an equals sign; write OPTIM.LR 0.1" in error
+
+
+@pytest.mark.parametrize("words, option", [
+    (("--model-dir", "run"), "--model-dir"), (("--load-epoch", "2"), "--load-epoch"),
+    (("--no-train", "--model-dir", "run"), "--model-dir"), (("--eval-only", "--load-epoch", "0"), "--load-epoch"),
+    (("--eval-only", "--model-dir", "run", "--resume", "run"), "--resume"),
+    (("--eval-only", "--model-dir", "run", "--resume-anyway"), "--resume-anyway"),
+])
+def test_an_option_that_would_be_ignored_is_a_mistake(call, tmp_path, capsys, words, option):
+    with pytest.raises(SystemExit) as stopped:
+        call(*words)
+    error, = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == train.MISTAKE and f"error: {option} " in error and not (tmp_path / "run").exists()
+
+
+def test_a_model_for_a_trainer_that_learns_nothing_is_a_mistake(call, capsys):
+    assert call("--eval-only", "--model-dir", "run", trainer="ZeroshotCLIP") == train.MISTAKE
+    assert "leave out --model-dir" in capsys.readouterr().err
+
+
+def unread(folder):
+    """The lines of a run's log on settings that its trainer does not read."""
+    return [line for line in (folder / "log.txt").read_text().splitlines() if " does not read " in line]
+
+
+def test_given_settings_of_another_method_are_named_once(call, tmp_path):
+    mine = ("TRAINER.MAPLE.N_CTX", "2", "TRAINER.P2C.N_CTX", "2", "TRAINER.PROMPT_DENOISING.SIGMOID_K", "10")
+    assert call("--no-train", pairs=mine) == 0
+    line, = unread(tmp_path / "run")
+    assert "P2C does not read TRAINER.MAPLE.N_CTX: " in line
+    assert call("--no-train", "--trainer", "CoOp", out="coop") == 0  # with P2C's file
+    line, = unread(tmp_path / "coop")
+    assert "CoOp does not read TRAINER.P2C." in line and "PROMPT_DENOISING" not in line
 
 
 def test_debug_shows_the_traceback(call):

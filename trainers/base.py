@@ -76,6 +76,9 @@ class PromptTrainer(TrainerX):
                 raise ValueError(f"The configuration lacks TRAINER.{node}; call p2c.config.extend_cfg(cfg) before "
                                  "merging, and do not remove the node")
         check_settings(cfg, {self.node, *SHARED_NODES})
+        if cfg.INPUT.NO_TRANSFORM:
+            raise ValueError(f"INPUT.NO_TRANSFORM hands out images as their files have them, but {type(self).__name__} "
+                             "needs tensors of one size; set INPUT.NO_TRANSFORM False")
         if cfg.TRAINER.ATPROMPT.USE_ATPROMPT and not self.takes_attributes:
             raise ValueError(f"{type(self).__name__} takes no attributes; set TRAINER.ATPROMPT.USE_ATPROMPT False")
         if cfg.TRAINER.PROMPT_DENOISING.ENABLED and not self.prompts_text:
@@ -142,6 +145,9 @@ class PromptTrainer(TrainerX):
     def prepare_training(self) -> None:
         """Noise, initial weights, optimiser and loss scaling; registers the prompts alone."""
         cfg = self.cfg
+        if cfg.DATALOADER.K_TRANSFORMS > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
+            raise ValueError(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but {type(self).__name__} "
+                             "trains on one view of each image; set DATALOADER.K_TRANSFORMS 1")
         self.denoising = build_denoising(cfg, self.noise_unit) if cfg.TRAINER.PROMPT_DENOISING.ENABLED else None
         if cfg.MODEL.INIT_WEIGHTS:
             if not Path(cfg.MODEL.INIT_WEIGHTS).is_file():

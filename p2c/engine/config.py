@@ -5,6 +5,7 @@ from operator import attrgetter
 from yacs.config import CfgNode
 
 from p2c.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
+from p2c.engine.samplers import WHOLE
 from p2c.engine.transforms import INTERPOLATION_MODES
 from p2c.ranges import Range, at_least, between, faults, number, one_of, several, whole
 
@@ -57,7 +58,8 @@ DEFAULTS = CfgNode({
         "RETURN_IMG0": False,  # also hand out the image without augmentation
         "TRAIN_X": {"SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
         "TRAIN_U": {"SAME_AS_X": True, "SAMPLER": "RandomSampler", "BATCH_SIZE": 32, "N_DOMAIN": 0, "N_INS": 16},
-        "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32},  # validation too
+        # Validation too. SAMPLER: SequentialSampler or RandomSampler, which give every image once.
+        "TEST": {"SAMPLER": "SequentialSampler", "BATCH_SIZE": 32},
     },
     "MODEL": {
         "INIT_WEIGHTS": "",  # file of initial weights
@@ -144,6 +146,7 @@ RANGES = {
     "DATALOADER.TRAIN_U.BATCH_SIZE": whole(1),
     "DATALOADER.TRAIN_U.N_DOMAIN": whole(0),
     "DATALOADER.TRAIN_U.N_INS": whole(1),
+    "DATALOADER.TEST.SAMPLER": one_of(*WHOLE),
     "DATALOADER.TEST.BATCH_SIZE": whole(1),
     "OPTIM.NAME": one_of(*OPTIMIZERS),
     "OPTIM.LR": at_least(0),

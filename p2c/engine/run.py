@@ -5,7 +5,7 @@ These are the parts of a trainer that do not depend on who runs the loop, this e
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -32,6 +32,30 @@ from p2c.engine.seeds import random_state_kept, run_seed, use_deterministic_algo
 from p2c.logs import get_logger
 
 log = get_logger(__name__)
+
+
+def noting_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
+    """Yield the batches as they come; append to `seen` the indices of each one's images, where it has them."""
+    for batch in batches:
+        if isinstance(batch, Mapping) and "index" in batch:  # others' datasets may give none
+            seen.append(batch["index"].cpu())
+        yield batch
+
+
+def check_each_once(split: str, total: int, counted: int, seen: list[Tensor]) -> None:
+    """Raise ValueError, in every process, unless a test has counted each image of its split once.
+
+    Args:
+        total: images of the split.
+        counted: images that the main process has processed the outputs of.
+        seen: indices of this process's images; where batches have none, the number alone is compared.
+    """
+    indices = [part for part, in collect([(torch.cat(seen),)] if seen else [])]
+    left_out = total - len(torch.cat(indices).unique()) if indices else max(0, total - counted)
+    left_out, repeated = from_main(lambda: (left_out, counted - (total - left_out)))
+    if left_out or repeated:
+        raise ValueError(f"The test on the {split} images is void: of {total} images {left_out} were left out, and "
+                         f"{repeated} were counted again; give the test a loader that has each image once")
 
 
 class Checkpoints:
@@ -179,19 +203,52 @@ class Run(Checkpoints):
 
     # Evaluation
 
+    def check_validation(self, training: bool) -> None:
+        """Raise ValueError if a test, or a training and its tests, would need validation images that are not there."""
+        settings = self.cfg.TEST
+        if training and settings.NO_TEST:
+            return
+        if settings.SPLIT == "val":
+            self.require_validation("TEST.SPLIT val", "set TEST.SPLIT test")
+        if training and settings.FINAL_MODEL == "best_val":
+            self.require_validation("TEST.FINAL_MODEL best_val", "set TEST.FINAL_MODEL last_step")
+
+    def require_validation(self, reader: str, remedy: str) -> None:
+        """Raise ValueError if the dataset has no validation images, or has its test images in their place."""
+        dataset = self.dm.dataset
+        paths = [{item.impath for item in items or ()} for items in (dataset.val, dataset.test)]
+        if self.val_loader is not None and paths[0].isdisjoint(paths[1]):
+            return
+        sizes = getattr(dataset, "sizes", None)
+        reason = "has no validation images"
+        if self.val_loader is not None:
+            reason = "has no validation images but those that it is tested on"
+        if sizes is not None and not sizes.val:
+            reason = "has no validation images: its protocol has no validation split"
+        raise ValueError(f"{reader} needs validation images, but {self.cfg.DATASET.NAME} {reason}; {remedy}")
+
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on "val" (where there is validation data) or on the test data; returns the first metric."""
+        """Evaluate on the "val" or the "test" images, by default those of TEST.SPLIT; returns the first metric.
+
+        Raises:
+            ValueError: "val" without validation images.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val":
+            self.require_validation("A test on the split val", "test on the split test")
+        loader = self.val_loader if split == "val" else self.test_loader
         self.set_model_mode("eval")
         self.evaluator.reset()
-        split = split or self.cfg.TEST.SPLIT
-        use_val = split == "val" and self.val_loader is not None
-        split, loader = ("val", self.val_loader) if use_val else ("test", self.test_loader)
         log.info(f"Evaluate on the *{split}* set")
         with random_state_kept():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
-            for batch in collect(self.outputs(bar)):
+            seen: list[Tensor] = []
+            counted = 0
+            for batch in collect(self.outputs(noting_indices(bar, seen))):
                 self.process_outputs(*batch)
+                counted += len(batch[1])
+            check_each_once(split, len(getattr(self.dm.dataset, split)), counted, seen)
         results = from_main(self.evaluate_outputs)
         epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # all were trained before
         for name, value in results.items():

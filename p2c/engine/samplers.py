@@ -158,6 +158,7 @@ def _equal_share(batch_size: int, parts: int, what: str) -> int:
     return batch_size // parts
 
 
+WHOLE = ("SequentialSampler", "RandomSampler")  # those that give every image once, as a test needs
 SAMPLERS = {
     "RandomSampler": lambda data, batch_size, n_domain, n_ins, seed: RandomSampler(data, seed),
     "SequentialSampler": lambda data, batch_size, n_domain, n_ins, seed: SequentialSampler(data),

@@ -219,6 +219,8 @@ class SimpleTrainer(Run, TrainerBase):
         with first_on_each_machine():
             dm = DataManager(self.cfg)
         self.use_data(dm)
+        if not self.cfg.TEST.NO_TEST:
+            self.check_validation(training=False)
 
     def build_model(self) -> None:
         raise NotImplementedError(f"{type(self).__name__} must define build_model")
@@ -227,6 +229,7 @@ class SimpleTrainer(Run, TrainerBase):
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
+        self.check_validation(training=True)
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         self.begin_run()
         if not self.cfg.RESUME:

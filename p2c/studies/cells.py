@@ -34,6 +34,7 @@ from p2c.framework import (
     write_atomically,
     write_started,
 )
+from p2c.merging import merge_values
 from p2c.studies.plan import Settings
 from p2c.tables.cells import harmonic_mean
 
@@ -173,7 +174,7 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
     """The frozen configuration of a training or a test of a cell.
 
     Raises:
-        ValueError, KeyError: settings that make no sense.
+        ValueError: settings that make no sense.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -181,8 +182,7 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
         cfg.merge_from_file(config_file(*parts))
     fixed = {"TRAINER.NAME": cell.trainer, "DATASET.ROOT": place.root, "SEED": cell.seed, "VERBOSE": False,
              "OUTPUT_DIR": os.path.join(place.output, folder)}
-    for key, value in {**fixed, **cell.settings, **options}.items():
-        cfg.merge_from_list([key, tuple(value) if isinstance(value, list) else value])
+    merge_values(cfg, {**fixed, **cell.settings, **options})
     check_values(cfg)
     check_settings(cfg)
     cfg.freeze()

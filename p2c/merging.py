@@ -1,0 +1,148 @@
+"""Users' values merged into a configuration, from YAML files, KEY VALUE pairs and records; each mistake is one line.
+
+A number is a number: a whole one serves where a float is meant, and a float where `NUMBERS` says so.
+"""
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode
+
+from p2c import config
+from p2c.engine.config import RANGES, SHARED_NODES
+from p2c.logs import get_logger
+from p2c.ranges import KINDS, flatten
+
+log = get_logger(__name__)
+
+# Settings that Dassl or a published configuration gives as whole numbers, but that are no counts.
+NUMBERS = (
+    "OPTIM.SGD_DAMPNING", "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT",
+    "TRAINER.PROMPTSRC.GPA_MEAN", "TRAINER.PROMPTSRC.GPA_STD",
+)
+ALIASES = 16  # in a YAML file; each may repeat what the others repeat
+
+
+class FewAliases(yaml.SafeLoader):
+    """Refuses a file that a few lines of aliases would make larger than any memory."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > ALIASES:
+            raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
+        return super().compose_node(parent, index)
+
+
+def merge_file(cfg: CfgNode, path: str) -> list[str]:
+    """Merge a YAML file; return the keys that it gives.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
+    if Path(path).suffix not in (".yaml", ".yml"):
+        raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        yaml.compose(text, FewAliases)
+        tree = yaml.safe_load(text)
+        if not isinstance(tree, dict | None):
+            came = "a list" if isinstance(tree, list) else f"only {str(tree)[:40]!r}"
+            raise ValueError(f"it holds {came}; it must hold sections of settings, such as OPTIM: {{LR: 0.1}}")
+        return merge_values(cfg, {key: decoded(value) for key, value in flatten(tree or {}).items()})
+    except Exception as error:  # whatever the YAML reader stumbles over is a fault of the file
+        raise ValueError(f"{path} does not fit the configuration: {error}; correct the file") from error
+
+
+def merge_pairs(cfg: CfgNode, words: Sequence[str]) -> list[str]:
+    """Merge KEY VALUE pairs; return the keys. Raises ValueError naming the key."""
+    for key, word in itertools.zip_longest(words[::2], words[1::2]):
+        name, equals, value = key.partition("=")
+        if equals and name in flatten(cfg):
+            raise ValueError(f"{key} has an equals sign; write {name} {value}")
+        require_setting(cfg, key, word)
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]} has no value; settings are pairs, KEY VALUE")
+    return merge_values(cfg, {key: decoded(word) for key, word in zip(words[::2], words[1::2], strict=True)})
+
+
+def merge_values(cfg: CfgNode, values: Mapping) -> list[str]:
+    """Merge values by their dotted keys, none or all; return the keys. Raises ValueError naming the key."""
+    fitting = {key: fitted(key, value, require_setting(cfg, key, value)) for key, value in values.items()}
+    for key, value in fitting.items():
+        *sections, leaf = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    return list(fitting)
+
+
+def require_setting(cfg: CfgNode, key: str, value=None):
+    """Return what the configuration has under a dotted key. Raise ValueError if that is no setting."""
+    node, sections = cfg, []
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            name = ".".join(sections)
+            raise ValueError(f"{name} is one setting, not a section with {key.removeprefix(f'{name}.')} in it; "
+                             f"{wanted(name, node)}")
+        if part not in node:
+            known = flatten(cfg)
+            close = difflib.get_close_matches(key.upper(), known) or \
+                ["those in p2c/config.py and p2c/engine/config.py"]
+            raise ValueError(f"There is no key {key}; choose from {', '.join(close)}")
+        node = node[part]
+        sections.append(part)
+    if isinstance(node, dict):
+        came = "" if value is None else f", but got {value}"
+        raise ValueError(f"{key} is a section of settings{came}; choose from "
+                         f"{', '.join(f'{key}.{name}' for name in flatten(node))}")
+    return node
+
+
+def fitted(key: str, value, old):
+    """Return a value as the type of a setting whose value is `old`. Raise ValueError if it is of another kind."""
+    kind = type(old)
+    if value is None or old is None or type(value) is kind:
+        return value  # None is out of the ranges
+    if isinstance(value, list | tuple) and kind in (list, tuple):
+        return kind(value)
+    if kind is float and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    if kind is int and type(value) is float and key in NUMBERS:
+        return value
+    text = f" (as KEY VALUE: {key} \"'{value}'\")" if kind is str and type(value) in (int, float, bool) else ""
+    raise ValueError(f"{key} is {value!r}; {wanted(key, old)}{text}")
+
+
+def wanted(key: str, old) -> str:
+    """Return in words what a setting may be, by its range or by the type of its value."""
+    ranges = {**RANGES, **config.RANGES}
+    kind = "a whole number" if type(old) is int and key not in NUMBERS else KINDS.get(type(old), "of another type")
+    return ranges[key].words if key in ranges else f"it must be {kind}"
+
+
+def warn_of_unread(given: Sequence[str], trainer: type) -> None:
+    """Warn of the keys, among those given, of methods' settings that a trainer does not read.
+
+    A trainer says with `node` where its own settings are; one that does not is passed over.
+    """
+    node = getattr(trainer, "node", None)
+    others = config.SETTINGS["TRAINER"].keys() - {node, *SHARED_NODES}
+    unread = [key for key in dict.fromkeys(given) if key.startswith("TRAINER.") and key.split(".")[1] in others]
+    if node is not None and unread:
+        log.warning(f"{trainer.__name__} does not read {', '.join(unread)}: the values given have no effect")
+
+
+def decoded(value):
+    """Return what a text stands for: a text that is a Python literal for that, any other for itself."""
+    return CfgNode._decode_cfg_value(value)
+
