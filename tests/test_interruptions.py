@@ -1,10 +1,12 @@
 """train.py under signals, on a full disk, and beside another process in its folder."""
+import contextlib
 import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,42 @@ def test_a_signal_to_all_processes_of_a_job_spares_the_workers(pets, tmp_path):
     assert stopped.stderr.startswith("Stopped after epoch [1/2] batch [2/4]") and "Traceback" not in stopped.stderr
     done = start("")
     assert done.returncode == 0 and "Going on after batch 2 of epoch 1" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_run_and_its_workers_end_however_the_workers_were_started(pets, tmp_path, method):
+    """Python 3.14 on Linux starts them by a fork server, which is then their parent."""
+    (tmp_path / "starting.py").write_text(f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n")
+    command = [sys.executable, ROOT / "train.py", "--plugin", "starting", "--root", pets, "--seed", "1", "--trainer",
+               "MaPLe", "--output-dir", "run", "--dataset-config-file", ROOT / "configs/datasets/oxford_pets.yaml",
+               "--config-file", ROOT / "configs/trainers/MaPLe/tiny_shapes.yaml", *TINY, "OPTIM.MAX_EPOCH", "1",
+               "DATALOADER.NUM_WORKERS", "1"]
+    with subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, start_new_session=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            out, _ = process.communicate(timeout=200)
+            assert process.returncode == 0 and "Results: " in out, out
+            wait_until(lambda: not alive(process.pid), seconds=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive(group):
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(holds, seconds):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 # Another configuration

@@ -4,6 +4,7 @@ What a batch holds is a function of (seed, epoch, index of each image): the same
 else draws random numbers, and after a resume.
 """
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -168,7 +169,8 @@ def _leave_signals_to_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS and Windows lack it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+        trainer = multiprocessing.parent_process().pid  # not os.getppid(): that may be a fork server
+        threading.Thread(target=_end_when_told_by, args=(trainer,), daemon=True).start()
 
 
 def _end_when_told_by(trainer: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from p2c.engine.checkpoint import BEST, is_readable
 from p2c.engine.curves import CurveWriter, cut_back
-from p2c.engine.data import DataManager, set_epoch
+from p2c.engine.data import DataManager, end_workers, set_epoch
 from p2c.engine.distributed import first_on_each_machine, is_main, processes
 from p2c.engine.files import mkdir_if_missing, named_errors
 from p2c.engine.numerics import NonFiniteLoss, check_finite, keep_state
@@ -289,6 +289,8 @@ class SimpleTrainer(Run, TrainerBase):
 
     def after_train(self) -> None:
         log.info("Finish training")
+        for loader in (self.train_loader_x, self.train_loader_u):
+            end_workers(loader)
         if not self.cfg.TEST.NO_TEST:
             if self.cfg.TEST.FINAL_MODEL == "best_val":
                 log.info("Deploy the model with the best val performance")
