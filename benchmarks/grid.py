@@ -87,7 +87,8 @@ def start_up(folder: Path, setting: Setting) -> float:
     words = [sys.executable, ROOT / "train.py", "--plugin", "loading", "--trainer", "P2C", "--seed", 1,
              "--root", folder, "--output-dir", folder / "run", "--config-file", config_file("trainers", "P2C", name),
              "--no-train", "--", *(word for pair in pairs.items() for word in pair)]
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent)}
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]))
+    environ = {**os.environ, "PYTHONPATH": path}
     return seconds(lambda: subprocess.run([str(word) for word in words], env=environ, stdout=subprocess.DEVNULL,
                                           check=True), "cpu")
 

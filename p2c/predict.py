@@ -99,7 +99,7 @@ def read_classes(words: str) -> list[str]:
     Raises FileNotFoundError if there is no such file, ValueError if it is no text or if a file has another ending.
     """
     if not words.endswith(".txt"):
-        if os.path.exists(words):
+        if os.path.isfile(words):
             raise ValueError(f"--classes {words} is a file, but not a .txt file of one class name a line; save it as "
                              "such, or give the names with commas between")
         return words.split(",")

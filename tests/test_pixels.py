@@ -56,7 +56,7 @@ def test_our_trainers_take_bytes_and_other_peoples_floats(make_trainer, tiny_tra
     assert dtypes(make_trainer("MaPLe", "INPUT.TRANSFORMS", ["instance_norm"])) == [torch.float32] * 3
     assert dtypes(make_trainer("MaPLe", "DATALOADER.RETURN_IMG0", True)) == [torch.float32] * 3
     assert next(iter(tiny_trainer().train_loader_x))["img"].dtype == torch.float32
-    views = next(iter(make_trainer("MaPLe", "DATALOADER.K_TRANSFORMS", 2).train_loader_x))["img"]
+    views = next(iter(make_trainer("ZeroshotCLIP", "DATALOADER.K_TRANSFORMS", 2).train_loader_x))["img"]
     assert [view.dtype for view in views] == [torch.float32] * 2
 
 
