@@ -35,7 +35,7 @@ faults: $(INSTALLED)
 
 # The whole of the study (docs/results.md) on a small scale, in 10 minutes on two cores.
 study-smoke: $(INSTALLED)
-	$(PYTHON) -m p2c.study configs/studies/smoke.yaml --output output/study-smoke
+	$(PYTHON) -m p2c study configs/studies/smoke.yaml --output output/study-smoke
 
 setup: $(INSTALLED)
 

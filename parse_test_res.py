@@ -32,8 +32,8 @@ import sys
 from os import listdir
 from statistics import fmean
 
-from p2c.commands import Parser
-from p2c.runs import METRICS, Spread, ci95, left_out, read_run, std, value_pattern
+from p2c.tables.runs import METRICS, Spread, ci95, left_out, read_run, std, value_pattern
+from p2c.utils.console import Parser
 
 CURVES = (".png", ".pdf")
 

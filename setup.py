@@ -15,12 +15,12 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["p2c", "p2c.clip", "p2c.denoising", "p2c.downloads", "p2c.engine", "p2c.prompts", "p2c.studies",
-              "p2c.tables", *FOLDERS],
+    packages=["p2c", "p2c.checkpoints", "p2c.cli", "p2c.clip", "p2c.denoising", "p2c.download", "p2c.engine",
+              "p2c.grid", "p2c.inference", "p2c.prompts", "p2c.study", "p2c.tables", "p2c.utils", *FOLDERS],
     package_dir={"p2c": "p2c", **FOLDERS},
     package_data={
-        "p2c": ["reference_results.yaml"],
         "p2c.clip": ["builtin/*"],
+        "p2c.tables": ["reference_results.yaml"],
         "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml", "studies/*.yaml"],
     },
     install_requires=[
@@ -44,6 +44,7 @@ setup(
         "packaging>=23",
         "matplotlib>=3.8",
     ],
+    entry_points={"console_scripts": ["p2c = p2c.__main__:main"]},
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68",
                  "wheel"],

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from p2c import compat
-from p2c.commands import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 from p2c.config import check_settings, extend_cfg
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 
 try:
     compat.choose_engine()

@@ -28,7 +28,7 @@ from torchvision.transforms import functional as F
 from p2c.config import extend_cfg
 from p2c.engine.data import set_epoch
 from p2c.framework import DATASET_REGISTRY, DataManager, DatasetBase, Datum, get_cfg_default, read_image
-from p2c.pixels import Normalization, as_bytes, to_bytes
+from p2c.utils.pixels import Normalization, as_bytes, to_bytes
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since torchvision 0.29

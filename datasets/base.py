@@ -12,7 +12,7 @@ from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classe
 from p2c.datasets.splits import Item, Sizes, Split, read_split
 from p2c.datasets.trees import check_images_exist
 from p2c.framework import DatasetBase, Datum, run_seed
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
@@ -30,7 +30,7 @@ class FewShotDataset(DatasetBase):
         ValueError: a split or a setting that makes no sense.
     """
 
-    name: str = ""  # as in configs/datasets/NAME.yaml, for `python -m p2c.data`; "": it cannot be fetched
+    name: str = ""  # as in configs/datasets/NAME.yaml, for `python -m p2c data`; "": it cannot be fetched
     folder: str  # below DATASET.ROOT
     images: str  # image folder, below `folder`
     split: str  # file name, in `folder`
@@ -84,7 +84,7 @@ class FewShotDataset(DatasetBase):
     @property
     def remedy(self) -> str:
         """What to do where files are missing or wrong."""
-        return f"`python -m p2c.data download {self.name}` gets what is missing" if self.name else \
+        return f"`python -m p2c data download {self.name}` gets what is missing" if self.name else \
             "extract the images so that these paths exist"
 
     def require(self, name: str, drive_id: str, what: str) -> Path:

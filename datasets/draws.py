@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from p2c.checksums import is_whole, sealed
 from p2c.datasets.splits import Item, Split
 from p2c.framework import Datum, read_json, read_legacy_pickle, sample_shots, write_json
-from p2c.logs import get_logger
+from p2c.utils.checksums import is_whole, sealed
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

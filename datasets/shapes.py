@@ -24,7 +24,7 @@ from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.drawing import Dice, draw, read_wish
 from p2c.framework import DATASET_REGISTRY, write_json
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from p2c.checksums import is_whole, sealed
 from p2c.framework import read_json, write_json
-from p2c.logs import get_logger
+from p2c.utils.checksums import is_whole, sealed
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

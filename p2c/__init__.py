@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "Predictor":  # imported when asked for: p2c alone needs no torch
-        from p2c.predictor import Predictor
+        from p2c.inference.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

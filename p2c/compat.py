@@ -125,7 +125,7 @@ def patch_dassl() -> None:
     from dassl.utils import torchtools
 
     from p2c.engine import checkpoint, evaluation, optim
-    from p2c.logs import speak_despite_disable
+    from p2c.utils.logs import speak_despite_disable
 
     speak_despite_disable()
     for theirs, ours in (

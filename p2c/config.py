@@ -1,23 +1,14 @@
 """Every configuration key that is ours, with its meaning and range.
 
 `extend_cfg` adds to any cfg (the engine's or real Dassl's) what it lacks and leaves the rest alone.
-
-    python -m p2c.config path P2C/vit_b16_c2_ep5_batch4_2ctx
-
-prints where an installed YAML lies: of a trainer (TRAINER/CFG) or of a data set (datasets/NAME).
 """
-import argparse
-import difflib
 import os
-import sys
 from collections.abc import Collection
-from pathlib import Path
 
 from yacs.config import CfgNode
 
 from p2c import compat, configs
-from p2c.commands import DONE, MISTAKE, Parser, say, show
-from p2c.ranges import Range, above, at_least, faults, number, one_of, whole
+from p2c.utils.ranges import Range, above, at_least, faults, number, one_of, whole
 
 SETTINGS = {
     "PLUGIN": "",  # module with trainers or data sets of one's own; train.py --plugin sets it
@@ -265,31 +256,3 @@ def _add_missing(node: CfgNode, settings: dict) -> None:
             _add_missing(node[key], value)
         elif key not in node:
             node[key] = value
-
-
-def shipped() -> list[str]:
-    """The names that `python -m p2c.config path` knows."""
-    root = Path(list(configs.__path__)[0])
-    trainers = sorted(path.relative_to(root / "trainers") for path in root.glob("trainers/*/*.yaml"))
-    datasets = sorted(path.relative_to(root) for path in root.glob("datasets/*.yaml"))
-    return [path.with_suffix("").as_posix() for path in trainers + datasets]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = Parser(prog="python -m p2c.config", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["path"], help="what to print")
-    parser.add_argument("name", metavar="NAME", help="TRAINER/CFG, or datasets/NAME")
-    args = parser.parse_args(argv)
-    names, name = shipped(), args.name.removesuffix(".yaml").removeprefix("trainers/")
-    if name not in names:
-        close = [known for known in names if known.startswith(name)] or difflib.get_close_matches(name, names) or names
-        say(f"error: no configuration is called {args.name}; choose from {', '.join(close)}")
-        return MISTAKE
-    show(config_file(*([] if name.startswith("datasets/") else ["trainers"]), name))
-    return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

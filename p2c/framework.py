@@ -96,7 +96,7 @@ else:
     from dassl.engine import TrainerX as DasslTrainerX
     from dassl.evaluation import EVALUATOR_REGISTRY
 
-    from p2c.logs import speak_despite_disable
+    from p2c.utils.logs import speak_despite_disable
 
     speak_despite_disable()
 

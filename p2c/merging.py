@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 
 from p2c import config
 from p2c.engine.config import RANGES, SHARED_NODES
-from p2c.logs import get_logger
-from p2c.ranges import KINDS, flatten
+from p2c.utils.logs import get_logger
+from p2c.utils.ranges import KINDS, flatten
 
 log = get_logger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from p2c import compat
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -32,8 +32,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from p2c.commands import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
-from p2c.families import FAMILIES, Family, each_once  # noqa: E402
+from p2c.grid.families import FAMILIES, Family, each_once  # noqa: E402
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
 
 FINISHED = DONE
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")

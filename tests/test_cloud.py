@@ -8,13 +8,13 @@ import torch
 from clip_files import BREEDS
 from PIL import Image
 
-from p2c import predict, verify_run
+from p2c.cli import predict, verify_run
 from p2c.cloud import CloudRecord, combine, dissent, mutual_information
 from p2c.framework import read_results
-from p2c.predictor import Predictor
-from p2c.reliability import figure_of
-from p2c.streams import generator
+from p2c.inference.predictor import Predictor
 from p2c.trainers import base
+from p2c.utils.reliability import figure_of
+from p2c.utils.streams import generator
 
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.N_ATT1", 2, "TRAINER.ATPROMPT.ATT_NUM", 1,
               "TRAINER.ATPROMPT.ATT1_TEXT", "color")
@@ -222,13 +222,13 @@ def test_a_trained_model_is_tested_with_a_cloud(call, tmp_path, capsys, pets):
     assert 100 * np.mean([float(row["dissent"]) for row in rows]) == pytest.approx(metrics["dissent"])
     assert all(row["class"] == BREEDS[int(row["label"])] for row in rows)
 
-    assert verify_run.run([str(tmp_path / "cloud")]) == 0
+    assert verify_run.main([str(tmp_path / "cloud")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("Confirmed")
     predictor = Predictor.from_run(tmp_path / "cloud")
     probabilities = predictor.predict([pets / row["path"] for row in rows]).max(1)
     assert probabilities.indices.tolist() == [int(row["predicted_label"]) for row in rows]
     assert probabilities.values.tolist() == pytest.approx([float(row["probability"]) for row in rows], abs=1e-5)
-    assert predict.run([str(tmp_path / "cloud"), "--export", str(tmp_path / "file.safetensors")]) != 0
+    assert predict.main([str(tmp_path / "cloud"), "--export", str(tmp_path / "file.safetensors")]) != 0
     assert "TEST.CLOUD_SAMPLES 0" in capsys.readouterr().err
 
     other = [str(word) for word in cloud_of(8)]

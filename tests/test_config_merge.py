@@ -15,7 +15,7 @@ from p2c.engine.config import DEFAULTS
 from p2c.engine.config import RANGES as ENGINE_RANGES
 from p2c.engine.results import MAY_CHANGE
 from p2c.framework import changed_keys, get_cfg_default, to_plain
-from p2c.ranges import above, at_least, between, faults, flatten, lookup, one_of, several, whole
+from p2c.utils.ranges import above, at_least, between, faults, flatten, lookup, one_of, several, whole
 
 OURS = flatten(SETTINGS)
 

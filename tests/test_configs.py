@@ -14,7 +14,7 @@ from p2c.denoising.noise import ANNEALS
 from p2c.denoising.schedules import SCHEDULES
 from p2c.framework import TRAINER_REGISTRY, check_values, get_cfg_default
 from p2c.merging import merge_file, warn_of_unread
-from p2c.ranges import flatten
+from p2c.utils.ranges import flatten
 
 CONFIGS = Path("configs")
 TRAINER_FILES = sorted(CONFIGS.glob("trainers/*/*.yaml"))

@@ -8,9 +8,9 @@ import torch
 from clip_files import make_pets
 
 import train
-from p2c import convert
+from p2c.cli import convert
 from p2c.denoising.mapper import DenoisingMapper
-from p2c.predictor import Predictor
+from p2c.inference.predictor import Predictor
 
 SMALL = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
          "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False", "DATASET.CHECKS", "partial")
@@ -54,7 +54,7 @@ def command(capsys):
     def run(*words):
         capsys.readouterr()
         try:
-            status = convert.run([str(word) for word in words])
+            status = convert.main([str(word) for word in words])
         except SystemExit as stop:
             status = stop.code
         out, err = capsys.readouterr()

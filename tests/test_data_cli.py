@@ -1,4 +1,4 @@
-"""`python -m p2c.data`: what it says and how it ends. The downloads themselves are tested in test_downloads_*.py."""
+"""`python -m p2c data`: what it says and how it ends. The downloads themselves are tested in test_downloads_*.py."""
 import logging
 import os
 import re
@@ -15,11 +15,11 @@ from data_trees import save_image, write_split_tree
 from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 
-from p2c.data import main, parse_args
+from p2c.cli.data import main, parse_args
 from p2c.datasets.dtd import DescribableTextures as DTD
 from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
-from p2c.downloads.sources import SOURCES
+from p2c.download.sources import SOURCES
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_failed_download_says_what_to_do_by_hand(command, server, tmp_path):
     by_hand = said[said.index("By hand:"):]
     assert "/dtd" in by_hand and f"put {DTD.split} into {tmp_path / 'data/dtd'}" in by_hand
     assert f"https://drive.google.com/file/d/{DTD.split_id}" in by_hand
-    assert f"python -m p2c.data download dtd --root {tmp_path / 'data'}" in by_hand
+    assert f"python -m p2c data download dtd --root {tmp_path / 'data'}" in by_hand
 
 
 def test_the_other_data_sets_go_on_after_a_failure_and_a_summary_ends_it(dtd, tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_the_other_data_sets_go_on_after_a_failure_and_a_summary_ends_it(dtd, tm
 
 def test_a_full_disk_is_a_line_and_not_a_traceback(command, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: (0, 0, 0))
-    monkeypatch.setattr("p2c.downloads.places.shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    monkeypatch.setattr("p2c.download.places.shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
     status, said = command("download", "dtd")
     assert status == 1 and "make room" in said
 
@@ -105,7 +105,7 @@ def test_verify_says_what_is_missing_or_no_split(command, tmp_path, spoil, fault
     command("download", "dtd")
     spoil(tmp_path / "data/dtd")
     status, said = command("verify", "dtd")
-    assert status == 1 and fault in said and "p2c.data download dtd" in said
+    assert status == 1 and fault in said and "p2c data download dtd" in said
 
 
 def test_verify_names_other_numbers_than_the_published(command, monkeypatch):
@@ -116,7 +116,7 @@ def test_verify_names_other_numbers_than_the_published(command, monkeypatch):
 
 
 def test_verify_opens_a_seeded_sample_or_with_full_all_in_several_processes(command, monkeypatch):
-    monkeypatch.setattr("p2c.downloads.verify.SAMPLE", 5)
+    monkeypatch.setattr("p2c.download.verify.SAMPLE", 5)
     assert "5 of 5 images opened" in command("download", "dtd")[1]
     assert "21 of 21 images opened" in command("verify", "dtd", "--full")[1]
 
@@ -131,7 +131,7 @@ def test_verify_opens_a_seeded_sample_or_with_full_all_in_several_processes(comm
     (lambda folder: os.remove(images_below(folder)[0]), "images missing"),
 ])
 def test_list_tells_what_there_is_without_opening_images(command, dtd, tmp_path, monkeypatch, spoil, state):
-    monkeypatch.setattr("p2c.downloads.verify.read_image", None)
+    monkeypatch.setattr("p2c.download.verify.read_image", None)
     spoil(shutil.copytree(dtd[0], tmp_path / "data/dtd"))
     status, said = command("list")
     name, found, folder, _, place = re.split("  +", said.splitlines()[-1])
@@ -201,12 +201,11 @@ def test_interrupted_it_says_so_with_status_75_and_goes_on_next_time(dtd, server
 
 def test_the_module_is_a_command_that_takes_its_root_from_DATA_and_stops_on_sigterm(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA", str(tmp_path / "my data"))
-    monkeypatch.setattr(sys, "argv", ["p2c.data", "list"])
-    monkeypatch.delitem(sys.modules, "p2c.data")
+    monkeypatch.setattr(sys, "argv", ["p2c", "data", "list"])
     before, level = signal.getsignal(signal.SIGTERM), logging.getLogger("p2c.datasets").level
     try:
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_module("p2c.data", run_name="__main__")
+            runpy.run_module("p2c", run_name="__main__")
         assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)

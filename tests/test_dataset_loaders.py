@@ -13,8 +13,8 @@ from p2c import registry
 from p2c.config import extend_cfg
 from p2c.datasets.draws import draw
 from p2c.datasets.splits import Sizes
-from p2c.families import FAMILIES
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
+from p2c.grid.families import FAMILIES
 
 STANDARD = FAMILIES["standard"]
 TEMPLATES = {
@@ -258,7 +258,7 @@ def test_a_missing_split_is_never_invented(tmp_path):
         folder = TREES[name](tmp_path)
         dataset = loader(name)
         (folder / dataset.split).unlink()
-        with pytest.raises(FileNotFoundError, match=f"{dataset.split}; `python -m p2c.data download {name}`"):
+        with pytest.raises(FileNotFoundError, match=f"{dataset.split}; `python -m p2c data download {name}`"):
             load(name, tmp_path)
         assert not (folder / dataset.split).exists()
 

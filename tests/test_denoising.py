@@ -11,7 +11,7 @@ from p2c.denoising.mapper import DenoisingMapper, mapper_loss
 from p2c.denoising.mixture import GaussianMixture, StandardNormal, build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import SCHEDULES, build_schedule, progress
-from p2c.streams import generator, seed_of
+from p2c.utils.streams import generator, seed_of
 
 ANNEALED = ("cosine", "linear", "sigmoid")
 unit = st.floats(0, 1)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from data_trees import CLASSES, COUNTS, TREES
 
-from p2c import doctor
+from p2c.cli import doctor
+from p2c.cli.doctor import ABSENT, AGREES, DIFFERS, OK, WRONG
 from p2c.clip import loading
 from p2c.datasets.splits import Sizes
-from p2c.doctor import ABSENT, AGREES, DIFFERS, OK, WRONG
 
 NAMES = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft",
          "sun397", "dtd", "eurosat", "ucf101", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
@@ -41,7 +41,7 @@ def marks(findings):
 
 def lines(capsys, *words):
     """Exit status and the lines of the report."""
-    status = doctor.run([str(word) for word in words])
+    status = doctor.main([str(word) for word in words])
     return status, capsys.readouterr().out.splitlines()
 
 
@@ -51,10 +51,10 @@ def test_where_nothing_is_there_nothing_is_wrong_and_every_line_says_how_to_get_
     status, report = lines(capsys, "--root", tmp_path)
     assert status == 0 and report[-1] == "Nothing is wrong"
     for name in NAMES:
-        assert f"  absent  {name}: `python -m p2c.data download {name}` gets it" in report
+        assert f"  absent  {name}: `python -m p2c data download {name}` gets it" in report
     assert any(line.startswith("  absent  ViT-B/16: fetched at first use; or put https://") for line in report)
     assert f"torch {torch.__version__}" in report[2] and "yacs 0" in report[2]
-    dtd, eurosat = (f"{name} (`python -m p2c.data download {name}` gets it)" for name in ("dtd", "eurosat"))
+    dtd, eurosat = (f"{name} (`python -m p2c data download {name}` gets it)" for name in ("dtd", "eurosat"))
     assert f"  absent  not compared: that takes the weights of ViT-B/16 and {dtd} or {eurosat}" in report
 
 
@@ -78,7 +78,7 @@ def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(tmp_path, capsys, m
 
 def test_the_command_as_a_process_takes_the_data_root_from_the_environment(start, tmp_path):
     (tmp_path / "here/dtd").mkdir(parents=True)
-    done = start("-m", "p2c.doctor", "--quick", env={
+    done = start("-m", "p2c", "doctor", "--quick", env={
         **os.environ, "DATA": str(tmp_path / "here"), "HOME": str(tmp_path)})
     assert done.returncode == 1, done.stderr
     assert f"Data in {tmp_path}/here" in done.stdout
@@ -87,7 +87,7 @@ def test_the_command_as_a_process_takes_the_data_root_from_the_environment(start
 
 def test_a_mistaken_call_is_one_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as stopped:
-        doctor.run(["--rot", "x"])
+        doctor.main(["--rot", "x"])
     assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -7,10 +7,10 @@ import zipfile
 import pytest
 from download_fixtures import files_below, start, tar_of, until, zip_of
 
-from p2c.downloads import extract as extracting
-from p2c.downloads import places
-from p2c.downloads.extract import extract
-from p2c.downloads.fetch import Unfit
+from p2c.download import extract as extracting
+from p2c.download import places
+from p2c.download.extract import extract
+from p2c.download.fetch import Unfit
 
 FILES = {"top/a.jpg": b"a" * 1000, "top/sub/b c.jpg": b"b" * 2000, "top/\u00e9.txt": b""}
 

@@ -12,9 +12,9 @@ import pytest
 from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import HTML, Drive, no_drive, start, until
 
-from p2c.downloads import fetch as fetching
-from p2c.downloads import places
-from p2c.downloads.fetch import NotFetched, Remote, fetch
+from p2c.download import fetch as fetching
+from p2c.download import places
+from p2c.download.fetch import NotFetched, Remote, fetch
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 HASH = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -22,7 +22,7 @@ HASH = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 @pytest.fixture(autouse=True)
 def shown(caplog):
-    caplog.set_level("INFO", "p2c.downloads")
+    caplog.set_level("INFO", "p2c.download")
     return caplog
 
 

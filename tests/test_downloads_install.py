@@ -20,14 +20,14 @@ from download_fixtures import HTML, Drive, files_below, no_drive, start, tar_of,
 from p2c.datasets.imagenet import ImageNet
 from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
-from p2c.downloads import install as installing
-from p2c.downloads.contents import MARKER, class_of
-from p2c.downloads.fetch import Remote
-from p2c.downloads.install import install, steps_by_hand
-from p2c.downloads.places import FETCHED, LOCK
-from p2c.downloads.sources import SOURCES, Source
-from p2c.downloads.verify import state_of, verify
-from p2c.families import FAMILIES
+from p2c.download import install as installing
+from p2c.download.contents import MARKER, class_of
+from p2c.download.fetch import Remote
+from p2c.download.install import install, steps_by_hand
+from p2c.download.places import FETCHED, LOCK
+from p2c.download.sources import SOURCES, Source
+from p2c.download.verify import state_of, verify
+from p2c.grid.families import FAMILIES
 
 LABELS = {"ILSVRC2012_val_00000003.JPEG": "n03041632", "ILSVRC2012_val_00000001.JPEG": "n01440764",
           "ILSVRC2012_val_00000002.JPEG": "n03041632"}
@@ -75,7 +75,7 @@ ONE_EACH = [(name, archive) for name, packers in ARCHIVES.items() if name != "st
 
 @pytest.fixture(autouse=True)
 def shown(caplog):
-    caplog.set_level("INFO", "p2c.downloads")
+    caplog.set_level("INFO", "p2c.download")
     return caplog
 
 

@@ -16,7 +16,6 @@ from pickles import setting, spoil_archive, spoilt
 from torch import nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from p2c import trainable
 from p2c.engine import (
     CannotResume,
     build_lr_scheduler,
@@ -28,6 +27,7 @@ from p2c.engine import (
     save_checkpoint,
 )
 from p2c.engine.checkpoint import UnreadableCheckpoint, plain
+from p2c.utils import trainable
 
 
 def test_resume_needs_a_checkpoint_where_it_is_told_to(tiny_trainer, tmp_path):

@@ -34,7 +34,7 @@ def test_a_broken_image_is_named(images, tmp_path, damage):
     with pytest.raises(ValueError) as error:
         read_image(path)
     assert str(error.value).startswith(f"{path} cannot be read as an image (")
-    assert str(error.value).endswith("); replace the file (`python -m p2c.data verify` finds all such)")
+    assert str(error.value).endswith("); replace the file (`python -m p2c data verify` finds all such)")
 
 
 def test_a_missing_image_is_named(tmp_path):

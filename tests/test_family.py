@@ -5,9 +5,9 @@ import torch
 from test_trainers import assert_same_state, batch_of, first_step, trained
 
 from p2c.prompts.context import readable
-from p2c.streams import generator
 from p2c.trainers import base
 from p2c.trainers.promptsrc import TEMPLATES, epoch_weights
+from p2c.utils.streams import generator
 
 SOT, EOT = 49406, 49407
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from p2c.checksums import check_archive, is_whole, sealed
 from p2c.clip.loading import read_state_dict
 from p2c.engine.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from p2c.engine.curves import CurveWriter, cut_back
+from p2c.utils.checksums import check_archive, is_whole, sealed
 
 RUN = Path(__file__).parent / "faults" / "run.py"
 

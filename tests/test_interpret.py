@@ -6,10 +6,10 @@ import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 
-from p2c import interpret
+from p2c.cli import interpret
+from p2c.cli.interpret import Vocabulary, learned_text
 from p2c.framework import load_checkpoint
-from p2c.interpret import Vocabulary, learned_text
-from p2c.predictor import Predictor
+from p2c.inference.predictor import Predictor
 
 WORDS = ["a", "photo", "of", "a"]  # what the tiny configurations start their contexts with
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.N_ATT1", 2, "TRAINER.ATPROMPT.N_ATT2", 1)
@@ -115,7 +115,7 @@ def command(capsys):
     def run(*words):
         capsys.readouterr()
         try:
-            status = interpret.run([str(word) for word in words])
+            status = interpret.main([str(word) for word in words])
         except SystemExit as stop:
             status = stop.code
         out, err = capsys.readouterr()
@@ -131,7 +131,7 @@ def test_the_command_reads_the_epoch_that_is_asked_for_and_writes_a_table(start,
     checkpoint["state_dict"]["ctx"] = embedded(trainer, "red fox")
     checkpoint["state_dict"]["compound_prompts_text.1"] = embedded(trainer, "playfulness")
     torch.save(checkpoint, path)
-    done = start("-m", "p2c.interpret", tmp_path / "run", "--top", "2", "--load-epoch", "1", "--csv",
+    done = start("-m", "p2c", "interpret", tmp_path / "run", "--top", "2", "--load-epoch", "1", "--csv",
                  tmp_path / "words.csv")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()

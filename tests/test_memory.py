@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from p2c import memory
+from p2c.utils import memory
 
 GIB = 1 << 30
 

@@ -6,7 +6,7 @@ from p2c import merging
 from p2c.config import check_settings
 from p2c.engine.results import changed_keys, to_plain
 from p2c.framework import check_values
-from p2c.ranges import flatten, lookup
+from p2c.utils.ranges import flatten, lookup
 
 FLOATS = [key for key, value in flatten(whole_tree()).items() if type(value) is float]
 WHOLE = [key for key, value in flatten(whole_tree()).items() if type(value) is int and key not in merging.NUMBERS]

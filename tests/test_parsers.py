@@ -17,8 +17,8 @@ from p2c.datasets.splits import PARTS, Item, check_items, read_split, sha256
 from p2c.engine import build_evaluator
 from p2c.engine.curves import CurveWriter, cut_back
 from p2c.framework import get_cfg_default, read_results, write_json
-from p2c.runs import END_OF_TRAINING, read_run
 from p2c.tables.folders import TESTED, TRAINED, ZERO_SHOT, Group, half, matches
+from p2c.tables.runs import END_OF_TRAINING, read_run
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -8,8 +8,8 @@ from test_trainers import assert_same_state, first_step
 from torchvision import transforms as T
 
 from p2c.framework import build_transform
-from p2c.pixels import Normalization, as_bytes
 from p2c.trainers import base
+from p2c.utils.pixels import Normalization, as_bytes
 
 CLIP = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 CPU = torch.device("cpu")

@@ -19,12 +19,12 @@ from safetensors import safe_open
 
 import p2c
 import train
-from p2c import predict
-from p2c.checksums import sealed
+from p2c.cli import predict
 from p2c.clip.loading import load_backbone
 from p2c.framework import UnreadableImage, read_image, read_json, write_json
-from p2c.predictor import Predictor, checked_names, recorded_cfg
+from p2c.inference.predictor import Predictor, checked_names, recorded_cfg
 from p2c.trainers.base import PromptTrainer
+from p2c.utils.checksums import sealed
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
         "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False", "DATASET.CHECKS", "partial")
@@ -84,7 +84,7 @@ def command(capsys):
     def run(*words):
         capsys.readouterr()
         try:
-            status = predict.run([str(word) for word in words])
+            status = predict.main([str(word) for word in words])
         except SystemExit as stop:
             status = stop.code
         out, err = capsys.readouterr()
@@ -418,7 +418,7 @@ def test_a_table_that_cannot_be_written_is_one_line_and_status_1(runs, command):
 def test_the_command_as_a_process_in_another_folder(runs, tmp_path):
     """Warnings and the reader that goes away early included: neither spoils the table."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "p2c.predict", runs.of("P2C"), os.path.dirname(runs.images["base"][0]), "--csv",
+        [sys.executable, "-m", "p2c", "predict", runs.of("P2C"), os.path.dirname(runs.images["base"][0]), "--csv",
          "table.csv", "--export", "classifier.safetensors", "--batch-size", "4"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()})

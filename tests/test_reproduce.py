@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from p2c.families import FAMILIES
+from p2c.grid.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = FAMILIES["shapes"]

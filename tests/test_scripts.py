@@ -14,8 +14,8 @@ from clip_files import make_pets, save_openai_archive
 
 import train
 from p2c.clip.loading import load_backbone
-from p2c.families import FAMILIES
 from p2c.framework import read_results
+from p2c.grid.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "vit_b16_c2_ep5_batch4_2ctx"

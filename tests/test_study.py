@@ -13,17 +13,17 @@ import pytest
 import yaml
 from scipy import stats
 
-from p2c import study
-from p2c.checksums import sealed
-from p2c.commands import DONE, FAILED, MISTAKE
+from p2c.cli import study
 from p2c.config import config_file, extend_cfg
 from p2c.datasets.shapes import FAMILY, generate
 from p2c.framework import get_cfg_default, read_json, read_results
-from p2c.studies.analysis import paired, pooled, spreads
-from p2c.studies.choice import FILE
-from p2c.studies.plan import read_study
-from p2c.studies.report import sentence
+from p2c.study.analysis import paired, pooled, spreads
+from p2c.study.choice import FILE
+from p2c.study.plan import read_study
+from p2c.study.report import sentence
 from p2c.tables.cells import harmonic_mean
+from p2c.utils.checksums import sealed
+from p2c.utils.console import DONE, FAILED, MISTAKE
 
 SMALL = {
     "config": "tiny_shapes",
@@ -61,10 +61,10 @@ def made(tmp_path_factory):
         generate(name, folder / "data" / name, {"train": 1, "val": 2, "test": 2})
     path, output = write_study(folder), folder / "output"
     words = [path, "--output", str(output), "--root", str(folder / "data")]
-    assert study.run([*words, "--stage", "report", "--jobs", "1"]) == MISTAKE and not output.exists()
-    assert study.run([*words, "--stage", "search", "--jobs", "2"]) == DONE
+    assert study.main([*words, "--stage", "report", "--jobs", "1"]) == MISTAKE and not output.exists()
+    assert study.main([*words, "--stage", "search", "--jobs", "2"]) == DONE
     searched = records(output)
-    assert study.run([*words, "--jobs", "1"]) == DONE
+    assert study.main([*words, "--jobs", "1"]) == DONE
     return folder, output, words, searched
 
 
@@ -120,7 +120,7 @@ def test_another_search_does_not_take_over_a_frozen_choice(made, capsys):
     folder, output, words, _ = made
     search = {**SMALL["search"], "seeds": 2}
     changed = write_study(output, search=search)
-    assert study.run([changed, *words[1:]]) == MISTAKE
+    assert study.main([changed, *words[1:]]) == MISTAKE
     error = capsys.readouterr().err
     assert f"{output / FILE} was chosen by another search than the one in {changed}; delete it" in error
     assert error.count("\n") == 1
@@ -131,7 +131,7 @@ def test_another_search_does_not_take_over_a_frozen_choice(made, capsys):
                                                 '"search_sha256": ""}'])
 def test_a_file_that_is_no_choice_is_refused(made, tmp_path, capsys, content):
     (tmp_path / FILE).write_text(content)
-    assert study.run([made[2][0], "--output", str(tmp_path)]) == MISTAKE
+    assert study.main([made[2][0], "--output", str(tmp_path)]) == MISTAKE
     error = capsys.readouterr().err
     assert str(tmp_path / FILE) in error and "delete it to search anew" in error and error.count("\n") == 1
 
@@ -192,7 +192,7 @@ def test_only_what_is_missing_is_done_again_and_the_report_comes_out_the_same(ma
     deleted = next(output.glob("runs/report/shapes/P2C/*/seed2"))
     shutil.rmtree(deleted)
     times = {path: path.stat().st_mtime_ns for path in output.rglob("results.json")}
-    assert study.run([*words, "--jobs", "1"]) == DONE
+    assert study.main([*words, "--jobs", "1"]) == DONE
     assert (deleted / "train/results.json").is_file()
     assert [(output / name).read_bytes() for name in written] == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -205,7 +205,7 @@ def test_a_run_of_other_settings_in_a_cells_folder_is_refused(made, capsys):
     record = json.loads(content)
     record["config"]["INPUT"]["INTERPOLATION"] = "nearest"
     path.write_text(json.dumps(sealed(record)))
-    assert study.run([*words, "--jobs", "1"]) == MISTAKE
+    assert study.main([*words, "--jobs", "1"]) == MISTAKE
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path.parent} was made with other settings (INPUT.INTERPOLATION); delete it" in error
     path.write_bytes(content)
@@ -301,7 +301,7 @@ def changed(*keys, value):
 def test_a_study_that_makes_no_sense_is_refused_by_its_entry(tmp_path, capsys, keys, value, words):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(changed(*keys, value=value)))
-    assert study.run([str(path), "--output", str(tmp_path / "out")]) == MISTAKE
+    assert study.main([str(path), "--output", str(tmp_path / "out")]) == MISTAKE
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path}: ") and words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -312,7 +312,7 @@ def test_a_study_that_makes_no_sense_is_refused_by_its_entry(tmp_path, capsys, k
 def test_what_is_no_study_is_refused(tmp_path, capsys, content, words):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
-    assert study.run([str(path)]) == study.run([str(tmp_path / "none.yaml")]) == MISTAKE
+    assert study.main([str(path)]) == study.main([str(tmp_path / "none.yaml")]) == MISTAKE
     first, second = capsys.readouterr().err.splitlines()
     assert words in first and str(path) in first and "No study" in second
 
@@ -326,14 +326,14 @@ def test_what_ends_a_study_is_one_line_and_a_status(tmp_path, monkeypatch, capsy
         raise error
 
     monkeypatch.setattr(study.choices, "search", fail)
-    assert study.run([write_study(tmp_path), "--output", str(tmp_path / "out")]) == status
+    assert study.main([write_study(tmp_path), "--output", str(tmp_path / "out")]) == status
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
 
 def test_settings_that_no_trainer_has_are_refused_before_anything_runs(tmp_path, capsys):
     path = write_study(tmp_path, settings={"OPTIM.SPEED": 1})
-    assert study.run([path, "--output", str(tmp_path / "out"), "--root", str(tmp_path), "--jobs", "1"]) == MISTAKE
+    assert study.main([path, "--output", str(tmp_path / "out"), "--root", str(tmp_path), "--jobs", "1"]) == MISTAKE
     assert "OPTIM.SPEED" in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -13,11 +13,11 @@ from run_folders import *  # noqa: F403 (its fixture)
 from run_folders import NEW_BLOCK, log_text, write_log, write_results
 
 import parse_test_res
-from p2c.families import FAMILIES
-from p2c.runs import std
+from p2c.grid.families import FAMILIES
 from p2c.tables.curves import figure_of
 from p2c.tables.published import KEYS, references
 from p2c.tables.rows import find_rows
+from p2c.tables.runs import std
 
 ROOT = Path(__file__).resolve().parents[1]
 STANDARD, SHAPES = FAMILIES["standard"], FAMILIES["shapes"]

@@ -12,7 +12,7 @@ import p2c
 import train
 from p2c.clip.loading import load_backbone
 from p2c.framework import read_results
-from p2c.ranges import flatten
+from p2c.utils.ranges import flatten
 
 
 def tensors(folder, epoch=2):
@@ -476,7 +476,7 @@ def test_a_missing_split_says_where_to_get_it(call, tmp_path, capsys):
     assert call(root=tmp_path) == train.MISTAKE
     error = capsys.readouterr().err
     assert "drive.google.com/file/d/1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs" in error
-    assert "python -m p2c.data download oxford_pets" in error
+    assert "python -m p2c data download oxford_pets" in error
 
 
 def test_a_failure_while_training_is_status_1(call, monkeypatch, capsys):

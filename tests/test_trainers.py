@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2c.clip.loading import load_backbone
 from p2c.prompts.context import readable
-from p2c.streams import generator
 from p2c.trainers import base
+from p2c.utils.streams import generator
 
 COUPLED_TRAINERS = ("MaPLe", "P2C")
 TRAINED = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "P2C")

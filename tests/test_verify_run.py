@@ -1,4 +1,4 @@
-"""python -m p2c.verify_run: runs that are confirmed, and each way in which one is not."""
+"""python -m p2c verify_run: runs that are confirmed, and each way in which one is not."""
 import os
 import shutil
 import sys
@@ -9,9 +9,9 @@ import torch
 from clip_files import make_pets
 
 import train
-from p2c import verify_run
-from p2c.checksums import sealed
+from p2c.cli import verify_run
 from p2c.framework import read_json, write_json
+from p2c.utils.checksums import sealed
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
         "VERBOSE", "False", "DATASET.CHECKS", "partial", "TEST.COMPUTE_CMAT", "True")
@@ -46,7 +46,7 @@ def verify(capsys):
     """verify(word, ...): exit status, lines on standard output, lines on standard error."""
     def run(*words):
         capsys.readouterr()
-        status = verify_run.run([str(word) for word in words])
+        status = verify_run.main([str(word) for word in words])
         out, err = capsys.readouterr()
         return status, out.splitlines(), err.splitlines()
     return run

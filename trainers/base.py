@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from yacs.config import CfgNode
 
-from p2c import trainable
+from p2c.checkpoints.published import class_differences, differences, learned_entries, per_class
 from p2c.clip.loading import CLIP_NAMES, Backbone, load_backbone, named_weights
 from p2c.clip.precision import Precision
 from p2c.clip.text import ClassPrompts, TextTower
@@ -35,16 +35,16 @@ from p2c.framework import (
     local_processes,
     parallel,
 )
-from p2c.logs import get_logger
-from p2c.memory import total_memory
-from p2c.pixels import Normalization, as_bytes
 from p2c.prompts.attributes import choose_attributes, start_tokens
 from p2c.prompts.context import Prompts, context_rows, random_context, readable, split_context_init
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.prompts.deep import IndependentPromptLearner
-from p2c.prompts.published import class_differences, differences, learned_entries, per_class
-from p2c.ranges import flatten
-from p2c.streams import generator
+from p2c.utils import trainable
+from p2c.utils.logs import get_logger
+from p2c.utils.memory import total_memory
+from p2c.utils.pixels import Normalization, as_bytes
+from p2c.utils.ranges import flatten
+from p2c.utils.streams import generator
 
 log = get_logger(__name__)
 
@@ -446,7 +446,7 @@ class PromptTrainer(TrainerX):
             self.cloud.write(self.output_dir, loader.dataset.data_source, self.cfg.DATASET.ROOT,
                              self.dm.dataset.classnames)
             if calibration := getattr(self.evaluator, "calibration", None):
-                from p2c.reliability import draw  # here: matplotlib takes a second to import
+                from p2c.utils.reliability import draw  # here: matplotlib takes a second to import
 
                 draw(calibration["reliability"], os.path.join(self.output_dir, "reliability.png"))
         super().write_results(mode, **source)

@@ -9,8 +9,8 @@ from yacs.config import CfgNode
 
 from p2c.denoising.mapper import mapper_loss
 from p2c.framework import TRAINER_REGISTRY
-from p2c.logs import get_logger
 from p2c.trainers.base import PromptTrainer, build_coupled_prompts
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

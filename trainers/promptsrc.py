@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from p2c import trainable
 from p2c.framework import TRAINER_REGISTRY
-from p2c.logs import get_logger
 from p2c.prompts.context import class_rows
 from p2c.trainers.base import PromptTrainer, build_independent_prompts
+from p2c.utils import trainable
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

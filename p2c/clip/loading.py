@@ -17,10 +17,10 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from p2c.checksums import check_archive
 from p2c.clip.precision import use_sound_kernels
 from p2c.clip.torchscript import is_torchscript, read_torchscript
-from p2c.logs import get_logger
+from p2c.utils.checksums import check_archive
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from p2c.engine.distributed import local_processes
 from p2c.engine.files import read_image
-from p2c.logs import get_logger
-from p2c.memory import free_memory
+from p2c.utils.logs import get_logger
+from p2c.utils.memory import free_memory
 
 log = get_logger(__name__)
 

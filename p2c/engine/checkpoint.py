@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from p2c import trainable
-from p2c.checksums import check_archive
 from p2c.engine import restricted
 from p2c.engine.files import write_atomically
-from p2c.logs import get_logger
+from p2c.utils import trainable
+from p2c.utils.checksums import check_archive
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

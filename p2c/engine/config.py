@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 from p2c.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
 from p2c.engine.samplers import WHOLE
 from p2c.engine.transforms import INTERPOLATION_MODES
-from p2c.ranges import Range, at_least, between, faults, number, one_of, several, whole
+from p2c.utils.ranges import Range, at_least, between, faults, number, one_of, several, whole
 
 DEFAULTS = CfgNode({
     "VERSION": 1,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from p2c.engine.files import write_atomically
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -25,8 +25,8 @@ from p2c.engine.registry import build_dataset
 from p2c.engine.samplers import build_sampler
 from p2c.engine.seeds import random_state_kept, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
-from p2c.logs import get_logger
-from p2c.streams import seed_of
+from p2c.utils.logs import get_logger
+from p2c.utils.streams import seed_of
 
 __all__ = [
     "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "build_data_loader", "build_transform", "set_epoch"

@@ -12,7 +12,7 @@ from p2c.engine.calibration import calibration
 from p2c.engine.checkpoint import serialised
 from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator", "compute_accuracy"]
 

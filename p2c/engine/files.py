@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
@@ -160,7 +160,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     except Exception as error:  # damaged bytes drive Pillow's readers into almost any exception
         reason = str(error) or type(error).__name__
         raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file "
-                              "(`python -m p2c.data verify` finds all such)") from None
+                              "(`python -m p2c data verify` finds all such)") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

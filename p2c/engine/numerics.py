@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 import torch
 
-from p2c import trainable
 from p2c.engine.checkpoint import plain, serialised
 from p2c.engine.distributed import is_main
 from p2c.engine.files import write_atomically
-from p2c.logs import get_logger
+from p2c.utils import trainable
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from p2c import trainable
-from p2c.logs import get_logger
+from p2c.utils import trainable
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """Inside an epoch: a training that saves where it stands, stops there when it is asked to, and goes on from there.
 
-Random numbers need no state: they are functions of (seed, name, step or epoch), see p2c/streams.py. That is why only
+Random numbers need no state: they are functions of (seed, name, step or epoch), see p2c/utils/streams.py. So only
 trainers that draw from these streams alone can do it.
 """
 import os
@@ -9,7 +9,7 @@ from p2c.engine.checkpoint import CannotResume, load_resumable, remove_position,
 from p2c.engine.data import end_workers, start_at
 from p2c.engine.distributed import anywhere, barrier, is_main
 from p2c.engine.progress import EpochProgress
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

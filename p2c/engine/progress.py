@@ -15,7 +15,7 @@ from p2c.engine.distributed import average
 from p2c.engine.logger import on_terminal
 from p2c.engine.meters import AverageMeter, MetricMeter
 from p2c.engine.numerics import check_finite
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -5,13 +5,14 @@ from datetime import datetime, timezone
 
 import torch
 
-from p2c import compat, trainable
-from p2c.checksums import is_whole, sealed
+from p2c import compat
 from p2c.engine.distributed import is_main, processes
 from p2c.engine.files import read_json, write_json
 from p2c.engine.provenance import code, machine, versions
 from p2c.engine.seeds import run_seed
-from p2c.ranges import flatten
+from p2c.utils import trainable
+from p2c.utils.checksums import is_whole, sealed
+from p2c.utils.ranges import flatten
 
 FILE = "results.json"
 FORMAT = "p2c-results"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from p2c import trainable
 from p2c.engine.checkpoint import (
     BEST,
     CannotResume,
@@ -29,7 +28,8 @@ from p2c.engine.numerics import FILE as NONFINITE
 from p2c.engine.position import InsideEpoch, checkpoint_steps
 from p2c.engine.results import changed_keys, changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import random_state_kept, run_seed, use_deterministic_algorithms
-from p2c.logs import get_logger
+from p2c.utils import trainable
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Sampler
 
 from p2c.engine.seeds import run_seed
-from p2c.streams import generator, seed_of
+from p2c.utils.streams import generator, seed_of
 
 
 class EpochSampler(Sampler):

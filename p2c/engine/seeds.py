@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from p2c.engine.distributed import from_main
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

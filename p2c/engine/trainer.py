@@ -22,8 +22,8 @@ from p2c.engine.registry import build_evaluator
 from p2c.engine.run import Checkpoints, Run
 from p2c.engine.seeds import set_random_seed
 from p2c.engine.utils import tolist_if_not
-from p2c.logs import get_logger
-from p2c.streams import seed_of
+from p2c.utils.logs import get_logger
+from p2c.utils.streams import seed_of
 
 log = get_logger(__name__)
 

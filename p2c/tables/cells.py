@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from p2c.runs import Spread
 from p2c.tables.folders import NO_SEED
+from p2c.tables.runs import Spread
 
 Values = dict[str, tuple[float, ...]]  # seed -> value, or base and novel
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from os import path as osp
 from typing import NamedTuple
 
-from p2c.runs import Run, left_out, read_run
+from p2c.tables.runs import Run, left_out, read_run
 
 NO_SEED = ""  # the seed of a run whose folder has no level for it: zero-shot CLIP is not trained
 

@@ -3,10 +3,10 @@
 import shlex
 from collections.abc import Callable, Hashable, Iterator
 
-from p2c.runs import Run
 from p2c.tables.folders import NO_SEED
 from p2c.tables.published import AVERAGE, STANDARD_SHOTS
 from p2c.tables.rows import OWN, Line, Row, named
+from p2c.tables.runs import Run
 
 # What differs between the seeds and the halves of any experiment. If that is all, the engine, which knows every setting
 # that may differ but takes seconds to import, need not be asked.

@@ -9,10 +9,10 @@ from os import path as osp
 
 from tabulate import tabulate
 
-from p2c.runs import Spread
 from p2c.tables.notes import notes_on
 from p2c.tables.published import AVERAGE, STATEMENT
 from p2c.tables.rows import Line, Row, Scope, find_rows
+from p2c.tables.runs import Spread
 
 MISSING = "–"
 LEGEND = f"{MISSING}: no result; *: lacks seeds that others of the row have; n of m: an average over n of m data sets"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from p2c.runs import Run
 from p2c.tables.folders import Group
+from p2c.tables.runs import Run
 
 STATEMENT = "published: the papers' numbers, CLIP ViT-B/16"
 AVERAGE = "average"  # stands where a data set's name does
@@ -26,7 +26,7 @@ STANDARD_SHOTS = 16  # wherever the number of shots is not what is studied
 
 @functools.cache
 def references() -> dict:
-    path = Path(__file__).parents[1] / "reference_results.yaml"
+    path = Path(__file__).with_name("reference_results.yaml")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

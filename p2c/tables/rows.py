@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from p2c.families import FAMILIES
-from p2c.runs import Run, Spread
+from p2c.grid.families import FAMILIES
 from p2c.tables.cells import Cell, average, cell
 from p2c.tables.folders import NO_SEED, TESTED, TRAINED, ZERO_SHOT, Found, Group, collect, half, in_order, matches
 from p2c.tables.published import AVERAGE, comparable, published
+from p2c.tables.runs import Run, Spread
 
 SHOTS = (1, 2, 4, 8, 16)  # of the few-shot benchmark
 SOURCES = {family.source for family in FAMILIES.values()}

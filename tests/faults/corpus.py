@@ -50,8 +50,8 @@ from p2c import config, convert, data, doctor, interpret, predict, verify_run  #
 from p2c.clip import loading  # noqa: E402
 from p2c.config import config_file  # noqa: E402
 from p2c.datasets.splits import Sizes  # noqa: E402
-from p2c.downloads.contents import class_of  # noqa: E402
-from p2c.downloads.sources import SOURCES  # noqa: E402
+from p2c.download.contents import class_of  # noqa: E402
+from p2c.download.sources import SOURCES  # noqa: E402
 from p2c.engine import lock  # noqa: E402
 
 MISTAKE, FAILURE = 2, 1
@@ -110,8 +110,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], tuple[str, ...]]] = {  # i
     "parse_test_res": (parse_test_res.main, (sys.executable, str(ROOT / "parse_test_res.py"))),
     "reproduce": (_reproduce, (sys.executable, str(ROOT / "scripts" / "reproduce.py"))),
     "run.sh": (None, ("bash", str(ROOT / "scripts" / "run.sh"))),
-    "data": (_data, (sys.executable, "-m", "p2c.data")),
-    **{name: (command, (sys.executable, "-m", f"p2c.{name}")) for name, command in {
+    "data": (_data, (sys.executable, "-m", "p2c", "data")),
+    **{name: (command, (sys.executable, "-m", "p2c", name)) for name, command in {
         "config": config.main, "convert": convert.run, "doctor": doctor.run, "interpret": interpret.run,
         "predict": predict.run, "verify_run": verify_run.run}.items()},
 }
@@ -435,7 +435,7 @@ LINES = [
 
 
 def split(name: str, change: Callable[[dict], object], names: str = "split_zhou_OxfordPets.json",
-          remedy: str = "python -m p2c.data download oxford_pets") -> Case:
+          remedy: str = "python -m p2c data download oxford_pets") -> Case:
     """The small data set with another split: what `change` returns, or leaves."""
     def prepare(here: Path) -> None:
         path = pets(here) / "split_zhou_OxfordPets.json"

@@ -16,7 +16,8 @@ import tensorboard.summary.writer.record_writer  # noqa: F401 (so that no child 
 import torch
 
 import train
-from p2c import convert, predict, registry, verify_run
+from p2c import registry
+from p2c.cli import convert, predict, verify_run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"predict": predict.run, "convert": convert.run, "verify_run": verify_run.run}

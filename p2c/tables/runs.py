@@ -14,7 +14,7 @@ from os import listdir
 from os import path as osp
 from statistics import pstdev
 
-from p2c.checksums import is_whole
+from p2c.utils.checksums import is_whole
 
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
 END_OF_TRAINING = ("Finish training", "Finished training")  # Dassl from 0.6.1 on, and before

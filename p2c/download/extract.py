@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from p2c.downloads.fetch import CHUNK, Unfit, bar
-from p2c.downloads.places import check_space, in_words
+from p2c.download.fetch import CHUNK, Unfit, bar
+from p2c.download.places import check_space, in_words
 
 GROWTH, SLACK = 4, 64 * 2**20  # images hardly grow: an archive may unpack to 4 times its size, and 64 MB
 MEMBERS = 1_500_000  # ImageNet, the largest, has 1.3 million images

@@ -22,9 +22,9 @@ import gdown
 from tqdm import tqdm
 
 from p2c.datasets.base import drive_url
-from p2c.downloads.places import check_space, in_words
+from p2c.download.places import check_space, in_words
 from p2c.engine.logger import on_terminal
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -9,11 +9,11 @@ from statistics import fmean, stdev
 from tabulate import tabulate
 
 from p2c.framework import write_atomically, write_csv, write_figure
-from p2c.studies import plots
-from p2c.studies.analysis import Estimate, paired, pooled, spreads
-from p2c.studies.cells import REPORT, Cell, Measured, Place, measured, run_cells
-from p2c.studies.choice import Choice
-from p2c.studies.plan import Group, Settings, Study, Variant
+from p2c.study import plots
+from p2c.study.analysis import Estimate, paired, pooled, spreads
+from p2c.study.cells import REPORT, Cell, Measured, Place, measured, run_cells
+from p2c.study.choice import Choice
+from p2c.study.plan import Group, Settings, Study, Variant
 
 MEASURES = ("base", "novel", "hm")
 DOUBT = {"low confidence": "auroc_confidence", "mutual information": "auroc_mutual_information",

@@ -1,7 +1,7 @@
 """Test a finished run again and compare with what it recorded.
 
-    python -m p2c.verify_run output/RUN                # data where they were
-    python -m p2c.verify_run output/RUN --root DATA    # data that have moved
+    python -m p2c verify_run output/RUN                # data where they were
+    python -m p2c verify_run output/RUN --root DATA    # data that have moved
 
 RUN is the folder of a training or an evaluation by train.py. Its checkpoint is tested with the recorded configuration;
 nothing is written to RUN. Every metric and count, the trained weights, the data and the versions are compared, all
@@ -11,7 +11,6 @@ Exit status: 0 all is as recorded, 1 something is not (the last line says what),
 not finished, or its checkpoint or its data are missing.
 """
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ import torch
 from tabulate import tabulate
 
 from p2c import registry
-from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, say, show
 from p2c.framework import (
     DATASET_REGISTRY,
     SimpleTrainer,
@@ -34,7 +32,8 @@ from p2c.framework import (
     set_random_seed,
     versions,
 )
-from p2c.predictor import read_record, recorded_cfg, recorded_model, use_cuda
+from p2c.inference.predictor import read_record, recorded_cfg, recorded_model, use_cuda
+from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, say, show
 
 NEEDED = ("metrics", "split", "epoch", "data", "versions", "device", "seed")  # entries of a record
 WIDTH = 24  # characters of a value that are shown
@@ -54,7 +53,7 @@ class Row(NamedTuple):
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m p2c.verify_run", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m p2c verify_run", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("--root", help="folder that holds all data sets; default: the recorded one")
@@ -62,8 +61,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(argv: Sequence[str]) -> int:
-    """What the command does; returns the exit status."""
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -161,7 +160,3 @@ def verdict(rows: Sequence[Row], recorded_device: str, device: str) -> str:
     if "numbers" in different and (device != "cpu" or device != recorded_device):
         line += f". The run was on {recorded_device}, this test on {device}: rounding may change single predictions"
     return line
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

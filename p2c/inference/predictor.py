@@ -38,8 +38,8 @@ from p2c.framework import (
 )
 from p2c.merging import merge_values
 from p2c.prompts.context import readable
-from p2c.ranges import flatten
 from p2c.trainers.base import PromptTrainer
+from p2c.utils.ranges import flatten
 
 RECORDED = {"mode": str, "seed": int, "versions": dict}  # what a record must have besides
 CLASSIFIER_FORMAT = "p2c-text-classifier"
@@ -151,7 +151,7 @@ class Predictor:
         name = trainer.cfg.TRAINER.NAME
         if not isinstance(trainer, PromptTrainer) or trainer.per_image_classes:
             raise ValueError(f"{name} has no text classifier to export: its scores of an image are not cosines with "
-                             "the same class features for all images; use p2c.predict or p2c.Predictor instead")
+                             "the same class features for all images; use `p2c predict` or p2c.Predictor instead")
         if trainer.cfg.TEST.CLOUD_SAMPLES:
             raise ValueError("A cloud has several text classifiers, and a file holds one; export from a run with "
                              "TEST.CLOUD_SAMPLES 0")
@@ -341,7 +341,7 @@ def use_cuda(device: str | None) -> bool:
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"Unknown device {device!r}; choose from cpu, cuda")
     if device == "cuda" and not available:
-        raise ValueError("There is no GPU that torch can use; choose the device cpu (python -m p2c.doctor tells more)")
+        raise ValueError("There is no GPU that torch can use; choose the device cpu (python -m p2c doctor tells more)")
     return available and device != "cpu"
 
 

@@ -1,6 +1,6 @@
 """Is this set-up right?
 
-    python -m p2c.doctor [--root DIR] [--quick]
+    python -m p2c doctor [--root DIR] [--quick]
 
 Tells which versions run on which device, which of CLIP's weights and which data sets are here, and, with ViT-B/16's
 weights and DTD or EuroSAT at hand, whether zero-shot CLIP reaches its published accuracy: the one way to know that a
@@ -19,13 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from p2c.commands import Parser, one_line
+from p2c.utils.console import Parser, one_line
 
 # The rest is imported where it is needed: an installation that is broken must not break the report of it.
 
 FINE, FAULTY = 0, 1
 OK, ABSENT, AGREES, WRONG, DIFFERS = "ok", "absent", "agrees", "WRONG", "DIFFERS"
-MODULES = ("torch", "torchvision", "open_clip", "yacs", "p2c.predictor")  # the last needs all that ours need
+MODULES = ("torch", "torchvision", "open_clip", "yacs", "p2c.inference.predictor")  # the last needs all that ours need
 BACKBONE, TRAINER, CONFIG, SHOTS = "ViT-B/16", "ZeroshotCLIP", "vit_b16", 16  # of the published numbers
 COMPARED = ("dtd", "eurosat")  # one is enough; the first has the fewest images
 TOLERANCE = 0.3  # percentage points
@@ -38,9 +38,9 @@ class Finding(NamedTuple):
     text: str
 
 
-def run(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Print the report; returns the exit status."""
-    parser = Parser(prog="python -m p2c.doctor", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m p2c doctor", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("DATA") or "data"),
                         help="folder that holds all data sets (default: $DATA, else data/)")
@@ -198,13 +198,13 @@ def check_data(root: Path) -> Iterator[Finding]:
 
 
 def how_to_get(name: str) -> str:
-    return f"`python -m p2c.data download {name}` gets it"
+    return f"`python -m p2c data download {name}` gets it"
 
 
 def benchmark_classes() -> dict[str, type]:
     """The data sets' classes by the names of configs/datasets/NAME.yaml, in the order of the papers' tables."""
-    from p2c.downloads.contents import class_of
-    from p2c.families import FAMILIES
+    from p2c.download.contents import class_of
+    from p2c.grid.families import FAMILIES
 
     return {name: class_of(name) for name in FAMILIES["standard"].members}
 
@@ -215,7 +215,7 @@ def is_there(kind: type, root: Path) -> bool:
 
 def fault_of(kind: type, root: Path) -> str:
     """What a trainer would be told on reading a data set; "" if it can be read."""
-    from p2c.downloads.contents import load_cfg
+    from p2c.download.contents import load_cfg
     from p2c.framework import only_warnings
 
     try:
@@ -263,14 +263,14 @@ def compare(kind: type, root: Path, published: dict[str, float], config: str = C
             yield Finding(AGREES, figures)
         else:
             yield Finding(DIFFERS, f"{figures}, more than {TOLERANCE} apart; look at the images with `python -m "
-                                   f"p2c.data verify {kind.name} --full`, and fetch the weights of {BACKBONE} again")
+                                   f"p2c data verify {kind.name} --full`, and fetch the weights of {BACKBONE} again")
 
 
 def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Sequence = ()) -> float:
     """Percent of the test images of a half of the classes that zero-shot CLIP gets right."""
     from p2c import registry
     from p2c.config import config_file
-    from p2c.downloads.contents import load_cfg
+    from p2c.download.contents import load_cfg
     from p2c.framework import TRAINER_REGISTRY, build_trainer, only_warnings
 
     cfg = load_cfg(kind.name, root)
@@ -281,7 +281,3 @@ def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Se
     registry.require(TRAINER, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
     with only_warnings():
         return build_trainer(cfg).test()
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

@@ -11,7 +11,7 @@ from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_de
 
 from p2c.datasets.imagenet_variants import ImageNetV2
 from p2c.datasets.trees import list_images
-from p2c.downloads.fetch import Remote, Unfit
+from p2c.download.fetch import Remote, Unfit
 
 SPLITS = ("https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
           "ac9077ee4e422f768c9b9109551468605e33ec9a/splits/")  # copies of the nine split files

@@ -1,7 +1,7 @@
 """Choose settings on validation data, freeze them, then compare methods on test data, with confidence intervals.
 
-    python -m p2c.study configs/studies/shapes.yaml --output output/study
-    python -m p2c.study configs/studies/vit_b16.yaml --root DATA --output output/study_vit_b16
+    python -m p2c study configs/studies/shapes.yaml --output output/study
+    python -m p2c study configs/studies/vit_b16.yaml --root DATA --output output/study_vit_b16
 
 The same command continues a study that was interrupted; what is finished is not repeated. In the output folder:
 choice.json (the frozen settings with the scores of all trials), report.md, cells.csv (every run), pictures, and runs/
@@ -12,25 +12,23 @@ Exit status: 0 done, 1 a run failed, 2 a mistaken call or file, 75 interrupted a
 import argparse
 import os
 import shlex
-import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from p2c.commands import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line, positive, say, show
 from p2c.framework import DiskFull, folder_lock
-from p2c.studies import choice as choices
-from p2c.studies import report
-from p2c.studies.cells import Place
-from p2c.studies.plan import Study, read_study
+from p2c.study import choice as choices
+from p2c.study import report
+from p2c.study.cells import Place
+from p2c.study.plan import Study, read_study
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line, positive, say, show
 
 STAGES = ("all", "search", "report")
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m p2c.study", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m p2c study", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", metavar="STUDY.yaml", help="what is searched, compared and left out; "
                                                             "see configs/studies/")
@@ -50,8 +48,8 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(argv: Sequence[str]) -> int:
-    """What the command does; returns the exit status."""
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
     args = parse_args(argv)
     try:
         study, place = read_study(args.study), Place(args.output, args.root)
@@ -88,15 +86,6 @@ def carry_out(study: Study, place: Place, args: argparse.Namespace) -> None:
         return
     place = place._replace(choice=choice.digest)
     rows = report.run(study, choice, place, args.jobs)
-    command = f"python -m p2c.study {shlex.quote(args.study)}"
+    command = f"python -m p2c study {shlex.quote(args.study)}"
     for path in report.write(study, choice, rows, place, command):
         show(path)
-
-
-def interrupt(signum, frame) -> None:
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(run(sys.argv[1:]))

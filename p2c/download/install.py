@@ -13,7 +13,7 @@ from pathlib import Path
 import gdown
 
 from p2c.datasets.base import FewShotDataset
-from p2c.downloads.contents import (
+from p2c.download.contents import (
     MARKER,
     check_split,
     class_of,
@@ -23,12 +23,12 @@ from p2c.downloads.contents import (
     read_marker,
     sound_split,
 )
-from p2c.downloads.extract import extract
-from p2c.downloads.fetch import DRIVE, Drive, NotFetched, Remote, Unfit, address, check_file, digest, fetch
-from p2c.downloads.places import FETCHED, draft, drafts_in, in_words, locked, place
-from p2c.downloads.sources import SPLITS, Archive, Source
+from p2c.download.extract import extract
+from p2c.download.fetch import DRIVE, Drive, NotFetched, Remote, Unfit, address, check_file, digest, fetch
+from p2c.download.places import FETCHED, draft, drafts_in, in_words, locked, place
+from p2c.download.sources import SPLITS, Archive, Source
 from p2c.framework import write_json
-from p2c.logs import get_logger
+from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
@@ -261,7 +261,7 @@ def steps_by_hand(name: str, source: Source, root: Path) -> list[str]:
     lines += [f"    {link}" for link in source.by_hand]
     if kind.split_id:
         lines += [f"put {kind.split} into {folder}", f"    {address(DRIVE + kind.split_id)}"]
-    command = f"python -m p2c.data download {name} --root {shlex.quote(str(root))}"
+    command = f"python -m p2c data download {name} --root {shlex.quote(str(root))}"
     return [*lines, f"then run again: {command}",
             *([f"or take a third party's copy: {command} --mirror"] if source.mirror else [])]
 

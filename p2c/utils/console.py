@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_parser(command: str, description: str) -> Parser:
     """The parser of a command that takes a run of train.py, and an epoch of it."""
-    parser = Parser(prog=f"python -m p2c.{command}", description=description, allow_abbrev=False,
+    parser = Parser(prog=f"python -m p2c {command}", description=description, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("--load-epoch", type=int, metavar="EPOCH",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from p2c.studies.analysis import Estimate
+from p2c.study.analysis import Estimate
 from p2c.tables.curves import COLOURS, MARKERS
 
 LINE = 0.26  # inches of a line in a forest plot

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
-from p2c.downloads.contents import (
+from p2c.download.contents import (
     check_split,
     class_of,
     faults_of_parts,
@@ -20,7 +20,7 @@ from p2c.downloads.contents import (
     read_marker,
     sound_split,
 )
-from p2c.downloads.sources import Source
+from p2c.download.sources import Source
 from p2c.engine.files import UnreadableImage, read_image
 from p2c.engine.logger import on_terminal
 from p2c.framework import DATASET_REGISTRY

@@ -1,7 +1,7 @@
 """Write a run of MaPLe or P2C as a checkpoint in MaPLe's layout, which MaPLe's own code reads.
 
-    python -m p2c.convert output/RUN converted
-    python -m p2c.convert output/RUN converted --load-epoch 3
+    python -m p2c convert output/RUN converted
+    python -m p2c convert output/RUN converted --load-epoch 3
 
 RUN is the folder of a training or an evaluation by train.py; its data set is not needed. The result is
 converted/MultiModalPromptLearner/model.pth.tar-EPOCH. P2C's mapper of the input prompts, where it is an MLP, becomes
@@ -13,7 +13,6 @@ import argparse
 import copy
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2c import trainable
-from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, run_parser, say
 from p2c.framework import SimpleTrainer, only_warnings, read_results, save_checkpoint
-from p2c.predictor import Predictor
+from p2c.inference.predictor import Predictor
 from p2c.prompts.coupled import MultiModalPromptLearner
+from p2c.utils import trainable
+from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, run_parser, say
 
 FOLDER = "MultiModalPromptLearner"  # as MaPLe registers its learner
 PREFIX = "prompt_learner."  # where its model holds it
@@ -38,8 +37,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(argv: Sequence[str]) -> int:
-    """What the command does; returns the exit status."""
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
     args = parse_args(argv)
     try:
         check_target(args.out)
@@ -125,7 +124,3 @@ def maple_settings(trainer: SimpleTrainer) -> str:
     """The settings of MaPLe's trainer under which it makes the same predictions, as KEY VALUE pairs."""
     keys = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")
     return shlex.join(word for key in keys for word in (f"TRAINER.MAPLE.{key}", str(trainer.settings[key])))
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Which words the text that a run has learned is near to.
 
-    python -m p2c.interpret output/RUN                            # five words a token, with their distances
-    python -m p2c.interpret output/RUN --top 10 --csv words.csv
+    python -m p2c interpret output/RUN                            # five words a token, with their distances
+    python -m p2c interpret output/RUN --top 10 --csv words.csv
 
 RUN is the folder of a training or an evaluation by train.py, of any trainer that learns text; its data set is not
 needed. Each learned token is compared with the rows of CLIP's token embedding, by Euclidean distance, as CoOp and MaPLe
@@ -12,7 +12,6 @@ Contexts of one class each come class by class; CoCoOp's is the one before an im
 Exit status: 0 done, 1 something failed, 2 a mistaken call, such as a run without learned text.
 """
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 
 from p2c.clip.loading import Backbone
-from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, run_parser, say, show
 from p2c.framework import only_warnings, write_csv
-from p2c.predictor import Predictor
+from p2c.inference.predictor import Predictor
 from p2c.trainers.base import PromptTrainer
+from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, run_parser, say, show
 
 COLUMNS = ("part", "layer", "class", "token", "rank", "word", "distance")
 DEEPER = "From layer 1 on this is a rough reading: these tokens replace states inside the text tower, not embeddings."
@@ -101,8 +100,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(argv: Sequence[str]) -> int:
-    """What the command does; returns the exit status."""
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
     args = parse_args(argv)
     try:
         with only_warnings():
@@ -121,7 +120,3 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         say("Interrupted")
     return FAILED
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

@@ -1,31 +1,30 @@
 """The data sets of the benchmarks: get them, look whether they are right, list them.
 
-    python -m p2c.data download NAME...    fetch, check, unpack and lay out as CoOp does; what is there is used
-    python -m p2c.data verify NAME...      counts, and a sample of the images opened (--full: all)
-    python -m p2c.data list                what there is
+    python -m p2c data download NAME...    fetch, check, unpack and lay out as CoOp does; what is there is used
+    python -m p2c data verify NAME...      counts, and a sample of the images opened (--full: all)
+    python -m p2c data list                what there is
 
 NAMEs are those of configs/datasets/NAME.yaml, or all; verify also takes one's own data, folder:PATH.
 Exit status: 0 all is well, 1 something is missing or wrong, 2 a mistaken call, 75 interrupted and resumable.
 """
 import argparse
+import contextlib
 import logging
 import os
-import signal
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gdown
 from tabulate import tabulate
 
-from p2c.commands import Parser
-from p2c.downloads.contents import OWN, class_of
-from p2c.downloads.fetch import DRIVE, Drive
-from p2c.downloads.install import install, steps_by_hand
-from p2c.downloads.places import in_words
-from p2c.downloads.sources import SOURCES, Source
-from p2c.downloads.verify import state_of, verify
-from p2c.families import FAMILIES, each_once
+from p2c.download.contents import OWN, class_of
+from p2c.download.fetch import DRIVE, Drive
+from p2c.download.install import install, steps_by_hand
+from p2c.download.places import in_words
+from p2c.download.sources import SOURCES, Source
+from p2c.download.verify import state_of, verify
+from p2c.grid.families import FAMILIES, each_once
+from p2c.utils.console import Parser
 
 FINE, FAULTY, INTERRUPTED = 0, 1, 75
 
@@ -35,9 +34,9 @@ def folder(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.Namespace:
     """The command, its names checked and `all` written out, those that need no download taken out."""
-    parser = Parser(prog="python -m p2c.data", description=__doc__,
+    parser = Parser(prog="python -m p2c data", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="download|verify|list")
     download = commands.add_parser("download", help="get data sets")
@@ -71,9 +70,26 @@ def parse_args(argv: list[str] | None, sources: Mapping[str, Source]) -> argpars
     return args
 
 
-def main(argv: list[str] | None = None, sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
-    """Run a command; `sources` and `drive` are for tests. Returns the exit status."""
+def main(argv: Sequence[str], sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
+    """Run the command; `sources` and `drive` are for tests. Return the exit status."""
     args = parse_args(argv, sources)
+    with silenced(logging.getLogger("p2c.datasets")):  # reading a dataset is a step here, not the work
+        return carry_out(args, sources, drive)
+
+
+@contextlib.contextmanager
+def silenced(logger: logging.Logger) -> Iterator[None]:
+    """Let only warnings of a logger through."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def carry_out(args: argparse.Namespace, sources: Mapping[str, Source], drive: Drive) -> int:
+    """Do what the options ask for; return the exit status."""
     if args.command == "list":
         print(table(sources, args.root))
         return FINE
@@ -110,7 +126,7 @@ def report(name: str, source: Source | None, args: argparse.Namespace) -> bool:
     """Verify a data set and say what was seen."""
     found = verify(name, source, args.root, getattr(args, "full", False))
     print("\n".join((*found.facts, *(f"error: {name}: {fault}" for fault in found.faults))))
-    remedy = f"; `python -m p2c.data download {name}` gets what is missing" if source else ""
+    remedy = f"; `python -m p2c data download {name}` gets what is missing" if source else ""
     print(f"{name}: NOT COMPLETE{remedy}" if found.faults else f"{name}: complete", flush=True)
     return not found.faults
 
@@ -129,9 +145,3 @@ def table(sources: Mapping[str, Source], root: Path) -> str:
 def host(source: str) -> str:
     """Whom a source is asked of."""
     return "Google Drive" if source.startswith(DRIVE) else source.split("/")[2]
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("p2c.datasets").setLevel(logging.WARNING)  # reading a data set is a step here, not the work
-    sys.exit(main())

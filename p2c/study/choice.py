@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 
 from p2c.framework import read_json, write_json
-from p2c.studies.cells import DEVELOPMENT, Cell, Place, measured, run_cells
-from p2c.studies.plan import Settings, Space, Study
+from p2c.study.cells import DEVELOPMENT, Cell, Place, measured, run_cells
+from p2c.study.plan import Settings, Space, Study
 
 FILE = "choice.json"
 FORMAT = "p2c-study-choice"

@@ -1,9 +1,9 @@
 """Classify images with a trained run.
 
-    python -m p2c.predict output/RUN photos/ more.jpg              # five classes an image, with probabilities
-    python -m p2c.predict output/RUN photos/ --csv photos.csv
-    python -m p2c.predict output/RUN photos/ --classes zebra,okapi  # other classes than the run's
-    python -m p2c.predict output/RUN --export classifier.safetensors
+    python -m p2c predict output/RUN photos/ more.jpg              # five classes an image, with probabilities
+    python -m p2c predict output/RUN photos/ --csv photos.csv
+    python -m p2c predict output/RUN photos/ --classes zebra,okapi  # other classes than the run's
+    python -m p2c predict output/RUN --export classifier.safetensors
 
 RUN is the folder of a training or an evaluation by train.py; its data set is not needed. Folders are searched for image
 files, and folders in them too. Predictions go to standard output, one line an image, all else to standard error.
@@ -14,17 +14,16 @@ mistaken call.
 import argparse
 import functools
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from p2c.commands import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
 from p2c.datasets.splits import read_lines
 from p2c.datasets.trees import SUFFIXES, images_below
 from p2c.framework import UnreadableImage, only_warnings, write_csv
-from p2c.predictor import Predictor
+from p2c.inference.predictor import Predictor
+from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
 
 COLUMNS = ("path", "rank", "class", "label", "probability")
 
@@ -44,8 +43,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def run(argv: Sequence[str]) -> int:
-    """What the command does; returns the exit status."""
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
     args = parse_args(argv)
     try:
         paths = find_images(args.images)
@@ -132,7 +131,3 @@ def find_images(places: Sequence[str]) -> list[str]:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")
     return list(found.values())
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

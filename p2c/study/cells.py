@@ -18,7 +18,6 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from p2c import registry
-from p2c.commands import say
 from p2c.config import check_settings, config_file, extend_cfg
 from p2c.framework import (
     DATASET_REGISTRY,
@@ -35,8 +34,9 @@ from p2c.framework import (
     write_started,
 )
 from p2c.merging import merge_values
-from p2c.studies.plan import Settings
+from p2c.study.plan import Settings
 from p2c.tables.cells import harmonic_mean
+from p2c.utils.console import say
 
 FAULT = "fault.txt"
 

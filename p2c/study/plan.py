@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from p2c.commands import one_line
+from p2c.utils.console import one_line
 
 Settings = dict[str, Any]  # dotted key -> value
 

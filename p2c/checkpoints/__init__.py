@@ -1,0 +1,1 @@
+"""Prompts in files: published layouts."""

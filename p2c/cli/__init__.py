@@ -1,0 +1,1 @@
+"""The commands, one file each: `p2c NAME` runs `main(argv)` of p2c/cli/NAME.py."""

@@ -1,0 +1,1 @@
+"""What the tables need: datasets of the benchmarks."""
