@@ -1,18 +1,23 @@
 """Cloud inference, which is ours: several text classifiers from draws around one trained context, and what their
-disagreement tells.
+disagreement tells. TEST.CLOUD_SAMPLES switches it on.
 
 Their average is an ensemble's, and the mutual information between prediction and draw its measure of doubt
 (Lakshminarayanan et al., arXiv 1612.01474; Houlsby et al., arXiv 1112.5745). Shapes: N images, B of them in a batch, K
 draws, C classes.
 """
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
-from p2c.framework import Datum, write_csv
+from p2c.denoising.mixture import Noise, build_noise
+from p2c.framework import Datum, is_main, write_csv
+from p2c.model import PromptedCLIP, Step
+from p2c.prompts.context import Prompts, add_noise
 
 COLUMNS = ("path", "label", "class", "predicted_label", "predicted_class", "probability", "mutual_information",
            "dissent")
@@ -38,9 +43,44 @@ def mutual_information(logits: Tensor) -> Tensor:
     return (each.exp() * (each - mean)).sum(-1).mean(1).clamp(min=0)
 
 
-def dissent(logits: Tensor, output: Tensor) -> Tensor:
+def disagreement(logits: Tensor, output: Tensor) -> Tensor:
     """The share (B,) of the draws that predict another class than the cloud's scores (B, C) do."""
     return (logits.argmax(-1) != output.argmax(1, keepdim=True)).double().mean(1)
+
+
+class Cloud:
+    """K classifiers of a model from noisy contexts around its trained one.
+
+    Args:
+        samples: K; draw k is the same whatever K is.
+        noise: what is drawn from.
+        sigma: its level, in the embedding's numbers.
+        average: of the classifiers, see `combine`.
+        seed: of the draws.
+    """
+
+    def __init__(self, model: PromptedCLIP, samples: int, noise: Noise, sigma: float, average: str, seed: int):
+        self.model, self.samples, self.noise, self.sigma = model, samples, noise, sigma
+        self.average, self.seed = average, seed
+
+    def encode(self, prompts: Prompts) -> Tensor:
+        """Encode all classes by each draw: normalised features (K, C, E)."""
+        features = []
+        for k in range(self.samples):
+            noise = self.model.text_noise(self.noise, self.sigma, "cloud", Step(self.seed, k))
+            features.append(self.model.encode_text(add_noise(prompts, noise)))
+        return torch.stack(features)
+
+    @torch.no_grad()
+    def logits(self, image: Tensor) -> Tensor:
+        """Return logits (B, K, C) by the K classifiers; the images are encoded once."""
+        prompts, features = self.model.deployed(self.encode)
+        logits = self.model.logits(self.model.encode_image(image, prompts), features.flatten(0, 1))  # (B, K * C)
+        return logits.unflatten(1, features.shape[:2])
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Return the cloud's scores (B, C) of images."""
+        return combine(self.logits(image), self.average)
 
 
 class CloudRecord:
@@ -49,19 +89,19 @@ class CloudRecord:
     def __init__(self):
         self._batches: list[tuple[Tensor, ...]] = []
 
-    def add(self, output: Tensor, label: Tensor, index: Tensor, information: Tensor, dissent: Tensor) -> None:
+    def add(self, output: Tensor, label: Tensor, index: Tensor, information: Tensor, disagreement: Tensor) -> None:
         """Take a batch: scores (B, C), labels and places in the split (B,), what the functions above give (B,)."""
         confidence = output.double().softmax(1)
-        self._batches.append((index, label, *reversed(confidence.max(1)), information, dissent))
+        self._batches.append((index, label, *reversed(confidence.max(1)), information, disagreement))
 
     def _columns(self) -> list[Tensor]:
-        """Index, label, prediction, confidence, information and dissent, (N,) each, in the order of the split."""
+        """Index, label, prediction, confidence, information and disagreement, (N,) each, in the order of the split."""
         columns = [torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)]
         order = columns[0].argsort()
         return [column[order] for column in columns]
 
     def metrics(self) -> dict[str, float]:
-        """The means over the images of mutual_information (nats) and dissent (percent), and how well these and, to
+        """The means over the images of mutual_information (nats) and disagreement (percent), and how well these and, to
         compare with, low confidence tell wrong predictions from right ones.
 
         This is the area under the ROC curve, in percent: 50 is chance. It is left out where there are only right
@@ -69,11 +109,12 @@ class CloudRecord:
         """
         from sklearn.metrics import roc_auc_score  # here: it takes a second to import
 
-        _, label, prediction, confidence, information, dissent = self._columns()
-        metrics = {"mutual_information": information.mean().item(), "dissent": 100 * dissent.mean().item()}
+        _, label, prediction, confidence, information, disagreement = self._columns()
+        metrics = {"mutual_information": information.mean().item(), "dissent": 100 * disagreement.mean().item()}
         wrong = prediction != label
         if wrong.any() and not wrong.all() and (information + confidence).isfinite().all():
-            for name, doubt in (("mutual_information", information), ("dissent", dissent), ("confidence", -confidence)):
+            doubts = {"mutual_information": information, "dissent": disagreement, "confidence": -confidence}
+            for name, doubt in doubts.items():
                 metrics[f"auroc_{name}"] = 100 * float(roc_auc_score(wrong, doubt))
         return metrics
 
@@ -84,3 +125,73 @@ class CloudRecord:
             path = os.path.relpath(items[index].impath, os.path.expanduser(root)).replace(os.sep, "/")
             rows.append((path, label, classnames[label], prediction, classnames[prediction], *numbers))
         write_csv(os.path.join(directory, "predictions.csv"), COLUMNS, rows)
+
+
+class CloudTests:
+    """Tests of a prompt-learning trainer with a cloud, where TEST.CLOUD_SAMPLES asks for one; else its usual tests."""
+
+    record: CloudRecord | None = None  # what the last test with a cloud saw
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        model = self.model_class
+        if cfg.TEST.CLOUD_SAMPLES and (model.per_image_classes or not model.prompts_text):
+            reason = ("encodes the classes for each image, which a cloud would repeat for each draw"
+                      if model.prompts_text else "learns no text context to draw a cloud around")
+            raise ValueError(f"{type(self).__name__} {reason}; set TEST.CLOUD_SAMPLES 0")
+
+    @functools.cached_property
+    def cloud(self) -> Cloud | None:
+        """The cloud around the trained context; None: none is asked for."""
+        return cloud_of(self.cfg, self.model, self.seed)
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        """Return logits (B, C) of images or, with a cloud, its scores."""
+        return super().model_inference(input) if self.cloud is None else self.cloud.predict(input)
+
+    def test(self, split: str | None = None) -> float:
+        """Test; with a cloud also keep in `record` how far its classifiers disagree on each image."""
+        self.record = CloudRecord() if self.cloud else None
+        return super().test(split)
+
+    def outputs(self, loader: Iterable[Mapping]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what `process_outputs` takes of each batch."""
+        if self.cloud is None:
+            yield from super().outputs(loader)
+            return
+        for batch in loader:
+            image, label = self.parse_batch_test(batch)
+            logits = self.cloud.logits(image)
+            output = combine(logits, self.cloud.average)
+            yield output, label, batch["index"], mutual_information(logits), disagreement(logits, output)
+
+    def process_outputs(self, output: Tensor, label: Tensor, *of_cloud: Tensor) -> None:
+        super().process_outputs(output, label)
+        if self.record is not None:
+            self.record.add(output, label, *of_cloud)
+
+    def evaluate_outputs(self) -> dict[str, float]:
+        return {**super().evaluate_outputs(), **(self.record.metrics() if self.record else {})}
+
+    def write_results(self, mode: str, **source) -> None:
+        """Also write what there is to see of a cloud: predictions.csv, reliability.png."""
+        if self.record is not None and is_main():
+            loader = self.val_loader if self.tested_split == "val" else self.test_loader
+            self.record.write(self.output_dir, loader.dataset.data_source, self.cfg.DATASET.ROOT,
+                              self.dm.dataset.classnames)
+            if calibration := getattr(self.evaluator, "calibration", None):
+                from p2c.utils.reliability import draw  # here: matplotlib takes a second to import
+
+                draw(calibration["reliability"], os.path.join(self.output_dir, "reliability.png"))
+        super().write_results(mode, **source)
+
+
+def cloud_of(cfg: CfgNode, model: PromptedCLIP, seed: int) -> Cloud | None:
+    """Return the cloud that a configuration's TEST section asks for, if any."""
+    settings, denoising = cfg.TEST, cfg.TRAINER.PROMPT_DENOISING
+    if not settings.CLOUD_SAMPLES:
+        return None
+    noise = build_noise(denoising.NOISE_TYPE, denoising.GMM_MEANS, denoising.GMM_STDS, denoising.GMM_WEIGHTS,
+                        denoising.GMM_COMPONENTS)
+    unit = 1.0 if denoising.NOISE_UNIT == "absolute" else model.backbone.token_std
+    return Cloud(model, settings.CLOUD_SAMPLES, noise, settings.CLOUD_LEVEL * unit, settings.CLOUD_AVERAGE, seed)

@@ -1,33 +1,56 @@
-"""CoCoOp: a text context that each image shifts (Conditional Prompt Learning, arXiv 2203.05557)."""
+"""CoCoOp: a text context that each image shifts (Conditional Prompt Learning, arXiv 2203.05557).
+
+Shapes: B images, C classes, E width of the features, M context tokens, D text width.
+"""
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from p2c.clip.loading import Backbone
 from p2c.framework import TRAINER_REGISTRY
+from p2c.model import PromptedCLIP, init_stream
 from p2c.prompts.conditional import ConditionalContextLearner
-from p2c.prompts.context import Prompts
-from p2c.trainers.base import PromptTrainer, length_and_words
+from p2c.prompts.context import Prompts, length_and_words
+from p2c.trainers.base import PromptTrainer
+
+
+class CoCoOpModel(PromptedCLIP):
+    """CoOp's context, plus what a small network makes of the image's feature.
+
+    Args:
+        clip, classnames, options: see PromptedCLIP.
+        n_ctx: M, context tokens; not read if ctx_init has words.
+        ctx_init: words that start the context, as many tokens as words; "": random.
+        seed: of the initial context and network.
+    """
+
+    per_image_classes = True
+
+    def __init__(self, clip: Backbone, classnames: Sequence[str], *, n_ctx: int = 16, ctx_init: str = "",
+                 seed: int = 0, **options):
+        super().__init__(clip, **options)
+        init = functools.partial(init_stream, seed)
+        context, self.layout = self.start_context(*length_and_words(n_ctx, ctx_init), init)
+        self.learner = ConditionalContextLearner(context, self.text_tower.feature_width, init).to(self.device)
+        self.set_classes(classnames)
+
+    def scores(self, image: Tensor, prompts: Prompts) -> Tensor:
+        """Return logits (B, C): the classes are encoded once for each image."""
+        image_features = self.encode_image(image, prompts)                              # (B, E)
+        contexts = self.learner.shifted(prompts.context, image_features)                # (B, M, D)
+        text_features = self.encode_text(prompts._replace(context=contexts))            # (B, C, E)
+        # Not a matrix product: its backward pass would be an outer product, which torch 2.14 compiles at run time.
+        return self.backbone.logit_scale * (text_features * image_features[:, None]).sum(-1)
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Tensor:
+        return self.scores(image, self.learner())
 
 
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
-    """CoOp's context, plus what a small network makes of the image's feature."""
+    """Trains CoCoOpModel."""
 
-    node = "COCOOP"
-    per_image_classes = True
-
-    def build_prompts(self):
-        context, class_prompts = self.text_context("N_CTX", *length_and_words(self.settings))
-        return ConditionalContextLearner(context, self.text_tower.feature_width, self.init_stream("meta_net")), \
-            class_prompts
-
-    def scores(self, image: Tensor, prompts: Prompts) -> Tensor:
-        """Logits (B, C): the classes are encoded once for each image."""
-        image_features = self.encode_image(image, prompts)                              # (B, E)
-        contexts = self.prompts.shifted(prompts.context, image_features)                # (B, M, D)
-        text_features = self.encode_text(prompts._replace(context=contexts))            # (B, C, E)
-        # Not a matrix product: its backward pass would be an outer product, which torch 2.14 compiles at run time.
-        return self.clip.logit_scale * (text_features * image_features[:, None]).sum(-1)
-
-    @torch.no_grad()
-    def model_inference(self, input: Tensor) -> Tensor:
-        return self.scores(input, self.prompts())
+    node, model_class = "COCOOP", CoCoOpModel

@@ -3,15 +3,13 @@
 With N_CTX_VISION and PROMPT_DEPTH_VISION 0 it is deep language prompting.
 """
 from p2c.framework import TRAINER_REGISTRY
-from p2c.trainers.base import PromptTrainer, build_independent_prompts
+from p2c.model import IndependentCLIP
+from p2c.trainers.base import PromptTrainer
 
 
 @TRAINER_REGISTRY.register()
 class IVLP(PromptTrainer):
-    """Text and image prompts in the first layers of their towers."""
+    """Trains text and image prompts in the first layers of their towers."""
 
-    node = "IVLP"
+    node, model_class = "IVLP", IndependentCLIP
     learner_name = "VLPromptLearner"
-
-    def build_prompts(self):
-        return build_independent_prompts(self)

@@ -1,15 +1,17 @@
 """MaPLe: coupled text and image prompts at many depths (Multi-modal Prompt Learning, arXiv 2210.03117)."""
 from p2c.framework import TRAINER_REGISTRY
-from p2c.trainers.base import PromptTrainer, build_coupled_prompts
+from p2c.model import CoupledCLIP
+from p2c.trainers.base import PromptTrainer
+
+
+class MaPLeModel(CoupledCLIP):
+    """Text contexts in the first layers of the text tower, and linear mappers from these to the image tower's."""
 
 
 @TRAINER_REGISTRY.register()
 class MaPLe(PromptTrainer):
-    """Text contexts in the first layers of the text tower, and linear mappers from these to the image tower's."""
+    """Trains MaPLeModel."""
 
-    node = "MAPLE"
+    node, model_class = "MAPLE", MaPLeModel
     takes_attributes = True
     learner_name = "MultiModalPromptLearner"
-
-    def build_prompts(self):
-        return build_coupled_prompts(self)

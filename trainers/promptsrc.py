@@ -4,15 +4,18 @@ Three self-regularising losses tie the prompted features and predictions to froz
 templates; and the prompts that are kept are a Gaussian weighted average over the epochs. Shapes: B images, C classes, E
 width of the features.
 """
-import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from yacs.config import CfgNode
 
+from p2c.clip.loading import Backbone
 from p2c.framework import TRAINER_REGISTRY
-from p2c.prompts.context import class_rows
-from p2c.trainers.base import PromptTrainer, build_independent_prompts
+from p2c.model import IndependentCLIP
+from p2c.prompts.context import TemplateLayout, add_noise
+from p2c.trainers.base import PromptTrainer
 from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 
@@ -49,66 +52,95 @@ def divergence(logits: Tensor, frozen: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), frozen.log_softmax(1), reduction="sum", log_target=True) / logits.numel()
 
 
-@TRAINER_REGISTRY.register()
-class PromptSRC(PromptTrainer):
-    """IVLP's prompts with self-regularisation and prompt averaging."""
+class PromptSRCModel(IndependentCLIP):
+    """IVLP's prompts with self-regularisation.
 
-    node = "PROMPTSRC"
-    learner_name = "VLPromptLearner"
-    length_matters = True  # the average's weights
-    average: dict[str, Tensor] | None = None  # sum so far of the epochs' prompts, each with its weight
+    Args:
+        clip, classnames, options: see IndependentCLIP, with 4 tokens a layer by default.
+        text_loss_weight, image_loss_weight: of the mean absolute distances to frozen CLIP's features.
+    """
 
-    def build_prompts(self):
-        self.epoch_weights = epoch_weights(self.max_epoch, self.settings.GPA_MEAN, self.settings.GPA_STD)
-        return build_independent_prompts(self)
+    def __init__(self, clip: Backbone, classnames: Sequence[str], *, n_ctx_vision: int = 4, n_ctx_text: int = 4,
+                 text_loss_weight: float = 25.0, image_loss_weight: float = 10.0, **options):
+        super().__init__(clip, classnames, n_ctx_vision=n_ctx_vision, n_ctx_text=n_ctx_text, **options)
+        self.text_loss_weight, self.image_loss_weight = text_loss_weight, image_loss_weight
 
-    def before_train(self) -> None:
-        assert len(self.frozen_text) == self.num_classes  # encoded now, and only for training
-        super().before_train()
+    def set_classes(self, classnames: Sequence[str]) -> None:
+        super().set_classes(classnames)
+        self._frozen_text = None
 
-    @functools.cached_property
     @torch.no_grad()
     def frozen_text(self) -> Tensor:
-        """Normalised mean (C, E) over the templates of frozen CLIP's features, which are not normalised before.
+        """Return the normalised mean (C, E) over the templates of frozen CLIP's features, not normalised before.
+
+        They are encoded at the first call, since only training needs them.
 
         Raises:
             ValueError: a backbone with a reduced vocabulary has words for none of the templates.
         """
-        names, clip, text = self.dm.dataset.classnames, self.clip, self.text_tower
-        rows = []
-        for template in TEMPLATES:
-            try:
-                rows.append(class_rows(names, clip.tokenize, text.sot, text.eot, template))
-            except ValueError as error:  # tiny-shapes has few words
-                fault = error
-        if not rows:
-            raise ValueError(f"PromptSRC needs some of its {len(TEMPLATES)} templates, but {fault}")
-        if len(rows) < len(TEMPLATES):
-            log.info(f"{len(rows)} of {len(TEMPLATES)} templates are used; {clip.name} has no words for the others")
-        mean = sum(self.run_tower(text.encode, text.prepare(some)) for some in rows) / len(rows)
-        return F.normalize(mean, dim=-1)
+        if self._frozen_text is None:
+            written = []
+            for template in TEMPLATES:
+                try:
+                    written.append(self.rows(TemplateLayout(template))[0])
+                except ValueError as error:  # tiny-shapes has few words
+                    fault = error
+            if not written:
+                raise ValueError(f"PromptSRC needs some of its {len(TEMPLATES)} templates, but {fault}")
+            if len(written) < len(TEMPLATES):
+                log.info(f"{len(written)} of {len(TEMPLATES)} templates are used; {self.backbone.name} has no words "
+                         "for the others")
+            text = self.text_tower
+            mean = sum(self.run_tower(text.encode, text.prepare(rows)) for rows in written) / len(written)
+            self._frozen_text = F.normalize(mean, dim=-1)
+        return self._frozen_text
 
-    def losses(self, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        settings, prompts = self.settings, self.denoise(self.prompts())
+    def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a batch (B, 3, height, width), (B,): cross-entropy, and three that regularise."""
+        prompts = add_noise(self.learner(), noise.get("dpd"))
         text_features, image_features = self.encode_text(prompts), self.encode_image(image, prompts)
         with torch.no_grad():
             frozen_image = self.features(self.image_tower.encode, image)                # (B, E)
-            frozen_logits = self.logits(frozen_image, self.frozen_text)                 # (B, C)
+            frozen_logits = self.logits(frozen_image, self.frozen_text())               # (B, C)
         logits = self.logits(image_features, text_features)
         return {
             "loss_ce": F.cross_entropy(logits, label),
-            "loss_text": settings.TEXT_LOSS_WEIGHT * F.l1_loss(text_features, self.frozen_text),
-            "loss_image": settings.IMAGE_LOSS_WEIGHT * F.l1_loss(image_features, frozen_image),
+            "loss_text": self.text_loss_weight * F.l1_loss(text_features, self.frozen_text()),
+            "loss_image": self.image_loss_weight * F.l1_loss(image_features, frozen_image),
             "loss_kl": divergence(logits, frozen_logits),
         }
 
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(PromptTrainer):
+    """Trains PromptSRCModel; the prompts that are kept are a Gaussian weighted average over the epochs."""
+
+    node, model_class = "PROMPTSRC", PromptSRCModel
+    learner_name = "VLPromptLearner"
+    length_matters = True  # the average's weights
+    average: dict[str, Tensor] | None = None  # sum so far of the epochs' prompts, each with its weight
+
+    @classmethod
+    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset) -> dict:
+        arguments = super().model_arguments(cfg, clip, dataset)
+        return {key: value for key, value in arguments.items() if not key.startswith("gpa_")}
+
+    def build_model(self) -> None:
+        super().build_model()
+        settings = self.cfg.TRAINER.PROMPTSRC
+        self.epoch_weights = epoch_weights(self.max_epoch, settings.GPA_MEAN, settings.GPA_STD)
+
+    def before_train(self) -> None:
+        self.model.frozen_text()  # encoded now, so that a fault shows before the first step
+        super().before_train()
+
     def after_epoch(self) -> None:
         """Add the epoch's prompts to the average; after the last epoch the average takes their place."""
-        weight, state = self.epoch_weights[self.epoch].item(), trainable.state_dict(self.prompts)
+        weight, state = self.epoch_weights[self.epoch].item(), trainable.state_dict(self.model.learner)
         so_far = self.average or {name: torch.zeros_like(value) for name, value in state.items()}
         self.average = {name: so_far[name] + weight * value for name, value in state.items()}
         if self.epoch + 1 == self.max_epoch:
-            trainable.load_state_dict(self.prompts, self.average)
+            trainable.load_state_dict(self.model.learner, self.average)
         super().after_epoch()
 
     def extra_state(self) -> dict:

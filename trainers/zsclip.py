@@ -1,12 +1,18 @@
-"""Zero-shot CLIP with hand-written templates (CLIP, arXiv 2103.00020, section 3.1.4): nothing is trained."""
+"""Zero-shot CLIP with hand-written templates (CLIP, arXiv 2103.00020, section 3.1.4): nothing is trained.
+
+Shapes: C classes, E width of the features.
+"""
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
+from p2c.clip.loading import Backbone
 from p2c.framework import TRAINER_REGISTRY
-from p2c.prompts.context import Prompts, class_rows
+from p2c.model import PromptedCLIP
+from p2c.prompts.context import Prompts, TemplateLayout
 from p2c.trainers.base import PromptTrainer
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -30,32 +36,54 @@ class NoPrompts(nn.Module):
         return Prompts(context=None)
 
 
-@TRAINER_REGISTRY.register()
-class ZeroshotCLIP(PromptTrainer):
-    """One template: the data set's own."""
+class ZeroshotModel(PromptedCLIP):
+    """Each class is the mean of its features over some templates.
 
-    node = "ZEROSHOTCLIP"
+    Args:
+        clip, classnames, options: see PromptedCLIP.
+        templates: texts with one `{}` each, for the class name.
+        seed: not read, since nothing is drawn.
+    """
+
     prompts_text = False
 
-    def templates(self) -> Sequence[str]:
-        """Templates with one `{}` each; a class is the mean of its features over them."""
-        return (getattr(self.dm.dataset, "template", DEFAULT_TEMPLATE),)
+    def __init__(self, clip: Backbone, classnames: Sequence[str], *, templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+                 seed: int = 0, **options):
+        super().__init__(clip, **options)
+        self.learner = NoPrompts()
+        self.layout = [TemplateLayout(template) for template in templates]
+        self.set_classes(classnames)
 
-    def build_prompts(self):
-        clip, text = self.clip, self.text_tower
-        prepared = [text.prepare(class_rows(self.dm.dataset.classnames, clip.tokenize, text.sot, text.eot, template))
-                    for template in self.templates()]
-        return NoPrompts(), prepared
+    def prepare(self, layout: Sequence[TemplateLayout]) -> list:
+        return [super(ZeroshotModel, self).prepare(one) for one in layout]
 
     def encode_text(self, prompts: Prompts) -> Tensor:
-        """Normalised mean over the templates of the normalised features, (C, E)."""
+        """Return the normalised mean over the templates of the normalised features, (C, E)."""
         features = [self.features(self.text_tower.encode, written) for written in self.class_prompts]
         return F.normalize(torch.stack(features).mean(0), dim=-1)
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP2(ZeroshotCLIP):
-    """The ensemble of seven templates, and the data set's own except on ImageNet."""
+class ZeroshotCLIP(PromptTrainer):
+    """Tests with one template: the dataset's own."""
 
-    def templates(self) -> Sequence[str]:
-        return ENSEMBLE if self.cfg.DATASET.NAME == "ImageNet" else (*ENSEMBLE, *super().templates())
+    node, model_class = "ZEROSHOTCLIP", ZeroshotModel
+
+    @classmethod
+    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset) -> dict:
+        arguments = super().model_arguments(cfg, clip, dataset)
+        return arguments | {"templates": cls.templates(cfg, getattr(dataset, "template", DEFAULT_TEMPLATE))}
+
+    @classmethod
+    def templates(cls, cfg: CfgNode, template: str) -> Sequence[str]:
+        """Return the templates to use, given the dataset's own."""
+        return (template,)
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """Tests with the ensemble of seven templates, and the dataset's own except on ImageNet."""
+
+    @classmethod
+    def templates(cls, cfg: CfgNode, template: str) -> Sequence[str]:
+        return ENSEMBLE if cfg.DATASET.NAME == "ImageNet" else (*ENSEMBLE, template)

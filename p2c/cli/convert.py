@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2c.framework import SimpleTrainer, only_warnings, read_results, save_checkpoint
-from p2c.inference.predictor import Predictor
+from p2c.framework import only_warnings, read_results, save_checkpoint
+from p2c.inference.records import RecordedRun
 from p2c.prompts.coupled import MultiModalPromptLearner
+from p2c.trainers.base import PromptTrainer
 from p2c.utils import trainable
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, run_parser, say
 
@@ -43,15 +44,15 @@ def main(argv: Sequence[str]) -> int:
     try:
         check_target(args.out)
         with only_warnings():
-            trainer = Predictor.from_run(args.run, epoch=args.load_epoch, device="cpu").trainer
-        state, notes = maple_state(trainer)
-        path = Path(args.out, FOLDER, f"model.pth.tar-{trainer.deployed_epoch}")
+            run = RecordedRun(args.run, args.load_epoch, device="cpu")
+            state, notes = maple_state(run)
+        path = Path(args.out, FOLDER, f"model.pth.tar-{run.epoch}")
         if path.exists():
             raise ValueError(f"{path} is there already; choose another folder, or delete it")
     except (*MISTAKES, torch.OutOfMemoryError) as error:
         say(f"error: {one_line(error)}")
         return MISTAKE
-    checkpoint = {"state_dict": state, "epoch": trainer.deployed_epoch, "optimizer": None, "scheduler": None,
+    checkpoint = {"state_dict": state, "epoch": run.epoch, "optimizer": None, "scheduler": None,
                   "val_result": None}
     try:
         with only_warnings():
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         say(f"error: {one_line(error)}")
         return FAILED
-    print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(trainer)}"]))
+    print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(run)}"]))
     return DONE
 
 
@@ -69,16 +70,17 @@ def check_target(out: str) -> None:
         raise ValueError(f"{out} is the folder of a run; choose another one to write to")
 
 
-def maple_state(trainer: SimpleTrainer) -> tuple[dict[str, Tensor], list[str]]:
-    """What a trainer has learned as MaPLe's model names it, and what there is to say of it.
+def maple_state(run: RecordedRun) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what a run has learned as MaPLe's model names it, and what there is to say of it.
 
     Raises:
         ValueError: prompts that MaPLe's layout has no place for.
     """
-    prompts, name = getattr(trainer, "prompts", None), trainer.cfg.TRAINER.NAME
+    prompts = run.model().learner if issubclass(run.trainer, PromptTrainer) else None
     if not isinstance(prompts, MultiModalPromptLearner):
-        raise ValueError(f"What {name} learns cannot be written in MaPLe's layout; runs of MaPLe and P2C can")
-    if trainer.attributes:
+        raise ValueError(f"What {run.cfg.TRAINER.NAME} learns cannot be written in MaPLe's layout; runs of MaPLe and "
+                         "P2C can")
+    if run.cfg.TRAINER.ATPROMPT.USE_ATPROMPT:
         raise ValueError("MaPLe's layout has no place for attributes, which this run was trained with "
                          "(TRAINER.ATPROMPT.USE_ATPROMPT)")
     state, notes = trainable.state_dict(prompts), []
@@ -120,7 +122,8 @@ def fold(mapper: nn.Module, context: Tensor) -> tuple[Tensor, Tensor, float]:
     return weight, bias, error.item()
 
 
-def maple_settings(trainer: SimpleTrainer) -> str:
-    """The settings of MaPLe's trainer under which it makes the same predictions, as KEY VALUE pairs."""
+def maple_settings(run: RecordedRun) -> str:
+    """Return the settings of MaPLe's trainer under which it makes the same predictions, as KEY VALUE pairs."""
     keys = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")
-    return shlex.join(word for key in keys for word in (f"TRAINER.MAPLE.{key}", str(trainer.settings[key])))
+    settings = run.cfg.TRAINER[run.trainer.node]
+    return shlex.join(word for key in keys for word in (f"TRAINER.MAPLE.{key}", str(settings[key])))

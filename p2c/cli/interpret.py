@@ -21,7 +21,6 @@ from torch import Tensor
 from p2c.clip.loading import Backbone
 from p2c.framework import only_warnings, write_csv
 from p2c.inference.predictor import Predictor
-from p2c.trainers.base import PromptTrainer
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, run_parser, say, show
 
 COLUMNS = ("part", "layer", "class", "token", "rank", "word", "distance")
@@ -64,9 +63,9 @@ def learned_text(predictor: Predictor) -> list[Place]:
     Raises:
         ValueError: it learned none.
     """
-    trainer, places = predictor.trainer, []
-    if isinstance(trainer, PromptTrainer):
-        prompts = trainer.prompts()
+    places = []
+    if predictor.model is not None:
+        prompts = predictor.model.learner()
         places += [Place(f"attribute {i}", 0, "", tokens) for i, tokens in enumerate(prompts.attributes, 1)]
         if prompts.context is not None:
             own = prompts.context.ndim == 3
@@ -74,7 +73,7 @@ def learned_text(predictor: Predictor) -> list[Place]:
             places += [Place("context", 0, name, tokens) for name, tokens in zip(names, contexts, strict=True)]
         places += [Place("context", layer, "", tokens) for layer, tokens in enumerate(prompts.deep_text, 1)]
     if not places:
-        raise ValueError(f"{trainer.cfg.TRAINER.NAME} learns no text, so there are no words to find; give a run of a "
+        raise ValueError(f"{predictor.cfg.TRAINER.NAME} learns no text, so there are no words to find; give a run of a "
                          "trainer that learns a text context, such as CoOp, MaPLe or P2C")
     return places
 
@@ -111,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         say(f"error: {one_line(error)}")
         return MISTAKE
     try:
-        rows = interpret(places, Vocabulary(predictor.trainer.clip), args.top)
+        rows = interpret(places, Vocabulary(predictor.model.backbone), args.top)
         if args.csv:
             write_csv(args.csv, COLUMNS, rows)
         return DONE

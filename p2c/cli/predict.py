@@ -75,8 +75,8 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
         say(f"skipped: {str(error).rpartition('; ')[0]}")  # the rest is a remedy for data sets
 
     names, rows = predictor.classnames, []
-    batch_size = args.batch_size or predictor.trainer.cfg.DATALOADER.TEST.BATCH_SIZE
-    workers = min(os.cpu_count() or 1, predictor.trainer.cfg.DATALOADER.NUM_WORKERS, len(paths) // batch_size)
+    batch_size = args.batch_size or predictor.cfg.DATALOADER.TEST.BATCH_SIZE
+    workers = min(os.cpu_count() or 1, predictor.cfg.DATALOADER.NUM_WORKERS, len(paths) // batch_size)
     for indices, probabilities in predictor.batches(paths, batch_size, workers, pass_over):
         best = probabilities.topk(min(args.top, len(names)))
         for index, values, labels in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):

@@ -32,7 +32,7 @@ from p2c.framework import (
     set_random_seed,
     versions,
 )
-from p2c.inference.predictor import read_record, recorded_cfg, recorded_model, use_cuda
+from p2c.inference.records import read_record, recorded_cfg, recorded_model, use_cuda
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, say, show
 
 NEEDED = ("metrics", "split", "epoch", "data", "versions", "device", "seed")  # entries of a record

@@ -57,6 +57,11 @@ class Backbone:
     sha256: str  # of the weights as they were loaded, whatever file they came in
     stored_ids: frozenset[int] | None = field(default=None, repr=False)  # ids that have a row; None: all
 
+    @property
+    def text_width(self) -> int:
+        """Width of the text tower."""
+        return self.model.token_embedding.weight.shape[1]
+
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text, without [SOS] and [EOT].
 

@@ -5,7 +5,7 @@ Shapes: M context tokens, d_t text width, d_v vision width, h hidden width.
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from p2c.denoising.noise import to_device_of
 
@@ -17,13 +17,16 @@ class DenoisingMapper(nn.Sequential):
         super().__init__(nn.Linear(text_width, hidden_width), nn.GELU(), nn.Linear(hidden_width, vision_width))
 
 
-def mapper_loss(mapper: Callable[[Tensor], Tensor], context: Tensor, sigma: float, generator: Generator) -> Tensor:
-    """L_map = mean over elements of (F_0(P_0 + sigma n) - stopgrad(F_0(P_0)))^2, n ~ N(0, I).
+def mapper_loss(mapper: Callable[[Tensor], Tensor], context: Tensor, noise: Tensor) -> Tensor:
+    """Return L_map, the mean over elements of (F_0(P_0 + sigma_a n) - stopgrad(F_0(P_0)))^2, a scalar.
 
-    `context` is P_0 (M, d_t), clean; `sigma` is in units of its elements. The gradient reaches the mapper and the
-    context. Returns a scalar.
+    Its gradient reaches the mapper and the context.
+
+    Args:
+        mapper: F_0.
+        context: P_0 (M, d_t), clean.
+        noise: sigma_a n (M, d_t), with n ~ N(0, I).
     """
-    noise = to_device_of(context, torch.randn(*context.shape, generator=generator))
     with torch.no_grad():
         target = mapper(context)
-    return (mapper(context + sigma * noise) - target).square().mean()
+    return (mapper(context + to_device_of(context, noise)) - target).square().mean()

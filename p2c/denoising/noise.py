@@ -1,22 +1,14 @@
 """Dynamic Prompt Denoising (DPD): annealed noise on the text context while training (the paper's section of that name).
 
-A component for any learner of a text context. Shapes: M context tokens, D text width.
+A component for any learner of a text context.
 """
-from torch import Generator, Tensor
+from torch import Tensor
 
-from p2c.denoising.mixture import Noise
-from p2c.denoising.schedules import Schedule, progress
+from p2c.denoising.mixture import GaussianMixture, Noise
+from p2c.denoising.schedules import Schedule, cosine, progress
 
 ANNEALS = ("epoch", "step")
-
-
-def perturb(context: Tensor, noise: Noise, sigma: float, generator: Generator) -> Tensor:
-    """Move a context (M, D), or one of each class (C, M, D), by sigma times one fresh draw for all classes.
-
-    The gradient passes to the context unchanged.
-    """
-    eps = to_device_of(context, noise.sample(context.shape[-2:], generator))
-    return context + sigma * eps
+MIXTURE = GaussianMixture((-1.0, 0.0, 1.0), (0.5, 1.0, 0.5))  # ours: the paper names no numbers
 
 
 def to_device_of(context: Tensor, draw: Tensor) -> Tensor:
@@ -43,7 +35,7 @@ class PromptDenoising:
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, noise: Noise, noise_std: float, schedule: Schedule, epochs: int,
+    def __init__(self, noise: Noise = MIXTURE, noise_std: float = 9.0, schedule: Schedule = cosine, epochs: int = 5,
                  warmup_epochs: int = 0, anneal: str = "epoch", unit: float = 1.0):
         if not noise_std >= 0:
             raise ValueError(f"The prompt noise's NOISE_STD must be at least 0, but got {noise_std}")
@@ -57,7 +49,3 @@ class PromptDenoising:
         """The level in epoch `epoch` (from 0); `epoch_fraction`, the part of it done, counts if annealing by step."""
         e = epoch + epoch_fraction if self.anneal == "step" else epoch
         return self.start * self.schedule(progress(e, self.epochs, self.warmup_epochs))
-
-    def perturb(self, context: Tensor, sigma: float, generator: Generator) -> Tensor:
-        """As the function of this name, with this component's noise."""
-        return perturb(context, self.noise, sigma, generator)

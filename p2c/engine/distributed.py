@@ -125,13 +125,18 @@ def collect(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...
 
 
 def parallel(module: nn.Module, some_unused: bool) -> nn.Module:
-    """A module whose gradients are averaged over all processes; with one process the module itself.
+    """Return a module whose gradients are averaged over all processes; with one process the module itself.
+
+    Frozen parameters and buffers are left alone: they are the same in all processes.
 
     Args:
-        some_unused: whether parameters of it have no part in what it returns.
+        some_unused: whether parameters that train have no part in what it returns.
     """
     if processes() == 1:
         return module
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    frozen = [name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name not in trained]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)
     return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 

@@ -202,7 +202,7 @@ class SimpleTrainer(Run, TrainerBase):
         if self.device.type == "cuda" and processes() == 1 and torch.cuda.device_count() > 1:
             log.info("Using one of the GPUs: choose which with CUDA_VISIBLE_DEVICES, or start several processes with "
                      "torchrun")
-        self.start_epoch = self.epoch = 0
+        self.start_epoch = self.epoch = self.batch_idx = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
@@ -219,6 +219,7 @@ class SimpleTrainer(Run, TrainerBase):
         with first_on_each_machine():
             dm = DataManager(self.cfg)
         self.use_data(dm)
+        self.num_batches = self.batches_per_epoch()
         if not self.cfg.TEST.NO_TEST:
             self.check_validation(training=False)
 

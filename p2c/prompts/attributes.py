@@ -5,6 +5,7 @@ that comes before the name is shared by the classes. In deeper layers only the c
 on. Words of several tokens are kept whole (the published code cuts "playfulness", of Oxford Pets, to "play").
 """
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -37,14 +38,35 @@ class Attribute(NamedTuple):
     words: str
 
 
-def choose_attributes(settings: Mapping, dataset: str) -> list[Attribute]:
-    """The attributes that TRAINER.ATPROMPT asks for; none if it is off.
+@dataclass(frozen=True)
+class Attributes:
+    """The attributes of a model's prompts.
+
+    Attributes:
+        used: those that stand in the prompts, in order.
+        lengths: learnable tokens of all attributes, used or not. As published, those not in use exist too: a model that
+            was trained with two attributes can be tested on a dataset that has three.
+    """
+
+    used: tuple[Attribute, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    def starts(self, width: int, generator: Generator) -> list[Tensor]:
+        """Return the starts (N_i, D) of the tokens of all attributes, N(0, 0.01^2)."""
+        return [INIT_STD * torch.randn(number, width, generator=generator) for number in self.lengths]
+
+
+NO_ATTRIBUTES = Attributes()
+
+
+def choose_attributes(settings: Mapping, dataset: str) -> Attributes:
+    """Return the attributes that TRAINER.ATPROMPT asks for; none if it is off.
 
     Raises:
-        ValueError: words that are not given, or a data set without published ones.
+        ValueError: words that are not given, or a dataset without published ones.
     """
     if not settings["USE_ATPROMPT"]:
-        return []
+        return NO_ATTRIBUTES
     number = settings["ATT_NUM"]
     if number:
         words = [settings[f"ATT{i}_TEXT"] for i in range(1, number + 1)]
@@ -56,20 +78,5 @@ def choose_attributes(settings: Mapping, dataset: str) -> list[Attribute]:
     for i, word in enumerate(words, 1):
         if not word.strip() or word == "none":
             raise ValueError(f"TRAINER.ATPROMPT.ATT{i}_TEXT must give the words of attribute {i}, but is {word!r}")
-    return [Attribute(tokens, word) for tokens, word in zip(token_numbers(settings), words, strict=False)]
-
-
-def token_numbers(settings: Mapping) -> list[int]:
-    """How many learnable tokens each of the three attributes has, in use or not."""
-    return [settings[f"N_ATT{i}"] for i in range(1, MOST + 1)]
-
-
-def start_tokens(settings: Mapping, width: int, generator: Generator) -> list[Tensor]:
-    """Starts (N_i, D) of the tokens of all three attributes, N(0, 0.01^2); none if attributes are off.
-
-    As published, those not in use exist too: a model that was trained with two attributes can be tested on a data set
-    that has three.
-    """
-    if not settings["USE_ATPROMPT"]:
-        return []
-    return [INIT_STD * torch.randn(number, width, generator=generator) for number in token_numbers(settings)]
+    lengths = tuple(settings[f"N_ATT{i}"] for i in range(1, MOST + 1))
+    return Attributes(tuple(Attribute(tokens, word) for tokens, word in zip(lengths, words, strict=False)), lengths)

@@ -3,8 +3,11 @@
 Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E width of the
 features.
 """
+from collections.abc import Callable
+
 from torch import Generator, Tensor, nn
 
+from p2c.prompts.attributes import NO_ATTRIBUTES
 from p2c.prompts.context import ContextLearner, reset_linear
 
 BOTTLENECK = 16  # the network's hidden layer is so many times narrower than the feature
@@ -30,12 +33,12 @@ class ConditionalContextLearner(ContextLearner):
     Args:
         context: (M, D), the start.
         feature_width: E.
-        generator: draws the network's start.
+        init: gives the random stream that starts a parameter group.
     """
 
-    def __init__(self, context: Tensor, feature_width: int, generator: Generator):
-        super().__init__(context)
-        self.meta_net = MetaNet(feature_width, context.shape[-1], generator)
+    def __init__(self, context: Tensor, feature_width: int, init: Callable[[str], Generator]):
+        super().__init__(context, NO_ATTRIBUTES, init)
+        self.meta_net = MetaNet(feature_width, context.shape[-1], init("meta_net"))
 
     def shifted(self, context: Tensor, features: Tensor) -> Tensor:
         """Contexts (B, M, D): every token of the context (M, D) moved alike by what an image's feature (B, E) says."""

@@ -4,12 +4,14 @@ Shapes: M context tokens, J layers with prompts (the input included), D text wid
 """
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from p2c.prompts.attributes import Attribute
+from p2c.denoising.noise import to_device_of
+from p2c.prompts.attributes import Attribute, Attributes
 
 INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
 
@@ -29,35 +31,78 @@ def readable(classname: str) -> str:
     return classname.replace("_", " ")
 
 
-def class_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int,
-               template: str) -> list[list[int]]:
-    """Token ids of one prompt a class: [SOS], the template with the class name for `{}`, [EOT]."""
-    return [[sot, *tokenize(template.replace("{}", readable(name))), eot] for name in classnames]
+def add_noise(prompts: Prompts, noise: Tensor | None) -> Prompts:
+    """Move the attributes' tokens and the text context by noise (A + M, D); deep and visual prompts stay clean.
 
-
-def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int, n_ctx: int,
-                 fixed: Sequence[int] = (), position: str = "end", attributes: Sequence[Attribute] = ()) \
-        -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of one prompt a class with an M-token context, and the positions of its learned tokens.
-
-    The prompt is [SOS], attributes, context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name is
-    before the context, with "middle" between its halves, the second of which is the longer (CoOp). As in CoOp, the name
-    is as many tokens from the start of what follows the context as it has by itself.
+    A context of each class (C, M, D) moves alike for all classes. None: no noise.
     """
-    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
-    front, places = [sot], []
-    for tokens, words in attributes:
-        places += range(len(front), len(front) + tokens)
-        front += [sot] * tokens + tokenize(words)
-    start = len(front)
-    rows, slots = [], []
-    for name in classnames:
-        rest = [*fixed, *tokenize(f"{readable(name)}.")]
-        length = 0 if position == "end" else len(tokenize(readable(name)))
-        after = range(start + before + length, start + n_ctx + length)
-        rows.append(front + [sot] * before + rest[:length] + [sot] * len(after) + rest[length:] + [eot])
-        slots.append([*places, *range(start, start + before), *after])
-    return rows, slots
+    if noise is None:
+        return prompts
+    *moves, move = noise.split([*map(len, prompts.attributes), prompts.context.shape[-2]])
+    return prompts._replace(
+        context=prompts.context + to_device_of(prompts.context, move),
+        attributes=[tokens + to_device_of(tokens, move)
+                    for tokens, move in zip(prompts.attributes, moves, strict=True)])
+
+
+@dataclass(frozen=True)
+class TemplateLayout:
+    """A prompt of each class without learned tokens: [SOS], the template with the name for `{}`, [EOT]."""
+
+    template: str
+    per_class = False
+
+    def rows(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
+            -> tuple[list[list[int]], list[list[int]]]:
+        """Return the token ids of one prompt a class, and that none is learned."""
+        return [[sot, *tokenize(self.template.replace("{}", readable(name))), eot] for name in classnames], []
+
+
+@dataclass(frozen=True)
+class ContextLayout:
+    """A prompt of each class with an M-token context: [SOS], attributes, context, fixed ids, name, full stop, [EOT].
+
+    With `position` "front" the name is before the context, with "middle" between its halves, the second of which is
+    the longer (CoOp). As in CoOp, the name is as many tokens from the start of what follows the context as it has by
+    itself.
+
+    Attributes:
+        n_ctx: M.
+        fixed: ids that follow the context.
+        position: of the name: end, middle or front.
+        attributes: those in use.
+        per_class: whether each class has a context of its own.
+    """
+
+    n_ctx: int
+    fixed: tuple[int, ...] = ()
+    position: str = "end"
+    attributes: tuple[Attribute, ...] = ()
+    per_class: bool = False
+
+    def rows(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
+            -> tuple[list[list[int]], list[list[int]]]:
+        """Return the token ids of one prompt a class, and the positions of its learned tokens, which hold any id."""
+        before = {"end": self.n_ctx, "middle": self.n_ctx // 2, "front": 0}[self.position]  # tokens before the name
+        front, places = [sot], []
+        for tokens, words in self.attributes:
+            places += range(len(front), len(front) + tokens)
+            front += [sot] * tokens + tokenize(words)
+        start = len(front)
+        rows, slots = [], []
+        for name in classnames:
+            rest = [*self.fixed, *tokenize(f"{readable(name)}.")]
+            length = 0 if self.position == "end" else len(tokenize(readable(name)))
+            after = range(start + before + length, start + self.n_ctx + length)
+            rows.append(front + [sot] * before + rest[:length] + [sot] * len(after) + rest[length:] + [eot])
+            slots.append([*places, *range(start, start + before), *after])
+        return rows, slots
+
+
+def length_and_words(n_ctx: int, ctx_init: str) -> tuple[int, str]:
+    """Return the length of a context and its words as CoOp and CoCoOp read them: words give the length, one a token."""
+    words = readable(ctx_init)
+    return len(words.split(" ")) if words else n_ctx, words
 
 
 def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
@@ -82,19 +127,24 @@ class ContextLearner(nn.Module):
 
     Args:
         context: (M, D) or (C, M, D), the start.
-        attributes: starts (N_i, D) of the attributes' tokens, in use or not.
-        used: how many of these the prompts have.
+        attributes: which words stand before the context, behind learned tokens of their own.
+        init: gives the random stream that starts a parameter group.
     """
 
-    def __init__(self, context: Tensor, attributes: Sequence[Tensor] = (), used: int = 0):
+    def __init__(self, context: Tensor, attributes: Attributes, init: Callable[[str], Generator]):
         super().__init__()
         self.ctx = nn.Parameter(context.detach().clone())
-        self._used = [f"ctx_att{i}" for i in range(1, 1 + used)]
-        for i, tokens in enumerate(attributes, 1):
+        self._used = [f"ctx_att{i}" for i in range(1, 1 + len(attributes.used))]
+        for i, tokens in enumerate(attributes.starts(context.shape[-1], init("attributes")), 1):
             self.register_parameter(f"ctx_att{i}", nn.Parameter(tokens))
 
+    def text_tokens(self) -> list[Tensor]:
+        """Return the learned tokens of the text input: the attributes' (N_i, D), then the context."""
+        return [*(getattr(self, name) for name in self._used), self.ctx]
+
     def forward(self) -> Prompts:
-        return Prompts(context=self.ctx, attributes=[getattr(self, name) for name in self._used])
+        *attributes, context = self.text_tokens()
+        return Prompts(context=context, attributes=attributes)
 
 
 def random_context(shape: Sequence[int], generator: Generator) -> Tensor:

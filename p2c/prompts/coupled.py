@@ -4,11 +4,12 @@ Parameters are named as in MaPLe's published checkpoints. Shapes: M context toke
 D_v vision width.
 """
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Generator, Tensor, nn
 
 from p2c.denoising.mapper import DenoisingMapper
+from p2c.prompts.attributes import NO_ATTRIBUTES, Attributes
 from p2c.prompts.context import ContextLearner, Prompts, random_context, reset_linear
 
 
@@ -20,26 +21,25 @@ class MultiModalPromptLearner(ContextLearner):
         vision_width: D_v.
         depth: J, the input included.
         hidden_width: of the input prompts' denoising mapper; None: one Linear, as in MaPLe.
-        stream: gives the random generator of a parameter group by its name.
-        attributes, used: see ContextLearner.
+        init, attributes: see ContextLearner.
     """
 
     def __init__(self, context: Tensor, vision_width: int, depth: int, hidden_width: int | None,
-                 stream: Callable[[str], Generator], attributes: Sequence[Tensor] = (), used: int = 0):
-        super().__init__(context, attributes, used)
+                 init: Callable[[str], Generator], attributes: Attributes = NO_ATTRIBUTES):
+        super().__init__(context, attributes, init)
         text_width = context.shape[-1]
-        deep = stream("compound_prompts_text")
+        deep = init("compound_prompts_text")
         self.compound_prompts_text = nn.ParameterList(random_context(context.shape, deep) for _ in range(depth - 1))
         if hidden_width is None:
-            self.proj = reset_linear(nn.Linear(text_width, vision_width), stream("proj"))
+            self.proj = reset_linear(nn.Linear(text_width, vision_width), init("proj"))
         else:
             self.proj = DenoisingMapper(text_width, vision_width, hidden_width)
-            generator = stream("mapper")
+            generator = init("mapper")
             for layer in self.proj:
                 if isinstance(layer, nn.Linear):
                     reset_linear(layer, generator)
         # MaPLe starts all its deep projections as copies of one layer.
-        first = reset_linear(nn.Linear(text_width, vision_width), stream("compound_prompt_projections"))
+        first = reset_linear(nn.Linear(text_width, vision_width), init("compound_prompt_projections"))
         self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(first) for _ in range(depth - 1))
 
     def forward(self) -> Prompts:

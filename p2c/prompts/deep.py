@@ -17,16 +17,20 @@ class IndependentPromptLearner(nn.Module):
         context: (M, D) start of the text context; None: the text is not prompted.
         text_depth: J; 1 where the text is not prompted.
         image_tokens: N; image_width: D_v; image_depth: K, 0 for no image prompts.
-        stream: gives the random generator of a parameter group by its name.
+        init: gives the random stream that starts a parameter group.
     """
 
     def __init__(self, context: Tensor | None, text_depth: int, image_tokens: int, image_width: int, image_depth: int,
-                 stream: Callable[[str], Generator]):
+                 init: Callable[[str], Generator]):
         super().__init__()
         self.ctx = None if context is None else nn.Parameter(context.detach().clone())
-        deep_text, images = stream("deep_text"), stream("images")
+        deep_text, images = init("deep_text"), init("images")
         self.deep_text = nn.ParameterList(random_context(context.shape, deep_text) for _ in range(text_depth - 1))
         self.images = nn.ParameterList(random_context((image_tokens, image_width), images) for _ in range(image_depth))
+
+    def text_tokens(self) -> list[Tensor]:
+        """Return the learned tokens of the text input: the context, if the text is prompted."""
+        return [] if self.ctx is None else [self.ctx]
 
     def forward(self) -> Prompts:
         return Prompts(self.ctx, list(self.deep_text), *_first_and_rest(self.images))

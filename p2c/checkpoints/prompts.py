@@ -1,0 +1,99 @@
+"""Trained prompts from a file into a model, and what must fit between the two."""
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from p2c.checkpoints.published import class_differences, differences, learned_entries, per_class
+from p2c.clip.loading import CLIP_NAMES, named_weights
+from p2c.engine.checkpoint import load_checkpoint
+from p2c.model import PromptedCLIP
+from p2c.utils import trainable
+from p2c.utils.logs import get_logger
+from p2c.utils.ranges import flatten
+
+log = get_logger(__name__)
+
+
+def load_prompts(model: PromptedCLIP, path: Path, method: str, settings: Collection[str], weights: str) -> int:
+    """Load prompts from a checkpoint file of ours or of the published code; return its epoch.
+
+    Args:
+        method: the model's name, for messages.
+        settings: the keys that the model was built by, to be named.
+        weights: the name or file of the model's weights of CLIP.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds other prompts; the model is unchanged.
+    """
+    try:
+        checkpoint = load_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another checkpoint") from error
+    saved, trained = learned_entries(checkpoint["state_dict"]), checkpoint.get("classnames")
+    try:
+        faults = differences(saved, trainable.state_dict(model.learner), settings, model.backbone.name)
+        faults = faults or class_differences(saved, trained, model.classnames)
+        faults = faults or other_backbone(model, checkpoint, weights)
+        if faults:
+            raise ValueError("; ".join(faults))
+        trainable.load_state_dict(model.learner, saved)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {method} with these settings: {error}") from error
+    if per_class(saved) and trained is None:
+        log.warning(f"{path} does not say which classes its contexts belong to; they are taken for these, in order")
+    return checkpoint["epoch"]
+
+
+def other_backbone(model: PromptedCLIP, checkpoint: Mapping, weights: str) -> list[str]:
+    """Return, in words, that prompts were trained with another CLIP of the same widths, where their file shows it."""
+    config = checkpoint.get("config")
+    config = flatten(config) if isinstance(config, dict) else {}
+    clip = model.backbone
+    here, there = clip.name, config.get("MODEL.BACKBONE.NAME", clip.name)
+    if CLIP_NAMES.get(here, here) != CLIP_NAMES.get(there, there):
+        return [f"it was trained with the backbone {there}, the settings say {here} (MODEL.BACKBONE.NAME)"]
+    trained, digest = config.get("MODEL.BACKBONE.WEIGHTS", weights), checkpoint.get("backbone_sha256")
+    if digest:
+        others = digest != clip.sha256
+    else:  # as in checkpoints of earlier versions: what a file holds cannot be told from its name
+        others = trained != weights and {trained, weights} <= set(named_weights(here))
+    if others:
+        how = f"the settings say '{weights}'"
+        if trained == weights:
+            how = f"but those that '{weights}' names now are others"
+        return [f"it was trained with the weights '{trained}' of {here}, {how} (MODEL.BACKBONE.WEIGHTS)"]
+    state, own = checkpoint["state_dict"], clip.model.state_dict()
+    for tower, part in (("image", "visual."), ("text", "")):
+        saved, known = state.get(f"{tower}_encoder.positional_embedding"), own.get(f"{part}positional_embedding")
+        if saved is not None and known is not None and not _same(saved.double(), known.double().cpu()):
+            return [f"the {tower} tower in it is not {here}'s: another backbone or other weights (MODEL.BACKBONE)"]
+    return []
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal to what half precision leaves of them."""
+    return a.shape == b.shape and bool((a - b).norm() <= 0.01 * b.norm())
+
+
+def find_checkpoint(folder: Path, epoch: int | None) -> Path:
+    """Return the checkpoint of `epoch` in a learner's folder; without an epoch the best one, or else the last.
+
+    Raises:
+        FileNotFoundError: it is not there; the message lists what is.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No trained prompts at {folder}: there is no such folder; give --model-dir the folder "
+                                "of a run")
+    if epoch is not None:
+        path = folder / f"model.pth.tar-{epoch}"
+    elif (folder / "model-best.pth.tar").is_file() or not (folder / "checkpoint").is_file():
+        path = folder / "model-best.pth.tar"
+    else:
+        path = folder / (folder / "checkpoint").read_text(encoding="utf-8", errors="replace").strip()
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in folder.glob("model*"))) or "nothing"
+        raise FileNotFoundError(f"No checkpoint at {path} (the folder holds {there}); train first, or give --model-dir "
+                                "a run's folder and --load-epoch an epoch that was saved")
+    return path

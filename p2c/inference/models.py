@@ -1,0 +1,62 @@
+"""Models without a configuration of one's own: made by name, or loaded from a run's folder."""
+import os
+from collections.abc import Sequence
+
+import torch
+
+from p2c import registry
+from p2c.clip.loading import load_backbone
+from p2c.clip.precision import PRECISIONS, Precision
+from p2c.denoising.noise import PromptDenoising
+from p2c.framework import TRAINER_REGISTRY
+from p2c.inference.records import RecordedRun
+from p2c.model import PromptedCLIP
+
+
+def create_model(method: str, classnames: Sequence[str], *, backbone: str = "ViT-B/16", weights: str = "openai",
+                 precision: str = "fp32", device: str | torch.device = "cpu", epochs: int = 5,
+                 denoising: PromptDenoising | bool | None = None, **settings) -> PromptedCLIP:
+    """Create a method's model, ready to train.
+
+    Args:
+        method: the name of a trainer, such as "P2C".
+        classnames: C names, in the order of the logits.
+        backbone, weights: see `p2c.clip.loading.load_backbone`.
+        precision: in which CLIP runs: fp32, fp16, amp or bf16.
+        epochs: length of the training, over which default denoising anneals.
+        denoising: noise on the text context while training; True: the default; None: as the method has it.
+        settings: arguments of the method's model, such as n_ctx or prompt_depth.
+
+    Raises:
+        ValueError: an unknown name, or arguments that do not go together.
+        FileNotFoundError: weights that are nowhere to be had.
+    """
+    registry.require(method, registry.TRAINERS, "method", TRAINER_REGISTRY.registered_names())
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision '{precision}'; choose from {', '.join(PRECISIONS)}")
+    device = torch.device(device)
+    policy = Precision.from_name(precision, device)
+    clip = load_backbone(backbone, weights, policy.dtype, device)
+    model_class = TRAINER_REGISTRY.get(method).model_class
+    if denoising is None:
+        denoising = model_class.denoises_text
+    if denoising is True:
+        denoising = PromptDenoising(epochs=epochs, unit=clip.token_std)
+    return model_class(clip, classnames, denoising=denoising or None, precision=policy, **settings)
+
+
+def load_model(run: str | os.PathLike, classes: Sequence[str] | None = None, epoch: int | None = None,
+               device: str | None = None) -> PromptedCLIP:
+    """Load the model of a run of train.py, a training or an evaluation, in evaluation mode.
+
+    Args:
+        run: the run's folder, which holds results.json.
+        classes: names to choose from instead of the run's own.
+        epoch: of the checkpoint; None: the one that the run itself was tested with.
+        device: "cpu" or "cuda"; None: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: there is no such run, or its checkpoint or CLIP's weights are missing.
+        ValueError: a run that is not finished or does not fit this program, or class names that make no sense.
+    """
+    return RecordedRun(run, epoch, device).model(classes)

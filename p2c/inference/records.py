@@ -1,0 +1,221 @@
+"""What a run of train.py records, and the model that it was tested with."""
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from yacs.config import CfgNode
+
+import p2c
+from p2c import registry
+from p2c.checkpoints.prompts import find_checkpoint, load_prompts
+from p2c.clip.loading import load_backbone
+from p2c.clip.precision import Precision
+from p2c.config import extend_cfg
+from p2c.framework import (
+    BEST,
+    SHARED_NODES,
+    TRAINER_REGISTRY,
+    get_cfg_default,
+    load_checkpoint,
+    read_results,
+    to_plain,
+)
+from p2c.merging import merge_values
+from p2c.model import PromptedCLIP
+from p2c.prompts.context import readable
+from p2c.trainers.base import PromptTrainer, check_input, init_seed
+from p2c.utils.ranges import flatten
+
+RECORDED = {"mode": str, "seed": int, "versions": dict}  # what a record must have besides
+WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN")  # sections that no prediction depends on
+
+
+class RecordedRun:
+    """A run's folder as far as predictions need it.
+
+    Args:
+        run: the folder, which holds results.json.
+        epoch: of the checkpoint; None: the one that the run itself was tested with.
+
+    Attributes:
+        cfg: the run's configuration, frozen.
+        trainer: its trainer's class.
+
+    Raises:
+        FileNotFoundError: there is no such run, or its model is not there.
+        ValueError: a run that is not finished, or that does not fit this program.
+    """
+
+    def __init__(self, run: str | os.PathLike, epoch: int | None = None, device: str | None = None):
+        record = read_record(run)
+        cfg = recorded_cfg(record, run)
+        self.model_dir, self.epoch = recorded_model(record, run, epoch)
+        self.classnames, self.template = recorded_classes(record, run, self.model_dir, self.epoch)
+        cfg.USE_CUDA = use_cuda(device)
+        cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint has all there is
+        cfg.SEED = record["seed"]
+        cfg.freeze()
+        self.cfg, self.trainer = cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+        self.device = torch.device("cuda" if cfg.USE_CUDA else "cpu")
+
+    def model(self, classes: Sequence[str] | None = None) -> PromptedCLIP:
+        """Load the model, in evaluation mode; `classes` are names to choose from instead of the run's own.
+
+        Raises:
+            FileNotFoundError: its checkpoint or CLIP's weights are missing.
+            ValueError: class names that make no sense, or a trainer that is none of this package's kind.
+        """
+        cfg, trainer = self.cfg, self.trainer
+        names = self.classnames if classes is None else checked_names(classes)
+        if not issubclass(trainer, PromptTrainer):
+            raise ValueError(f"{cfg.TRAINER.NAME} has no model of its own: it does not derive from PromptTrainer")
+        precision = Precision.from_name(cfg.TRAINER[trainer.node].PREC, self.device)
+        clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision.dtype, self.device)
+        check_input(cfg, clip)
+        data = SimpleNamespace(classnames=names, **({} if self.template is None else {"template": self.template}))
+        model = trainer.create_model(cfg, clip, precision, data, init_seed(cfg, cfg.SEED)).eval()
+        if self.model_dir is not None:
+            path = find_checkpoint(self.model_dir / trainer.learner_name, self.epoch)
+            try:
+                self.epoch = load_prompts(model, path, trainer.__name__, cfg.TRAINER[trainer.node],
+                                          cfg.MODEL.BACKBONE.WEIGHTS)
+            except ValueError as error:
+                if classes is None:
+                    raise
+                raise ValueError(f"{error}; if what {cfg.TRAINER.NAME} learned belongs to the classes of its training, "
+                                 "it has no prediction for others: leave the class list out") from error
+        return model
+
+
+def read_record(run: str | os.PathLike) -> dict:
+    """What a run's results.json says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or another program's.
+    """
+    record = read_results(run)
+    if record is None:
+        raise FileNotFoundError(f"No run at {run}: it has no results.json; give the --output-dir of a run of train.py")
+    settings = flatten(record["config"])
+    kinds = {**{name: (record.get(name), kind) for name, kind in RECORDED.items()},
+             "config": (settings.get("TRAINER.NAME"), str), "data": (record.get("data", {}), dict)}
+    if wrong := [name for name, (value, kind) in kinds.items() if not isinstance(value, kind)]:
+        raise ValueError(f"{Path(run) / 'results.json'} is damaged at {', '.join(wrong)}; delete it and repeat the "
+                         "run, or give another")
+    return record
+
+
+def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
+    """The configuration of a run, not frozen; keys that it lacks have their defaults.
+
+    Raises:
+        ValueError: settings of another version that predictions may depend on, or a trainer that is nowhere.
+    """
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    if plugin := record["config"].get("PLUGIN"):
+        registry.load_plugin(plugin, cfg)
+    settings = flatten(record["config"])
+    name = settings["TRAINER.NAME"]
+    try:
+        registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    except ValueError as error:
+        raise ValueError(f"{run} cannot be rebuilt: {error}") from error
+    known = flatten(to_plain(cfg))
+    own_nodes = {name.upper(), getattr(TRAINER_REGISTRY.get(name), "node", ""), *SHARED_NODES}
+
+    def matters(key: str) -> bool:
+        section, _, rest = key.partition(".")
+        return rest.partition(".")[0] in own_nodes if section == "TRAINER" else section not in WITHOUT_PREDICTIONS
+
+    if lost := [key for key in settings if key not in known and matters(key)]:
+        raise ValueError(f"{run} was made by p2c {record['versions']['p2c']} with settings that p2c {p2c.__version__} "
+                         f"does not know: {', '.join(lost[:5])}; use that version")
+    try:
+        merge_values(cfg, {key: value for key, value in settings.items() if key in known})
+    except ValueError as error:
+        raise ValueError(f"{Path(run) / 'results.json'} is damaged: {error}; delete it and repeat the run, or give "
+                         "another") from error
+    return cfg
+
+
+def recorded_model(record: dict, run: str | os.PathLike, epoch: int | None) -> tuple[Path | None, int | None]:
+    """The folder whose checkpoints a run was tested with (None: there are none), and the epoch to load from it.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+        ValueError: the run is not finished, or the model was trained anew since.
+    """
+    training = record["mode"] == "train"
+    if not record["finished"] and not (training and epoch is not None):
+        raise ValueError(f"{run} is not finished: repeat its command, which continues it"
+                         + (", or choose a saved epoch (--load-epoch)" if training else ""))
+    if training:
+        last = None if record["config"]["TEST"]["FINAL_MODEL"] == "best_val" else record.get("epoch")
+        return Path(run), last if epoch is None else epoch
+    if not record.get("model_dir"):
+        return None, None
+    model_dir = Path(record["model_dir"])
+    trained = read_results(model_dir)
+    if not model_dir.is_dir():
+        hint = "" if model_dir.is_absolute() else f", looked for from {Path.cwd()}: call this from where it was tested"
+        raise FileNotFoundError(f"{run} is the test of the model in {model_dir}, which is not there{hint}; or give "
+                                "the folder of the training")
+    if trained and record.get("model_seconds") not in (None, trained.get("seconds")):
+        raise ValueError(f"{run} is the test of an earlier training in {model_dir}; test the new one, or give "
+                         f"{model_dir} itself")
+    return model_dir, record.get("load_epoch") if epoch is None else epoch
+
+
+def recorded_classes(record: dict, run: str | os.PathLike, model_dir: Path | None,
+                     epoch: int | None) -> tuple[list[str], str | None]:
+    """Class names and prompt template of a run, or, of a training that is not finished, of its checkpoint.
+
+    Raises:
+        ValueError: the classes are not recorded, as in evaluations by early versions.
+    """
+    known = record.get("data", {})
+    if "classnames" not in known and record["mode"] == "train":
+        file = BEST if epoch is None else f"model.pth.tar-{epoch}"
+        known = next((load_checkpoint(path) for path in sorted(model_dir.glob(f"*/{file}"))), {})
+    names = known.get("classnames")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{run} does not say which its classes are; "
+                         + ("delete it and repeat the test" if record["mode"] == "eval" else
+                            f"it has no checkpoint that does{'' if epoch is None else f' for epoch {epoch}'}"))
+    return names, known.get("template")
+
+
+def checked_names(classes: Sequence[str]) -> list[str]:
+    """Class names to choose from, trimmed.
+
+    Raises:
+        ValueError: none, or names that are empty or that say the same.
+    """
+    if isinstance(classes, str):
+        raise ValueError(f"The classes must be a list of names, but are the text {classes!r}")
+    names = [name.strip() for name in classes]
+    if not names:
+        raise ValueError("The list of classes is empty")
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise ValueError(f"Class name {number} of {len(names)} is empty; give each class a name")
+        first = seen.setdefault(readable(name).lower(), number)
+        if first != number:
+            raise ValueError(f"Class names {first} and {number}, {names[first - 1]!r} and {name!r}, are the same to "
+                             "CLIP; give each class once")
+    return names
+
+
+def use_cuda(device: str | None) -> bool:
+    """Whether to run on the GPU. Raises ValueError for a device that is not there."""
+    available = torch.cuda.is_available()
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"Unknown device {device!r}; choose from cpu, cuda")
+    if device == "cuda" and not available:
+        raise ValueError("There is no GPU that torch can use; choose the device cpu (python -m p2c doctor tells more)")
+    return available and device != "cpu"
