@@ -86,7 +86,6 @@ def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrain
     torch.backends.cudnn.benchmark = setting.device != "cpu"  # as train.py does
     with only_warnings():
         built = trainer(cfg)
-    built.epoch = built.batch_idx = 0
     built.num_batches = 2  # so that no step ends an epoch
     built.set_model_mode("train")
     return built
@@ -95,7 +94,7 @@ def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrain
 def made_up(trainer: PromptTrainer, count: int, classes: int) -> tuple[Tensor, Tensor]:
     """Random images (count, 3, height, width) and labels on the trainer's device, the same in every process."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(count, 3, *trainer.clip.image_size, generator=generator)
+    images = torch.randn(count, 3, *trainer.model.backbone.image_size, generator=generator)
     return images.to(trainer.device), torch.randint(classes, (count,), generator=generator).to(trainer.device)
 
 

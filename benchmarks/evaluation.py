@@ -20,14 +20,15 @@ from p2c.trainers.maple import MaPLe
 def evaluate(trainer: MaPLe, images: torch.Tensor, device: str) -> tuple[float, float, float]:
     """Seconds of our evaluation of images (N, 3, height, width), of its texts, and of the bare image tower."""
     trainer.set_model_mode("eval")
-    visual = trainer.clip.model.visual
+    visual = trainer.model.clip.visual
     dtype = next(visual.parameters()).dtype
 
     def bare(batch: torch.Tensor) -> None:
-        with trainer.precision.context(trainer.device):
+        with trainer.model.precision.context(trainer.device):
             visual(batch.to(dtype))
 
-    texts = seconds(trainer.deployed, device)
+    texts = seconds(lambda: trainer.model.encode_text(trainer.model.learner()), device)
+    trainer.model.deployed()
     ours = tower = 0.0
     for batch in images.split(trainer.cfg.DATALOADER.TEST.BATCH_SIZE):
         ours += seconds(lambda batch=batch: trainer.model_inference(batch), device)

@@ -123,12 +123,12 @@ def measure_step(setting: Setting, steps: int) -> tuple[P2C, float, float]:
 
 def measure_texts(trainer: P2C, device: str) -> float:
     """Seconds in which the classes are encoded for a test."""
-    def encode() -> float:
-        trainer.set_model_mode("eval")
-        return seconds(trainer.deployed, device)
+    @torch.no_grad()
+    def encode() -> None:
+        trainer.model.encode_text(trainer.model.learner())
 
     encode()
-    return statistics.median(encode() for _ in range(3))
+    return statistics.median(seconds(encode, device) for _ in range(3))
 
 
 def measure_images(trainer: P2C, device: str) -> float:

@@ -24,29 +24,28 @@ from open_clip import CLIP
 from tabulate import tabulate
 from torch import Tensor
 
-from p2c.prompts.context import Prompts, context_rows, split_context_init
-from p2c.trainers.maple import MaPLe
+from p2c.prompts.context import Prompts
+from p2c.trainers.maple import MaPLe, MaPLeModel
 
 PLAIN_LIMIT = 500  # classes; with 1000 the plain path needs more than 24 GiB
 
 
-class PlainMaPLe(MaPLe):
+class PlainModel(MaPLeModel):
     """MaPLe through open_clip's own blocks, each class padded to the tower's full length and encoded anew."""
 
-    def build_prompts(self):
-        settings, tokenize, text = self.settings, self.clip.tokenize, self.text_tower
-        _, fixed = split_context_init(settings.CTX_INIT, settings.N_CTX, tokenize)
-        rows, _ = context_rows(self.dm.dataset.classnames, tokenize, text.sot, text.eot, settings.N_CTX, fixed)
-        self.tokens = torch.tensor([row + [0] * (text.context_length - len(row)) for row in rows], device=self.device)
+    def set_classes(self, classnames: Sequence[str]) -> None:
+        super().set_classes(classnames)
+        rows, _ = self.rows(self.layout)
+        length = self.text_tower.context_length
+        self.tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
         self.eot = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-        self.embedded = self.clip.model.token_embedding(self.tokens)                    # (C, 77, D)
-        return super().build_prompts()
+        self.embedded = self.clip.token_embedding(self.tokens)                          # (C, 77, D)
 
     def encode_text(self, prompts: Prompts) -> Tensor:
         return self.features(self.plain_text, prompts)
 
     def plain_text(self, prompts: Prompts) -> Tensor:
-        model: CLIP = self.clip.model
+        model: CLIP = self.clip
         dtype = model.text_projection.dtype
 
         def put(x: Tensor, tokens: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ class PlainMaPLe(MaPLe):
         return self.features(self.plain_image, image, prompts)
 
     def plain_image(self, image: Tensor, prompts: Prompts) -> Tensor:
-        visual = self.clip.model.visual
+        visual = self.clip.visual
         dtype = visual.proj.dtype
 
         def appended(x: Tensor, tokens: Tensor) -> Tensor:
@@ -78,6 +77,12 @@ class PlainMaPLe(MaPLe):
         return visual._pool(x)[0] @ visual.proj
 
 
+class PlainMaPLe(MaPLe):
+    """Trains PlainModel."""
+
+    model_class = PlainModel
+
+
 class Path:
     """One way of computing the step, in a process of its own."""
 
@@ -85,6 +90,7 @@ class Path:
         trainer, pairs = PATHS[name]
         self.setting, self.peak = setting, 0
         self.trainer = build(trainer, setting, *pairs)
+        self.model = self.trainer.model
         self.batch = made_up(self.trainer, setting.batch, setting.classes)
 
     def step(self) -> float:
@@ -102,13 +108,13 @@ class Path:
         trainer = self.trainer
         torch.compiler.cudagraph_mark_step_begin()
         trainer.optim.zero_grad()
-        loss = sum(trainer.losses(*self.batch).values())
+        loss = sum(self.model.losses(*self.batch, self.model.draw(trainer.step)).values())
         trainer.scaler.scale(loss).backward()
         self.loss = loss.detach()
 
     def results(self) -> tuple[float, list]:
         """Loss and gradients of the last step."""
-        return self.loss.item(), [parameter.grad.cpu().numpy() for parameter in self.trainer.prompts.parameters()]
+        return self.loss.item(), [parameter.grad.cpu().numpy() for parameter in self.model.learner.parameters()]
 
     def peak_memory(self) -> int:
         """Bytes that the steps took."""
@@ -119,9 +125,9 @@ class Path:
 
     def tokens(self) -> tuple[int, int, int]:
         """Text tokens: encoded, needed (unpadded, the prefix once), and of one prefix."""
-        if isinstance(self.trainer, PlainMaPLe):
-            return (self.trainer.tokens.numel(),) * 2 + (0,)
-        prompts = self.trainer.class_prompts
+        if isinstance(self.model, PlainModel):
+            return (self.model.tokens.numel(),) * 2 + (0,)
+        prompts = self.model.class_prompts
         prefix = len(prompts.prefix)
         ends = sum(int((bucket.last == 0).sum()) - bucket.classes * prefix for bucket in prompts.buckets)
         return prefix + len(prompts.suffix), prefix + ends, prefix
@@ -129,25 +135,26 @@ class Path:
     def operations(self) -> float:
         """FLOPs of the step's matrix products: 24 D^2 a token and layer, and 4 D a query and key."""
         _, needed, prefix = self.tokens()
-        model, count = self.trainer.clip.model, self.setting.classes
-        width, layers = self.trainer.text_tower.width, self.trainer.text_tower.layers
+        model, count = self.model, self.setting.classes
+        width, layers = model.text_tower.width, model.text_tower.layers
         keys = prefix + (needed - prefix) / count  # the mean; in the plain path all
         text = layers * needed * (24 * width**2 + 4 * width * keys)
-        width, layers = self.trainer.image_tower.width, self.trainer.image_tower.layers
-        patches, kernel = model.visual.positional_embedding.shape[0] - 1, model.visual.conv1.weight.numel()
-        tokens = patches + 1 + self.trainer.settings.N_CTX
+        width, layers = model.image_tower.width, model.image_tower.layers
+        visual = model.clip.visual
+        patches, kernel = visual.positional_embedding.shape[0] - 1, visual.conv1.weight.numel()
+        tokens = patches + 1 + len(model.learner.ctx)
         image = layers * tokens * (24 * width**2 + 4 * width * tokens)
         return 2 * text + self.setting.batch * (2 * image + 2 * patches * kernel)
 
     @torch.no_grad()
     def against_encode_text(self) -> float:
         """The plain path's time for the texts over that of open_clip's encode_text on the same tokens."""
-        trainer, prompts = self.trainer, self.trainer.prompts()
+        model, prompts = self.model, self.model.learner()
         pairs = []
-        with trainer.precision.context(trainer.device):
+        with model.precision.context(model.device):
             for _ in range(4):
                 pairs.append([seconds(call, self.setting.device) for call in (
-                    lambda: trainer.plain_text(prompts), lambda: trainer.clip.model.encode_text(trainer.tokens))])
+                    lambda: model.plain_text(prompts), lambda: model.clip.encode_text(model.tokens))])
         plain, own = map(statistics.median, zip(*pairs[1:], strict=True))
         return plain / own
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from p2c.denoising.mixture import Noise, build_noise
+from p2c.denoising.mixture import Noise, noise_from_config
 from p2c.framework import Datum, is_main, write_csv
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.context import Prompts, add_noise
@@ -70,6 +70,10 @@ class Cloud:
             noise = self.model.text_noise(self.noise, self.sigma, "cloud", Step(self.seed, k))
             features.append(self.model.encode_text(add_noise(prompts, noise)))
         return torch.stack(features)
+
+    def features(self) -> Tensor:
+        """Return the features (K, C, E) by which the cloud classifies, encoded once."""
+        return self.model.deployed(self.encode)[1]
 
     @torch.no_grad()
     def logits(self, image: Tensor) -> Tensor:
@@ -191,7 +195,6 @@ def cloud_of(cfg: CfgNode, model: PromptedCLIP, seed: int) -> Cloud | None:
     settings, denoising = cfg.TEST, cfg.TRAINER.PROMPT_DENOISING
     if not settings.CLOUD_SAMPLES:
         return None
-    noise = build_noise(denoising.NOISE_TYPE, denoising.GMM_MEANS, denoising.GMM_STDS, denoising.GMM_WEIGHTS,
-                        denoising.GMM_COMPONENTS)
     unit = 1.0 if denoising.NOISE_UNIT == "absolute" else model.backbone.token_std
-    return Cloud(model, settings.CLOUD_SAMPLES, noise, settings.CLOUD_LEVEL * unit, settings.CLOUD_AVERAGE, seed)
+    return Cloud(model, settings.CLOUD_SAMPLES, noise_from_config(denoising), settings.CLOUD_LEVEL * unit,
+                 settings.CLOUD_AVERAGE, seed)

@@ -309,7 +309,8 @@ class CoupledCLIP(PromptedCLIP):
         depth = self.check_depth("prompt_depth", prompt_depth, min(self.text_tower.layers, image.layers))
         context, self.layout = self.start_context(n_ctx, ctx_init if n_ctx <= MOST_WORDS else "", init,
                                                   attributes=attributes)
-        learner = MultiModalPromptLearner(context, image.width, depth, hidden_width, init, attributes)
+        tokens = attributes.tokens(self.text_tower.width, init("attributes"))
+        learner = MultiModalPromptLearner(context, image.width, depth, hidden_width, init, *tokens)
         self.learner = learner.to(self.device)
         self.set_classes(classnames)
 

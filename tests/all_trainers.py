@@ -30,7 +30,7 @@ def train(case: str, root: str, out: str) -> dict:
     losses = {}
     trainer.write_scalar = lambda tag, value, step: losses.update({(tag, step): value})
     trainer.train()
-    prompts = {name: value.detach() for name, value in trainer.prompts.state_dict().items()}
+    prompts = {name: value.detach() for name, value in trainer.model.learner.state_dict().items()}
     return {"prompts": prompts, "results": trainer.results, "losses": losses,
             "counts": (trainer.evaluator.correct, trainer.evaluator.total)}
 

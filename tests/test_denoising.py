@@ -11,6 +11,7 @@ from p2c.denoising.mapper import DenoisingMapper, mapper_loss
 from p2c.denoising.mixture import GaussianMixture, StandardNormal, build_noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import SCHEDULES, build_schedule, progress
+from p2c.prompts.context import Prompts, add_noise
 from p2c.utils.streams import generator, seed_of
 
 ANNEALED = ("cosine", "linear", "sigmoid")
@@ -159,10 +160,9 @@ def test_a_mixture_that_shifts_the_prompt_is_warned_about():
 
 
 def test_perturbed_context_is_context_plus_level_times_the_draw_and_passes_its_gradient():
-    denoising = PromptDenoising(GaussianMixture((-1, 1), (0.5, 0.5)), 2.0, SCHEDULES["constant"], 5)
     context = torch.randn(2, 8, requires_grad=True)
-    noisy = denoising.perturb(context, 0.5, generator(1, "dpd", 7))
-    eps = denoising.noise.sample((2, 8), generator(1, "dpd", 7))
+    eps = GaussianMixture((-1, 1), (0.5, 0.5)).sample((2, 8), generator(1, "dpd", 7))
+    noisy = add_noise(Prompts(context), 0.5 * eps).context
     assert torch.equal(noisy, oracle.perturbed(context, eps, 0.5))
     assert torch.equal(torch.autograd.grad(noisy.sum(), context)[0], torch.ones(2, 8))
 
@@ -170,7 +170,8 @@ def test_perturbed_context_is_context_plus_level_times_the_draw_and_passes_its_g
 def test_level_zero_leaves_the_context_bit_for_bit():
     context = torch.randn(4, 16)
     denoising = PromptDenoising(GaussianMixture((-1, 0, 1), (0.5, 1, 0.5)), 0.0, SCHEDULES["cosine"], 5)
-    assert torch.equal(denoising.perturb(context, denoising.sigma(0), generator(1, "dpd", 0)), context)
+    noise = denoising.sigma(0) * denoising.noise.sample((4, 16), generator(1, "dpd", 0))
+    assert torch.equal(add_noise(Prompts(context), noise).context, context)
 
 
 def test_mapper_loss_and_gradients_equal_the_oracle():
@@ -178,7 +179,7 @@ def test_mapper_loss_and_gradients_equal_the_oracle():
     context = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     noise = torch.randn(2, 6, generator=generator(1, "mapper", 3)).double()
     layers = [(mapper[0].weight, mapper[0].bias), (mapper[2].weight, mapper[2].bias)]
-    got = mapper_loss(mapper, context, 0.7, generator(1, "mapper", 3))
+    got = mapper_loss(mapper, context, 0.7 * noise)
     expected = oracle.mapper_loss(layers, context, noise, 0.7)
     inputs = [context, *mapper.parameters()]
     for a, b in zip([got, *torch.autograd.grad(got, inputs)], [expected, *torch.autograd.grad(expected, inputs)],
@@ -190,7 +191,8 @@ def test_mapper_target_gets_no_gradient():
     """With the target's gradient included, the context's gradient at equal inputs would vanish for a linear map."""
     mapper = torch.nn.Linear(3, 3).double()
     context = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    gradient, = torch.autograd.grad(mapper_loss(mapper, context, 1.0, generator(1, "mapper")), context)
+    noise = torch.randn(2, 3, generator=generator(1, "mapper"))
+    gradient, = torch.autograd.grad(mapper_loss(mapper, context, noise), context)
     assert gradient.abs().max() > 1e-3
 
 

@@ -21,10 +21,10 @@ from p2c.trainers.maple import MaPLe
 
 @TRAINER_REGISTRY.register()
 class Failing(MaPLe):
-    def losses(self, image, label):
+    def forward_backward(self, batch):
         if self.epoch == 1 and torch.distributed.get_rank() == 1:
             raise OSError("the disk of rank 1 is gone")
-        return super().losses(image, label)
+        return super().forward_backward(batch)
 """
 
 
@@ -36,12 +36,12 @@ from p2c.trainers.maple import MaPLe
 
 @TRAINER_REGISTRY.register()
 class Signalled(MaPLe):
-    def losses(self, image, label):
+    def forward_backward(self, batch):
         here = self.epoch, self.batch_idx, torch.distributed.get_rank()
         if here == (0, 1, 1) and not pathlib.Path("sent").exists():
             pathlib.Path("sent").touch()
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().losses(image, label)
+        return super().forward_backward(batch)
 """
 
 

@@ -2,7 +2,8 @@
 import oracle
 import pytest
 import torch
-from test_trainers import assert_same_state, batch_of, first_step, trained
+from steps import assert_same_state, batch_of, losses_of, noisy_of
+from test_trainers import trained
 
 from p2c.prompts.context import readable
 from p2c.trainers import base
@@ -18,8 +19,7 @@ def exact(make_trainer, monkeypatch):
     def make(name, *pairs):
         monkeypatch.setattr(base.Precision, "from_name", lambda name, device: base.Precision(torch.float64))
         trainer = make_trainer(name, *pairs)
-        trainer.prompts.double()
-        first_step(trainer)
+        trainer.model.learner.double()
         batch = batch_of(trainer)
         return trainer, batch["img"].double(), batch["label"]
     return make
@@ -27,21 +27,21 @@ def exact(make_trainer, monkeypatch):
 
 def oracle_clip(trainer):
     """State, heads and activation of the trainer's CLIP, as the oracle takes them."""
-    model = trainer.clip.model
+    model = trainer.model.backbone.model
     return dict(state=model.state_dict(), quick_gelu=False, heads=(
         model.transformer.resblocks[0].attn.num_heads, model.visual.transformer.resblocks[0].attn.num_heads))
 
 
 def rows_of(trainer, *before, after="."):
     """For each class the ids of its prompt, parts `before` the name, and the learned tokens' positions."""
-    tokenize = trainer.clip.tokenize
+    tokenize = trainer.model.backbone.tokenize
     return zip(*(oracle.written([SOT], *before, tokenize(readable(name) + after), [EOT])
                  for name in trainer.dm.dataset.classnames), strict=True)
 
 
 def assert_equal(trainer, got, expected):
     """Same value, and same gradients of all prompts that train."""
-    parameters = [p for p in trainer.prompts.parameters()]
+    parameters = [p for p in trainer.model.learner.parameters()]
     pairs = zip([got, *torch.autograd.grad(got, parameters)],
                 [expected, *torch.autograd.grad(expected, parameters)], strict=True)
     for a, b in pairs:
@@ -55,37 +55,37 @@ def assert_equal(trainer, got, expected):
 def test_coop_is_the_oracles_wherever_the_name_stands(exact, position, per_class):
     trainer, image, label = exact("CoOp", "TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 5,
                                   "TRAINER.COOP.CSC", per_class, "TRAINER.COOP.CLASS_TOKEN_POSITION", position)
-    tokenize, rows, slots = trainer.clip.tokenize, [], []
+    tokenize, rows, slots = trainer.model.backbone.tokenize, [], []
     for name in trainer.dm.dataset.classnames:
         words, stop = tokenize(readable(name)), tokenize(".")
         parts = {"end": (5, words), "middle": (2, words, 3), "front": (words, 5)}[position]
         row, places = oracle.written([SOT], *parts, stop, [EOT])
         rows.append(row)
         slots.append(places)
-    assert trainer.prompts.ctx.shape == ((4, 5) if per_class else (5,)) + (trainer.text_tower.width,)
-    scores = oracle.prompted_logits(images=image, token_rows=rows, slots=slots, context=trainer.prompts.ctx,
+    assert trainer.model.learner.ctx.shape == ((4, 5) if per_class else (5,)) + (trainer.model.text_tower.width,)
+    scores = oracle.prompted_logits(images=image, token_rows=rows, slots=slots, context=trainer.model.learner.ctx,
                                     **oracle_clip(trainer))
-    assert_equal(trainer, trainer.losses(image, label)["loss_ce"], oracle.cross_entropy(scores, label))
+    assert_equal(trainer, losses_of(trainer, image, label)["loss_ce"], oracle.cross_entropy(scores, label))
 
 
 @pytest.mark.parametrize("name, node", [("CoOp", "COOP"), ("CoCoOp", "COCOOP")])
 def test_with_words_their_number_counts_and_n_ctx_does_not(make_trainer, name, node):
     trainer = make_trainer(name, f"TRAINER.{node}.CTX_INIT", "a_photo of a", f"TRAINER.{node}.N_CTX", 16)
-    ids = trainer.clip.tokenize("a photo of a")
-    assert torch.equal(trainer.prompts.ctx.data, trainer.clip.model.token_embedding.weight[ids])
+    ids = trainer.model.backbone.tokenize("a photo of a")
+    assert torch.equal(trainer.model.learner.ctx.data, trainer.model.backbone.model.token_embedding.weight[ids])
 
 
 def test_with_words_coop_has_one_context_for_all_classes(make_trainer):
     trainer = make_trainer("CoOp", "TRAINER.COOP.CTX_INIT", "a photo of a", "TRAINER.COOP.CSC", True)
-    assert trainer.prompts.ctx.ndim == 2
+    assert trainer.model.learner.ctx.ndim == 2
 
 
 def test_contexts_of_words_with_several_tokens_learn_as_many_as_there_are_words(make_trainer):
     """Published: the pieces beyond stay fixed behind the context."""
     trainer = make_trainer("CoOp", "TRAINER.COOP.CTX_INIT", "a photograph of playfulness")
-    ids = trainer.clip.tokenize("a photograph of playfulness")
-    assert len(ids) == 5 and len(trainer.prompts.ctx) == 4
-    assert trainer.class_prompts.prefix.shape[0] == 1 + 5
+    ids = trainer.model.backbone.tokenize("a photograph of playfulness")
+    assert len(ids) == 5 and len(trainer.model.learner.ctx) == 4
+    assert trainer.model.class_prompts.prefix.shape[0] == 1 + 5
 
 
 def test_an_unknown_position_is_refused(make_trainer):
@@ -98,11 +98,11 @@ def test_an_unknown_position_is_refused(make_trainer):
 def test_cocoop_is_the_oracles_loop_over_images(exact):
     trainer, image, label = exact("CoCoOp")
     rows, _ = rows_of(trainer, 4)
-    meta = trainer.prompts.meta_net
+    meta = trainer.model.learner.meta_net
     scores = oracle.cocoop_logits(
-        images=image, token_rows=rows, context=trainer.prompts.ctx,
+        images=image, token_rows=rows, context=trainer.model.learner.ctx,
         meta_layers=[(layer.weight, layer.bias) for layer in (meta.linear1, meta.linear2)], **oracle_clip(trainer))
-    assert_equal(trainer, trainer.losses(image, label)["loss_ce"], oracle.cross_entropy(scores, label))
+    assert_equal(trainer, losses_of(trainer, image, label)["loss_ce"], oracle.cross_entropy(scores, label))
 
 
 def test_cocoops_batches_are_its_images_one_by_one(make_trainer):
@@ -117,49 +117,49 @@ def test_cocoops_batches_are_its_images_one_by_one(make_trainer):
 
 def test_cocoops_noise_is_on_the_context_before_the_images_shift_it(make_trainer):
     trainer = make_trainer("CoCoOp", "TRAINER.PROMPT_DENOISING.ENABLED", True)
-    first_step(trainer)
-    noisy = trainer.denoise(trainer.prompts())
-    assert noisy.context.shape == trainer.prompts.ctx.shape
+    noisy = noisy_of(trainer)
+    assert noisy.context.shape == trainer.model.learner.ctx.shape
 
 
 # Deep prompts
 
 def test_vpt_is_the_oracles_and_its_text_is_a_photo_of_a_whatever_the_settings_say(exact):
     trainer, image, label = exact("VPT", "TRAINER.VPT.CTX_INIT", "a drawing of a")
-    rows, _ = rows_of(trainer, trainer.clip.tokenize("a photo of a"))
-    visual, *deep = trainer.prompts.images
+    rows, _ = rows_of(trainer, trainer.model.backbone.tokenize("a photo of a"))
+    visual, *deep = trainer.model.learner.images
     scores = oracle.prompted_logits(images=image, token_rows=rows, visual=visual, visual_deep=deep,
                                     **oracle_clip(trainer))
-    assert_equal(trainer, trainer.losses(image, label)["loss_ce"], oracle.cross_entropy(scores, label))
+    assert_equal(trainer, losses_of(trainer, image, label)["loss_ce"], oracle.cross_entropy(scores, label))
 
 
 def test_vpt_encodes_its_texts_once(make_trainer, monkeypatch):
     trainer = make_trainer("VPT")
     calls = []
-    encode = trainer.text_tower.encode
-    monkeypatch.setattr(trainer.text_tower, "encode", lambda *args: calls.append(1) or encode(*args))
+    encode = trainer.model.text_tower.encode
+    monkeypatch.setattr(trainer.model.text_tower, "encode", lambda *args: calls.append(1) or encode(*args))
     trainer.train()
     assert len(calls) == 1
 
 
 def test_ivlp_is_the_oracles(exact):
     trainer, image, label = exact("IVLP", "TRAINER.IVLP.N_CTX_TEXT", 2, "TRAINER.IVLP.N_CTX_VISION", 3)
-    rows, slots = rows_of(trainer, 2, trainer.clip.tokenize("of a"))
-    visual, *visual_deep = trainer.prompts.images
+    rows, slots = rows_of(trainer, 2, trainer.model.backbone.tokenize("of a"))
+    visual, *visual_deep = trainer.model.learner.images
     scores = oracle.prompted_logits(
-        images=image, token_rows=rows, slots=slots, context=trainer.prompts.ctx, deep=list(trainer.prompts.deep_text),
+        images=image, token_rows=rows, slots=slots, context=trainer.model.learner.ctx,
+        deep=list(trainer.model.learner.deep_text),
         visual=visual, visual_deep=visual_deep, **oracle_clip(trainer))
-    assert_equal(trainer, trainer.losses(image, label)["loss_ce"], oracle.cross_entropy(scores, label))
+    assert_equal(trainer, losses_of(trainer, image, label)["loss_ce"], oracle.cross_entropy(scores, label))
 
 
 def test_without_vision_depth_ivlp_prompts_the_text_alone(exact):
     trainer, image, label = exact("IVLP", "TRAINER.IVLP.N_CTX_TEXT", 4, "TRAINER.IVLP.N_CTX_VISION", 0,
                                   "TRAINER.IVLP.PROMPT_DEPTH_VISION", 0)
-    assert not len(trainer.prompts.images) and trainer.prompts().visual is None
+    assert not len(trainer.model.learner.images) and trainer.model.learner().visual is None
     rows, slots = rows_of(trainer, 4)
-    scores = oracle.prompted_logits(images=image, token_rows=rows, slots=slots, context=trainer.prompts.ctx,
-                                    deep=list(trainer.prompts.deep_text), **oracle_clip(trainer))
-    assert_equal(trainer, trainer.losses(image, label)["loss_ce"], oracle.cross_entropy(scores, label))
+    scores = oracle.prompted_logits(images=image, token_rows=rows, slots=slots, context=trainer.model.learner.ctx,
+                                    deep=list(trainer.model.learner.deep_text), **oracle_clip(trainer))
+    assert_equal(trainer, losses_of(trainer, image, label)["loss_ce"], oracle.cross_entropy(scores, label))
 
 
 @pytest.mark.parametrize("name, pairs, message", [
@@ -182,14 +182,14 @@ def test_senseless_settings_are_refused_by_name(make_trainer, name, pairs, messa
 def test_promptsrcs_losses_are_the_oracles(exact):
     trainer, image, label = exact("PromptSRC")
     rows, _ = rows_of(trainer, 4)
-    tokenize, names = trainer.clip.tokenize, trainer.dm.dataset.classnames
+    tokenize, names = trainer.model.backbone.tokenize, trainer.dm.dataset.classnames
     templates = [[[SOT, *tokenize(template.replace("{}", readable(name))), EOT] for name in names]
                  for template in TEMPLATES]
-    visual, *visual_deep = trainer.prompts.images
+    visual, *visual_deep = trainer.model.learner.images
     expected = oracle.promptsrc_losses(
-        images=image, labels=label, token_rows=rows, template_rows=templates, context=trainer.prompts.ctx,
-        deep=list(trainer.prompts.deep_text), visual=visual, visual_deep=visual_deep, **oracle_clip(trainer))
-    got = trainer.losses(image, label)
+        images=image, labels=label, token_rows=rows, template_rows=templates, context=trainer.model.learner.ctx,
+        deep=list(trainer.model.learner.deep_text), visual=visual, visual_deep=visual_deep, **oracle_clip(trainer))
+    got = losses_of(trainer, image, label)
     assert got["loss_text"].item() == pytest.approx(25 * expected["text"].item(), rel=1e-9)
     assert got["loss_image"].item() == pytest.approx(10 * expected["image"].item(), rel=1e-9)
     assert got["loss_kl"].item() == pytest.approx(expected["kl"].item(), rel=1e-9)
@@ -213,13 +213,13 @@ def test_what_is_kept_is_the_average_of_the_epochs(make_trainer, monkeypatch):
     trainer = make_trainer("PromptSRC", "TRAINER.PROMPTSRC.GPA_MEAN", 1)
     after_epoch = trainer.after_epoch
     monkeypatch.setattr(trainer, "after_epoch", lambda: states.append(
-        {key: value.clone() for key, value in trainer.prompts.state_dict().items()}) or after_epoch())
+        {key: value.clone() for key, value in trainer.model.learner.state_dict().items()}) or after_epoch())
     trainer.train()
     expected = oracle.averaged(states, oracle.gaussian_weights(2, 1, 1))
-    for key, value in trainer.prompts.state_dict().items():
+    for key, value in trainer.model.learner.state_dict().items():
         torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-8)
     saved = torch.load(f"{trainer.output_dir}/VLPromptLearner/model.pth.tar-2")["state_dict"]
-    assert_same_state(dict(saved), dict(trainer.prompts.state_dict()))
+    assert_same_state(dict(saved), dict(trainer.model.learner.state_dict()))
 
 
 def test_the_average_survives_an_interruption(make_trainer, monkeypatch):
@@ -237,12 +237,12 @@ def test_the_average_survives_an_interruption(make_trainer, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         broken.train()
     resumed = trained(make_trainer, "PromptSRC", *pairs, out="broken")
-    assert_same_state(resumed.prompts.state_dict(), whole.prompts.state_dict())
+    assert_same_state(resumed.model.learner.state_dict(), whole.model.learner.state_dict())
 
 
 def test_templates_without_words_in_the_backbone_are_left_out_with_a_line(make_trainer, few_shapes, capsys):
     trainer = make_trainer("PromptSRC", "MODEL.BACKBONE.WEIGHTS", "builtin", *few_shapes)
-    assert trainer.frozen_text.shape[0] == trainer.num_classes
+    assert trainer.model.frozen_text().shape[0] == trainer.num_classes
     assert "14 of 60 templates are used; tiny-shapes has no words for the others" in capsys.readouterr().out
 
 
@@ -257,39 +257,40 @@ def test_attributes_stand_before_the_context_and_flow_through_the_layers(exact, 
     """OxfordPets: playfulness is two tokens, both of which stay."""
     trainer, image, label = exact(name, *ATTRIBUTES, "TRAINER.PROMPT_DENOISING.ENABLED", noise,
                                   "TRAINER.P2C.MAPPER.ENABLED", False)
-    tokenize, prompts = trainer.clip.tokenize, trainer.prompts
+    tokenize, prompts = trainer.model.backbone.tokenize, trainer.model.learner
     assert len(tokenize("playfulness")) == 2
     rows, slots = rows_of(trainer, 2, tokenize("playfulness"), 3, tokenize("energy"), 2)
-    eps = torch.cat([trainer.denoising.noise.sample((number, trainer.text_tower.width), generator(1, stream, 0))
-                     for number, stream in ((2, "dpd.attribute1"), (3, "dpd.attribute2"), (2, "dpd"))]).double() \
-        if noise else None
+    std = trainer.model.backbone.token_std
+    eps = (9.0 * std * torch.cat([  # scaled in float32, as it is drawn
+        trainer.model.denoising.noise.sample((number, trainer.model.text_tower.width), generator(1, stream, 0))
+        for number, stream in ((2, "dpd.attribute1"), (3, "dpd.attribute2"), (2, "dpd"))])).double() if noise else None
     expected = oracle.p2c_losses(
         images=image, labels=label, token_rows=rows, slots=slots, context=prompts.ctx,
         attributes=torch.cat([prompts.ctx_att1, prompts.ctx_att2]), deep=list(prompts.compound_prompts_text),
         mapper=[(prompts.proj.weight, prompts.proj.bias)],
         projections=[(f.weight, f.bias) for f in prompts.compound_prompt_projections],
-        eps=eps, sigma=9.0 * trainer.clip.token_std if noise else 0.0, **oracle_clip(trainer))["total"]
+        eps=eps, sigma=1.0 if noise else 0.0, **oracle_clip(trainer))["total"]
     prompts.ctx_att3.requires_grad_(False)  # not in use
     used = [p for p in prompts.parameters() if p.requires_grad]
-    got = sum(trainer.losses(image, label).values())
+    got = sum(losses_of(trainer, image, label).values())
     for a, b in zip(torch.autograd.grad(got, used), torch.autograd.grad(expected, used), strict=True):
         assert (a - b).abs().max() <= 1e-10 * b.abs().max()
 
 
 def test_attribute_tokens_train_those_in_use_alone(make_trainer):
     trainer = make_trainer("CoOp", *ATTRIBUTES)
-    start = {key: value.clone() for key, value in trainer.prompts.state_dict().items()}
+    start = {key: value.clone() for key, value in trainer.model.learner.state_dict().items()}
     assert start["ctx_att1"].std().item() == pytest.approx(0.01, rel=0.2)
     trainer.train()
-    changed = {key for key, value in trainer.prompts.state_dict().items() if not torch.equal(value, start[key])}
+    changed = {key for key, value in trainer.model.learner.state_dict().items() if not torch.equal(value, start[key])}
     assert changed == {"ctx", "ctx_att1", "ctx_att2"} and set(start) == changed | {"ctx_att3"}
 
 
 def test_ones_own_attributes_and_their_number_are_settings(make_trainer):
     trainer = make_trainer("CoOp", *ATTRIBUTES, "TRAINER.ATPROMPT.ATT_NUM", 1,
                            "TRAINER.ATPROMPT.ATT1_TEXT", "fur color")
-    assert trainer.attributes == [(2, "fur color")]
-    assert trainer.class_prompts.prefix.shape[0] == 1 + 2 + 2 + 4  # [SOS], tokens, words, context
+    assert trainer.model.layout.attributes == ((2, "fur color"),)
+    assert trainer.model.class_prompts.prefix.shape[0] == 1 + 2 + 2 + 4  # [SOS], tokens, words, context
 
 
 @pytest.mark.parametrize("name, pairs, message", [

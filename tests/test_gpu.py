@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from steps import losses_of
 
 from p2c import registry
 from p2c.engine import optim
@@ -29,9 +30,7 @@ def on_gpu(make_trainer):
     """on_gpu(name, precision, key, value, ...): a trainer on the GPU, before its first step."""
     def make(name, precision, *pairs, **options):
         trainer = make_trainer(name, "USE_CUDA", True, f"TRAINER.{name.upper()}.PREC", precision, *pairs, **options)
-        trainer.epoch = trainer.batch_idx = 0
         trainer.num_batches = 1000  # no step ends an epoch
-        trainer.set_model_mode("train")
         return trainer
     return make
 
@@ -72,7 +71,7 @@ def test_a_run_begun_on_the_cpu_goes_on_on_the_gpu(make_trainer, precision, opti
     second = make_trainer("P2C", "USE_CUDA", True, *pairs)
     second.train()
     assert second.start_epoch == 1 and second.device.type == "cuda" and second.optim.param_groups[0]["fused"]
-    assert all(parameter.isfinite().all() for parameter in second.prompts.parameters())
+    assert all(parameter.isfinite().all() for parameter in second.model.learner.parameters())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "amp", "bf16", "fp32"])
@@ -92,9 +91,9 @@ def test_a_step_does_not_wait_for_the_gpu(on_gpu, name, pairs, optimiser, precis
 def loss_and_gradients(trainer):
     """The loss of the first batch, and its gradients in one vector, on the CPU."""
     image, label = trainer.parse_batch_train(next(iter(trainer.train_loader_x)))
-    loss = sum(trainer.losses(image, label).values())
+    loss = sum(losses_of(trainer, image, label).values())
     loss.backward()
-    gradients = [parameter.grad for parameter in trainer.prompts.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in trainer.model.learner.parameters() if parameter.grad is not None]
     return loss.item(), torch.cat([gradient.flatten().double().cpu() for gradient in gradients])
 
 
@@ -102,7 +101,6 @@ def loss_and_gradients(trainer):
 @pytest.mark.parametrize("name", TRAINED)
 def test_losses_and_gradients_are_the_cpus(make_trainer, on_gpu, name, precision):
     expected = make_trainer(name, out="cpu")
-    expected.epoch, expected.batch_idx, expected.num_batches = 0, 0, 1000
     loss, gradients = loss_and_gradients(expected)
     found_loss, found = loss_and_gradients(on_gpu(name, precision))
     tolerance, gradient_tolerance = PRECISIONS[precision]

@@ -9,7 +9,6 @@ from engine_fixtures import *  # noqa: F403 (its fixtures)
 from p2c.cli import interpret
 from p2c.cli.interpret import Vocabulary, learned_text
 from p2c.framework import load_checkpoint
-from p2c.inference.predictor import Predictor
 
 WORDS = ["a", "photo", "of", "a"]  # what the tiny configurations start their contexts with
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.N_ATT1", 2, "TRAINER.ATPROMPT.N_ATT2", 1)
@@ -26,21 +25,20 @@ TEXTS = {
 
 def nearest_words(trainer, top=1):
     """Part, layer and class of each place, with the nearest words of its tokens."""
-    predictor = Predictor(trainer)
-    vocabulary = Vocabulary(trainer.clip)
+    vocabulary = Vocabulary(trainer.model.backbone)
     return [((place.part, place.layer, place.classname), vocabulary.nearest(place.tokens, top))
-            for place in learned_text(predictor)]
+            for place in learned_text(trainer.model, "CoOp")]
 
 
 def embedded(trainer, text):
-    return trainer.clip.token_embedding(trainer.clip.tokenize(text))
+    return trainer.model.backbone.token_embedding(trainer.model.backbone.tokenize(text))
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_contexts_that_are_words_are_read_as_these_words(make_trainer, name):
     trainer = make_trainer(name)
     assert {(part, layer): len(words) for (part, layer, _), words in nearest_words(trainer)} == TEXTS[name]
-    first, *deeper = trainer.prompts().deep_text or [None]
+    first, *deeper = trainer.model.learner().deep_text or [None]
     if deeper:
         first.data = embedded(trainer, "dog cat bird fish")[:len(first)]
     found = {(part, layer): words for (part, layer, _), words in nearest_words(trainer)}
@@ -53,7 +51,7 @@ def test_contexts_that_are_words_are_read_as_these_words(make_trainer, name):
 @pytest.mark.parametrize("name", ["CoOp", "MaPLe", "P2C"])
 def test_attributes_in_use_are_read_before_the_context(make_trainer, name):
     trainer = make_trainer(name, *ATTRIBUTES)  # OxfordPets has two
-    trainer.prompts.ctx_att2.data = embedded(trainer, "energy")
+    trainer.model.learner.ctx_att2.data = embedded(trainer, "energy")
     found = nearest_words(trainer)
     assert [(place, len(words)) for place, words in found[:2]] == \
         [(("attribute 1", 0, ""), 2), (("attribute 2", 0, ""), 1)]
@@ -63,7 +61,7 @@ def test_attributes_in_use_are_read_before_the_context(make_trainer, name):
 
 def test_class_specific_contexts_come_class_by_class(make_trainer):
     trainer = make_trainer("CoOp", "TRAINER.COOP.CSC", True, "TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.N_CTX", 2)
-    trainer.prompts.ctx.data[2] = embedded(trainer, "grey fur")
+    trainer.model.learner.ctx.data[2] = embedded(trainer, "grey fur")
     found = nearest_words(trainer)
     assert [place for place, _ in found] == [("context", 0, name) for name in trainer.dm.dataset.classnames]
     assert found[2][1] == [[("grey", 0.0)], [("fur", 0.0)]]
@@ -71,19 +69,19 @@ def test_class_specific_contexts_come_class_by_class(make_trainer):
 
 def test_the_ranking_is_that_of_a_plain_loop_over_the_rows_that_have_weights(make_trainer):
     trainer = make_trainer("CoOp")
-    clip = trainer.clip
+    clip = trainer.model.backbone
     clip.stored_ids = frozenset(range(0, 49408, 400)) | {49407}
-    trainer.prompts.ctx.data = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+    trainer.model.learner.ctx.data = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
     (_, found), = nearest_words(trainer, top=7)
     table, decoder = clip.model.token_embedding.weight.tolist(), clip.tokenizer.decoder
-    for token, nearest in zip(trainer.prompts.ctx.tolist(), found, strict=True):
+    for token, nearest in zip(trainer.model.learner.ctx.tolist(), found, strict=True):
         loop = sorted((math.dist(token, table[row]), decoder[row]) for row in clip.stored_ids)[:7]
         assert [distance for _, distance in nearest] == pytest.approx([distance for distance, _ in loop], rel=1e-5)
         assert [word.removesuffix("-") for word, _ in nearest] == [piece.removesuffix("</w>") for _, piece in loop]
 
 
 def test_words_are_whole_pieces_have_a_hyphen_and_nothing_breaks_the_line(make_trainer):
-    clip = make_trainer("CoOp").clip
+    clip = make_trainer("CoOp").model.backbone
     tokenizer, read = clip.tokenizer, {token: clip.word(token) for token in clip.tokenizer.decoder}
     assert [read[token] for token in tokenizer.encode("playfulness café")] == ["play-", "fulness", "café"]
     assert read[tokenizer.sot_token_id] == "<start_of_text>"
@@ -96,7 +94,7 @@ def test_words_are_whole_pieces_have_a_hyphen_and_nothing_breaks_the_line(make_t
 
 def test_more_words_than_there_are_is_all_of_them(make_trainer):
     trainer = make_trainer("CoOp")
-    trainer.clip.stored_ids = frozenset(trainer.clip.tokenize("a photo of"))
+    trainer.model.backbone.stored_ids = frozenset(trainer.model.backbone.tokenize("a photo of"))
     (_, found), = nearest_words(trainer, top=9)
     assert {word for word, _ in found[0]} == {"a", "photo", "of"}
 
@@ -104,7 +102,7 @@ def test_more_words_than_there_are_is_all_of_them(make_trainer):
 @pytest.mark.parametrize("name", ["VPT", "ZeroshotCLIP"])
 def test_a_trainer_without_learned_text_is_refused(make_trainer, name):
     with pytest.raises(ValueError, match=f"{name} learns no text, so there are no words to find; give a run of a "):
-        learned_text(Predictor(make_trainer(name)))
+        learned_text(make_trainer(name).model, name)
 
 
 # The command
@@ -153,7 +151,7 @@ def test_runs_that_cannot_be_read_are_a_mistake_in_one_line(make_trainer, tiny_t
     assert (status, out) == (2, "") and error.startswith("error: VPT learns no text")
     tiny_trainer("OPTIM.MAX_EPOCH", 1).train()  # another package's
     status, out, (error,) = command(tmp_path / "run")
-    assert (status, out) == (2, "") and error.startswith("error: TinyTrainer learns no text")
+    assert (status, out) == (2, "") and error.startswith("error: TinyTrainer has no model of its own")
 
 
 def test_calls_that_make_no_sense_and_a_table_that_cannot_be_written(make_trainer, command, tmp_path):

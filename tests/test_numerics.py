@@ -12,6 +12,7 @@ from p2c.engine import optim
 from p2c.engine.checkpoint import UnreadableCheckpoint, load_checkpoint
 from p2c.engine.numerics import FILE, NonFiniteLoss, SkippedSteps
 from p2c.framework import read_results
+from p2c.model import Step
 
 
 class Breaking(TinyTrainer):
@@ -103,17 +104,16 @@ def test_a_state_that_cannot_be_written_does_not_hide_the_reason(tiny_trainer, m
 
 def test_the_noise_level_and_each_loss_at_fault_are_named(make_trainer, monkeypatch):
     trainer = make_trainer("P2C", "OPTIM.MAX_EPOCH", 3)
-    losses = trainer.losses
+    losses = trainer.model.losses
 
-    def breaking(image, label):
-        found = losses(image, label)
+    def breaking(*batch):
+        found = losses(*batch)
         if trainer.epoch == 1:
             found["loss_map"] = found["loss_map"] * torch.inf
         return found
 
-    monkeypatch.setattr(trainer.training_losses, "losses", breaking)
-    trainer.epoch, trainer.batch_idx, trainer.num_batches = 1, 0, 4
-    level = trainer.noise_level()
+    monkeypatch.setattr(trainer.model, "losses", breaking)
+    level = trainer.model.noise_level(Step(epoch=1))
     with pytest.raises(FloatingPointError) as error:
         trainer.train()
     assert "loss is inf, loss_map is inf at step 5, epoch [2/3] batch [1/4], learning rate " in str(error.value)
@@ -127,13 +127,14 @@ def scaled(trainer, bad):
     """Have loss scaling on the CPU, and gradients that are infinite in some steps; the changes of the context."""
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     trainer.skipped = SkippedSteps(trainer.scaler, trainer.device)
-    trainer.prompts.ctx.register_hook(lambda gradient: gradient + torch.inf if trainer.step in bad else gradient)
+    context = trainer.model.learner.ctx
+    context.register_hook(lambda gradient: gradient + torch.inf if trainer.step.index in bad else gradient)
     changed, step = {}, trainer.forward_backward
 
     def watched(batch):
-        before, number = trainer.prompts.ctx.detach().clone(), trainer.step
+        before, number = trainer.model.learner.ctx.detach().clone(), trainer.step.index
         summary = step(batch)
-        changed[number] = not before.equal(trainer.prompts.ctx)
+        changed[number] = not before.equal(trainer.model.learner.ctx)
         return summary
 
     trainer.forward_backward = watched
@@ -165,9 +166,9 @@ def test_the_count_of_skipped_steps_goes_on_where_a_resumed_run_stopped(make_tra
 def test_a_loss_that_is_not_finite_is_an_error_with_loss_scaling_too(make_trainer, monkeypatch):
     trainer = make_trainer("MaPLe")
     scaled(trainer, ())
-    losses = trainer.losses
-    monkeypatch.setattr(trainer.training_losses, "losses", lambda image, label: {
-        name: loss * (torch.nan if trainer.step == 2 else 1) for name, loss in losses(image, label).items()})
+    losses = trainer.model.losses
+    monkeypatch.setattr(trainer.model, "losses", lambda *batch: {
+        name: loss * (torch.nan if trainer.step.index == 2 else 1) for name, loss in losses(*batch).items()})
     with pytest.raises(FloatingPointError, match="step 3, epoch"):
         trainer.train()
 
@@ -181,8 +182,6 @@ def test_half_precision_with_fused_kernels_trains_as_without(make_trainer, few_s
         monkeypatch.setattr(optim, "_all_on_gpu", lambda groups, fused=fused: fused)
         trainer = make_trainer(name, *few_shapes, "DATALOADER.TRAIN_X.BATCH_SIZE", 2, "MODEL.BACKBONE.WEIGHTS",
                                "builtin", out=f"fused{fused}")
-        trainer.num_batches, trainer.epoch = len(trainer.train_loader_x), 0
-        trainer.set_model_mode("train")
         losses.append([float(trainer.forward_backward(batch)["loss"])
                        for trainer.batch_idx, batch in enumerate(trainer.train_loader_x)])
         assert trainer.skipped_steps >= 2 and trainer.scaler.get_scale() < 2**16

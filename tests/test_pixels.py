@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from PIL import Image
-from test_trainers import assert_same_state, first_step
+from steps import assert_same_state
 from torchvision import transforms as T
 
 from p2c.framework import build_transform
@@ -70,7 +70,7 @@ def test_training_and_predictions_are_those_of_float_batches(make_trainer, monke
     assert dtypes(floats) == [torch.float32] * 3
     for trainer in (ours, floats):
         trainer.train()
-    assert_same_state(ours.prompts.state_dict(), floats.prompts.state_dict())
+    assert_same_state(ours.model.learner.state_dict(), floats.model.learner.state_dict())
     pairs = zip(ours.test_loader, floats.test_loader, strict=True)
     for (image, label), (other, same) in ((ours.parse_batch_test(a), floats.parse_batch_test(b)) for a, b in pairs):
         assert image.equal(other) and label.equal(same)
@@ -84,11 +84,10 @@ def test_kept_images_and_workers_leave_our_trainers_as_they_were(make_trainer, w
     other = make_trainer("P2C", "DATALOADER.CACHE", 1, "DATALOADER.NUM_WORKERS", workers, out="other")
     for trainer in (plain, other):
         trainer.train()
-    assert_same_state(plain.prompts.state_dict(), other.prompts.state_dict())
+    assert_same_state(plain.model.learner.state_dict(), other.model.learner.state_dict())
 
 
 def test_bytes_that_nobody_normalised_are_noticed(make_trainer):
     trainer = make_trainer("MaPLe")
-    first_step(trainer)
     with pytest.raises(AssertionError, match="parse_batch_train"):
         trainer.model_inference(next(iter(trainer.test_loader))["img"])

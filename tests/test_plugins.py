@@ -24,8 +24,8 @@ from p2c.trainers.maple import MaPLe as Published
 
 @TRAINER_REGISTRY.register()
 class {name}(Published):
-    def losses(self, image, label):
-        return {{"loss_ce": super().losses(image, label)["loss_ce"] * self.cfg.TRAINER.MINE.FACTOR}}
+    def forward_backward(self, batch):
+        return {{**super().forward_backward(batch), "factor": self.cfg.TRAINER.MINE.FACTOR}}
 
 def extend_cfg(cfg):
     from yacs.config import CfgNode

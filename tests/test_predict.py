@@ -161,7 +161,7 @@ def test_a_trainer_of_another_package_predicts_as_it_is_tested(tiny_trainer, tmp
         images = torch.stack([predictor.transform(read_image(item.impath)) for item in items])
         expected = trainer.model(images).softmax(1)
     assert torch.allclose(predictor.predict([item.impath for item in items]), expected, atol=1e-6)
-    with pytest.raises(ValueError, match=r"linear.weight is \(6, 48\) instead of \(2, 48\).*leave the class list out"):
+    with pytest.raises(ValueError, match="leave the class list out"):
         Predictor.from_run(tmp_path / "run", classes=["cat", "dog"])
     with pytest.raises(ValueError, match="TinyTrainer has no text classifier to export"):
         predictor.export(tmp_path / "classifier.safetensors")
@@ -322,14 +322,14 @@ def test_a_classifier_for_prompted_images_is_written_and_says_so(runs, exported)
     assert not plain and about["image_tower"] == "prompted"
     images = torch.stack([predictor.transform(read_image(path)) for path in runs.images["base"]])
     with torch.no_grad():
-        features = predictor.trainer.encode_image(images, predictor.trainer.prompts())
+        features = predictor.model.encode_image(images, predictor.model.learner())
     probabilities = (tensors["logit_scale"] * features @ tensors["weight"].t()).softmax(-1)
     assert torch.allclose(probabilities, predictor.predict(runs.images["base"]), atol=1e-5)
 
 
 def test_a_trainer_with_class_features_for_each_image_has_no_classifier_to_export(runs, tmp_path, monkeypatch):
     predictor = Predictor.from_run(runs.of("MaPLe"))
-    monkeypatch.setattr(type(predictor.trainer), "per_image_classes", True)
+    monkeypatch.setattr(predictor.model, "per_image_classes", True)
     with pytest.raises(ValueError, match="MaPLe has no text classifier to export"):
         predictor.export(tmp_path / "classifier.safetensors")
     assert not list(tmp_path.iterdir())

@@ -121,7 +121,7 @@ PUBLISHED = {
 
 
 def assert_same_prompts(trainer, wanted):
-    state = trainable.state_dict(trainer.prompts)
+    state = trainable.state_dict(trainer.model.learner)
     assert state.keys() == wanted.keys()
     for name, value in wanted.items():
         assert state[name].dtype == torch.float32 and torch.equal(state[name], value.float()), name
@@ -133,10 +133,11 @@ def test_a_published_file_is_evaluated(make_trainer, tmp_path, name):
     method, folder, contents, pairs = PUBLISHED[name]
     wanted = write(tmp_path / "published" / folder, contents)
     trainer = make_trainer(method, *pairs)
-    clip = {key: value.clone() for key, value in trainer.clip.model.state_dict().items()}
+    clip = {key: value.clone() for key, value in trainer.model.backbone.model.state_dict().items()}
     trainer.load_model(str(tmp_path / "published"), epoch=5)
     assert_same_prompts(trainer, wanted)
-    assert trainer.deployed_epoch == 5 and all(clip[k].equal(v) for k, v in trainer.clip.model.state_dict().items())
+    assert trainer.deployed_epoch == 5
+    assert all(clip[k].equal(v) for k, v in trainer.model.backbone.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["CoOp", "IVLP", "P2C's preview"])
@@ -211,7 +212,7 @@ def test_another_backbone_depth_or_method_is_said_in_words(node, file, here, fau
 def test_what_does_not_fit_changes_nothing(make_trainer, tmp_path, contents, message):
     write(tmp_path, contents)
     trainer = make_trainer("MaPLe")
-    before = {name: value.clone() for name, value in trainable.state_dict(trainer.prompts).items()}
+    before = {name: value.clone() for name, value in trainable.state_dict(trainer.model.learner).items()}
     with pytest.raises(ValueError, match=f"{FILE} does not fit MaPLe with these settings: ") as error:
         trainer.load_prompts(tmp_path / FILE)
     error.match(message)
@@ -223,7 +224,7 @@ def test_another_backbone_of_equal_widths_is_known_by_its_frozen_towers(make_tra
     trainer = make_trainer("MaPLe")
     wanted = write(tmp_path, maple())
     checkpoint = torch.load(tmp_path / FILE)
-    positions = trainer.clip.model.state_dict()[f"{ours}positional_embedding"]
+    positions = trainer.model.backbone.model.state_dict()[f"{ours}positional_embedding"]
     checkpoint["state_dict"][f"{tower}_encoder.positional_embedding"] = positions.half()
     torch.save(checkpoint, tmp_path / FILE)
     trainer.load_prompts(tmp_path / FILE)

@@ -5,10 +5,11 @@ import re
 import oracle
 import pytest
 import torch
+from steps import assert_same_state, batch_of, losses_of, noisy_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2c.clip.loading import load_backbone
-from p2c.prompts.context import readable
+from p2c.prompts.context import add_noise, readable
 from p2c.trainers import base
 from p2c.utils.streams import generator
 
@@ -36,26 +37,6 @@ def trained(make_trainer, *arguments, **options):
     return trainer
 
 
-def batch_of(trainer, index=0):
-    """A training batch with its images as the losses see them."""
-    for i, batch in enumerate(trainer.train_loader_x):
-        if i == index:
-            return batch | {"img": trainer.parse_batch_train(batch)[0]}
-
-
-def first_step(trainer):
-    """Put the trainer where `forward_backward` of the first batch would find it."""
-    trainer.epoch = trainer.batch_idx = 0
-    trainer.num_batches = len(trainer.train_loader_x)
-    trainer.set_model_mode("train")
-
-
-def assert_same_state(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
-
-
 # P2C and MaPLe
 
 @pytest.mark.parametrize("switches", [
@@ -64,7 +45,7 @@ def assert_same_state(a, b):
 def test_p2c_without_denoising_is_maple_bit_for_bit(make_trainer, switches):
     maple = trained(make_trainer, "MaPLe", out="maple")
     p2c = trained(make_trainer, "P2C", *switches, out="p2c")
-    assert_same_state(maple.prompts.state_dict(), p2c.prompts.state_dict())
+    assert_same_state(maple.model.learner.state_dict(), p2c.model.learner.state_dict())
     image = batch_of(maple)["img"]
     assert torch.equal(maple.model_inference(image), p2c.model_inference(image))
 
@@ -72,16 +53,16 @@ def test_p2c_without_denoising_is_maple_bit_for_bit(make_trainer, switches):
 def test_prompt_denoising_changes_the_training_and_nothing_at_the_start(make_trainer):
     maple = make_trainer("MaPLe", out="maple")
     p2c = make_trainer("P2C", "TRAINER.P2C.MAPPER.ENABLED", False, out="p2c")
-    assert_same_state(maple.prompts.state_dict(), p2c.prompts.state_dict())
+    assert_same_state(maple.model.learner.state_dict(), p2c.model.learner.state_dict())
     maple.train()
     p2c.train()
-    assert not torch.equal(maple.prompts.ctx, p2c.prompts.ctx)
+    assert not torch.equal(maple.model.learner.ctx, p2c.model.learner.ctx)
 
 
 def test_denoising_is_a_component_that_maple_can_switch_on(make_trainer):
     maple = trained(make_trainer, "MaPLe", "TRAINER.PROMPT_DENOISING.ENABLED", True, out="maple")
     p2c = trained(make_trainer, "P2C", "TRAINER.P2C.MAPPER.ENABLED", False, out="p2c")
-    assert_same_state(maple.prompts.state_dict(), p2c.prompts.state_dict())
+    assert_same_state(maple.model.learner.state_dict(), p2c.model.learner.state_dict())
 
 
 def test_p2c_with_both_off_says_that_it_is_maple(make_trainer, capsys):
@@ -91,13 +72,13 @@ def test_p2c_with_both_off_says_that_it_is_maple(make_trainer, capsys):
 
 def oracle_arguments(trainer, image):
     """The trainer's CLIP, prompts and class prompts as the plain tensors that the oracle takes."""
-    prompts, clip = trainer.prompts, trainer.clip
+    prompts, clip = trainer.model.learner, trainer.model.backbone
     fixed = clip.tokenize("of a")
     rows = [[49406] * 3 + fixed + clip.tokenize(readable(name) + ".") + [49407]
             for name in trainer.dm.dataset.classnames]
     mapper = [prompts.proj] if isinstance(prompts.proj, torch.nn.Linear) else [prompts.proj[0], prompts.proj[2]]
-    text_heads = trainer.clip.model.transformer.resblocks[0].attn.num_heads
-    vision_heads = trainer.clip.model.visual.transformer.resblocks[0].attn.num_heads
+    text_heads = trainer.model.backbone.model.transformer.resblocks[0].attn.num_heads
+    vision_heads = trainer.model.backbone.model.visual.transformer.resblocks[0].attn.num_heads
     return dict(
         state=clip.model.state_dict(), images=image, token_rows=rows, heads=(text_heads, vision_heads),
         quick_gelu=False, context=prompts.ctx, deep=list(prompts.compound_prompts_text),
@@ -109,20 +90,21 @@ def oracle_arguments(trainer, image):
 def test_losses_and_gradients_are_the_oracles(make_trainer, monkeypatch, name):
     monkeypatch.setattr(base.Precision, "from_name", lambda name, device: base.Precision(torch.float64))
     trainer = make_trainer(name)
-    trainer.prompts.double()
-    first_step(trainer)
+    trainer.model.learner.double()
     batch = batch_of(trainer)
     image, label = batch["img"].double(), batch["label"]
     noise = {}
     if name == "P2C":
-        shape = trainer.prompts.ctx.shape
-        noise = dict(eps=trainer.denoising.noise.sample(shape, generator(1, "dpd", 0)).double(),
-                     sigma=9.0 * trainer.clip.token_std,
-                     mapper_normal=torch.randn(shape, generator=generator(1, "mapper", 0)).double(),
-                     sigma_a=2.0 * trainer.clip.token_std, weight=1.0)
+        shape = trainer.model.learner.ctx.shape
+        std = trainer.model.backbone.token_std
+        eps = trainer.model.denoising.noise.sample(shape, generator(1, "dpd", 0))
+        normal = torch.randn(shape, generator=generator(1, "mapper", 0))
+        # The noise is scaled in float32, as it is drawn.
+        noise = dict(eps=(9.0 * std * eps).double(), sigma=1.0, mapper_normal=(2.0 * std * normal).double(),
+                     sigma_a=1.0, weight=1.0)
     expected = oracle.p2c_losses(labels=label, **oracle_arguments(trainer, image), **noise)["total"]
-    got = sum(trainer.losses(image, label).values())
-    parameters = list(trainer.prompts.parameters())
+    got = sum(losses_of(trainer, image, label).values())
+    parameters = list(trainer.model.learner.parameters())
     pairs = zip([got, *torch.autograd.grad(got, parameters)],
                 [expected, *torch.autograd.grad(expected, parameters)], strict=True)
     for a, b in pairs:
@@ -138,8 +120,8 @@ def denoising(enabled, *pairs):
 @pytest.mark.parametrize("name", NOISY)
 def test_denoising_is_a_component_of_every_learner_of_a_text_context(make_trainer, name):
     """On differs from off; on at level zero equals off, bit for bit."""
-    off = trained(make_trainer, name, *denoising(False), out="off").prompts.state_dict()
-    on = trained(make_trainer, name, *denoising(True), out="on").prompts.state_dict()
+    off = trained(make_trainer, name, *denoising(False), out="off").model.learner.state_dict()
+    on = trained(make_trainer, name, *denoising(True), out="on").model.learner.state_dict()
     zero = trained(make_trainer, name, *denoising(True, "TRAINER.PROMPT_DENOISING.NOISE_STD", 0.0), out="zero")
     assert not torch.equal(on["ctx"], off["ctx"])
     assert_same_state(zero.prompts.state_dict(), off)
@@ -154,63 +136,56 @@ def test_where_no_text_context_is_learned_denoising_is_refused(make_trainer, nam
 def test_contexts_of_each_class_get_one_draw(make_trainer):
     trainer = make_trainer("CoOp", *denoising(True), "TRAINER.COOP.CTX_INIT", "", "TRAINER.COOP.CSC", True,
                            "TRAINER.COOP.N_CTX", 3)
-    first_step(trainer)
-    moved = trainer.denoise(trainer.prompts()).context - trainer.prompts.ctx
-    assert moved.shape == (4, 3, trainer.text_tower.width)
+    moved = noisy_of(trainer).context - trainer.model.learner.ctx
+    assert moved.shape == (4, 3, trainer.model.text_tower.width)
     torch.testing.assert_close(moved, moved[:1].expand_as(moved), rtol=1e-3, atol=1e-6)
 
 
 def test_noise_is_drawn_once_a_step_and_moves_the_input_context_only(make_trainer, monkeypatch):
     trainer = make_trainer("P2C")
-    first_step(trainer)
     calls = []
-    perturb = trainer.denoising.perturb
-    monkeypatch.setattr(trainer.denoising, "perturb", lambda *args: calls.append(args) or perturb(*args))
-    clean = trainer.prompts()
-    noisy = trainer.denoise(clean)
+    draw = trainer.model.draw
+    monkeypatch.setattr(trainer.model, "draw", lambda step: calls.append(step) or draw(step))
+    clean = trainer.model.learner()
+    noisy = add_noise(clean, draw(trainer.step)["dpd"])
     assert not torch.equal(noisy.context, clean.context)
     assert noisy.visual is clean.visual
     assert noisy.deep_text is clean.deep_text and noisy.deep_visual is clean.deep_visual
-    calls.clear()
     trainer.forward_backward(batch_of(trainer))
-    assert len(calls) == 1 and calls[0][0].shape == trainer.prompts.ctx.shape
+    assert calls == [trainer.step]
 
 
 def test_noise_differs_by_step_and_not_by_class_or_run(make_trainer):
     trainer, again = make_trainer("P2C", out="a"), make_trainer("P2C", out="b")
     contexts = []
     for run, step in ((trainer, 0), (trainer, 1), (again, 0)):
-        first_step(run)
         run.batch_idx = step
-        contexts.append(run.denoise(run.prompts()).context)
+        contexts.append(noisy_of(run).context)
     assert torch.equal(contexts[0], contexts[2]) and not torch.equal(contexts[0], contexts[1])
 
 
 def test_testing_draws_no_noise(make_trainer, monkeypatch):
     trainer = make_trainer("P2C")
-    monkeypatch.setattr(trainer.denoising, "perturb", None)
-    monkeypatch.setattr(trainer, "stream", None)
+    monkeypatch.setattr(trainer.model, "draw", None)
+    monkeypatch.setattr(trainer.model, "text_noise", None)
     assert trainer.test() == trainer.test()
 
 
 def test_noise_level_is_in_units_of_the_token_embedding(make_trainer):
     absolute = make_trainer("P2C", "TRAINER.PROMPT_DENOISING.NOISE_UNIT", "absolute", out="a")
     embedding = make_trainer("P2C", out="b")
-    first_step(absolute)
-    first_step(embedding)
-    std = embedding.clip.model.token_embedding.weight.double().std(correction=0).item()
-    assert absolute.noise_level() == 9.0
-    assert embedding.noise_level() == pytest.approx(9.0 * std)
-    assert embedding.mapper_std == pytest.approx(2.0 * std)
+    std = embedding.model.backbone.model.token_embedding.weight.double().std(correction=0).item()
+    assert absolute.model.noise_level(absolute.step) == 9.0
+    assert embedding.model.noise_level(embedding.step) == pytest.approx(9.0 * std)
+    assert embedding.model.map_std == pytest.approx(2.0 * std)
 
 
 def test_stepwise_annealing_lowers_the_level_within_an_epoch(make_trainer):
     trainer = make_trainer("P2C", "TRAINER.PROMPT_DENOISING.ANNEAL", "step",
                            "TRAINER.PROMPT_DENOISING.SCHEDULE", "linear")
-    first_step(trainer)
-    start = trainer.noise_level()
+    start = trainer.model.noise_level(trainer.step)
     trainer.batch_idx = trainer.num_batches // 2
-    assert trainer.noise_level() == pytest.approx(0.75 * start)
+    assert trainer.model.noise_level(trainer.step) == pytest.approx(0.75 * start)
 
 
 def test_losses_and_noise_level_reach_the_log_and_tensorboard(make_trainer, tmp_path, capsys):
@@ -230,13 +205,13 @@ def test_losses_and_noise_level_reach_the_log_and_tensorboard(make_trainer, tmp_
 def test_only_the_prompts_train_and_clip_stays_as_loaded(make_trainer, name):
     trainer = trained(make_trainer, name)
     fresh = load_backbone("tiny-shapes", "random")
-    assert_same_state(trainer.clip.model.state_dict(), fresh.model.state_dict())
-    assert not any(p.requires_grad or p.grad is not None for p in trainer.clip.model.parameters())
-    assert not trainer.clip.model.training
+    assert_same_state(trainer.model.backbone.model.state_dict(), fresh.model.state_dict())
+    assert not any(p.requires_grad or p.grad is not None for p in trainer.model.backbone.model.parameters())
+    assert not trainer.model.backbone.model.training
     optimised = {id(p) for group in trainer.optim.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in trainer.prompts.parameters()}
-    start = make_trainer(name, out="other").prompts.state_dict()
-    for key, value in trainer.prompts.state_dict().items():
+    assert optimised == {id(p) for p in trainer.model.learner.parameters()}
+    start = make_trainer(name, out="other").model.learner.state_dict()
+    for key, value in trainer.model.learner.state_dict().items():
         assert not torch.equal(value, start[key]), key
 
 
@@ -257,7 +232,7 @@ def test_checkpoint_holds_exactly_the_prompts(make_trainer, tmp_path, name):
     path = tmp_path / "run" / trainer.learner_name / "model.pth.tar-2"
     checkpoint = torch.load(path)
     assert set(checkpoint["state_dict"]) == KEYS[name]
-    assert_same_state(dict(checkpoint["state_dict"]), dict(trainer.prompts.state_dict()))
+    assert_same_state(dict(checkpoint["state_dict"]), dict(trainer.model.learner.state_dict()))
     assert path.stat().st_size < 3_000_000
 
 
@@ -289,7 +264,7 @@ def test_a_missing_checkpoint_is_reported_with_what_is_there(make_trainer, tmp_p
 def test_published_maple_checkpoints_load(make_trainer, tmp_path):
     """Their files hold all of CLIP, token buffers of their classes, and half-precision tensors."""
     trainer = make_trainer("MaPLe")
-    wanted = {key: torch.randn_like(value).half() for key, value in trainer.prompts.state_dict().items()}
+    wanted = {key: torch.randn_like(value).half() for key, value in trainer.model.learner.state_dict().items()}
     published = {f"prompt_learner.{key}": value for key, value in wanted.items()}
     published |= {"prompt_learner.token_prefix": torch.zeros(9, 1, 8),
                   "prompt_learner.token_suffix": torch.zeros(9, 2, 8),
@@ -298,7 +273,7 @@ def test_published_maple_checkpoints_load(make_trainer, tmp_path):
     folder.mkdir(parents=True)
     torch.save({"state_dict": published, "epoch": 5, "optimizer": None, "scheduler": None}, folder / "model.pth.tar-5")
     trainer.load_model(str(tmp_path / "published"), epoch=5)
-    assert_same_state(dict(trainer.prompts.state_dict()), {key: value.float() for key, value in wanted.items()})
+    assert_same_state(dict(trainer.model.learner.state_dict()), {key: value.float() for key, value in wanted.items()})
 
 
 def test_initial_weights_of_other_prompts_are_refused(make_trainer, tmp_path):
@@ -312,7 +287,7 @@ def test_initial_weights_are_taken_from_a_checkpoint(make_trainer, tmp_path):
     first = trained(make_trainer, "MaPLe")
     path = tmp_path / "run" / "MultiModalPromptLearner" / "model.pth.tar-2"
     second = make_trainer("MaPLe", "MODEL.INIT_WEIGHTS", str(path), out="second")
-    assert_same_state(dict(first.prompts.state_dict()), dict(second.prompts.state_dict()))
+    assert_same_state(dict(first.model.learner.state_dict()), dict(second.model.learner.state_dict()))
 
 
 # Testing
@@ -321,11 +296,10 @@ def test_initial_weights_are_taken_from_a_checkpoint(make_trainer, tmp_path):
 def test_classes_are_encoded_once_an_evaluation_and_again_after_training(make_trainer, monkeypatch, name):
     trainer = make_trainer(name, "DATALOADER.TEST.BATCH_SIZE", 5)
     calls = []
-    encode = trainer.text_tower.encode
-    monkeypatch.setattr(trainer.text_tower, "encode", lambda *args: calls.append(1) or encode(*args))
+    encode = trainer.model.text_tower.encode
+    monkeypatch.setattr(trainer.model.text_tower, "encode", lambda *args: calls.append(1) or encode(*args))
     trainer.test()
     assert len(trainer.test_loader) == 3 and len(calls) == 1
-    first_step(trainer)
     trainer.forward_backward(batch_of(trainer))
     trainer.test()
     assert len(calls) == 3
@@ -349,7 +323,7 @@ def test_zero_shot_logits_are_clips_own(make_trainer):
     trainer = make_trainer("ZeroshotCLIP")
     image, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))
     texts = [f"a photo of a {readable(name)}, a type of pet." for name in trainer.dm.dataset.classnames]
-    model, tokens = trainer.clip.model, trainer.clip.tokenizer(texts)
+    model, tokens = trainer.model.backbone.model, trainer.model.backbone.tokenizer(texts)
     with torch.no_grad():
         expected = model.logit_scale.exp() * model.encode_image(image, normalize=True) @ \
             model.encode_text(tokens, normalize=True).T
@@ -358,12 +332,13 @@ def test_zero_shot_logits_are_clips_own(make_trainer):
 
 def test_template_ensemble_averages_normalised_features_and_building_it_twice_changes_nothing(make_trainer):
     first, second = make_trainer("ZeroshotCLIP2", out="a"), make_trainer("ZeroshotCLIP2", out="b")
-    assert len(first.templates()) == len(second.templates()) == 8
+    templates = [layout.template for layout in first.model.layout]
+    assert len(templates) == len(second.model.layout) == 8
     name = readable(first.dm.dataset.classnames[0])
     with torch.no_grad():
-        rows = first.clip.tokenizer([template.replace("{}", name) for template in first.templates()])
-        mean = first.clip.model.encode_text(rows, normalize=True).mean(0)
-        got = first.encode_text(first.prompts())[0]
+        rows = first.model.backbone.tokenizer([template.replace("{}", name) for template in templates])
+        mean = first.model.backbone.model.encode_text(rows, normalize=True).mean(0)
+        got = first.model.encode_text(first.model.learner())[0]
     torch.testing.assert_close(got, mean / mean.norm(), rtol=1e-4, atol=1e-5)
 
 
@@ -382,10 +357,9 @@ def test_little_text_memory_changes_the_step_by_rounding_only(make_trainer, name
     plain, sparing = make_trainer(name, out="plain"), make_trainer(name, "TRAIN.TEXT_MEMORY", 1e-6, out="sparing")
     losses = []
     for trainer in (plain, sparing):
-        first_step(trainer)
         losses.append(trainer.forward_backward(batch_of(trainer))["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for a, b in zip(plain.prompts.parameters(), sparing.prompts.parameters(), strict=True):
+    for a, b in zip(plain.model.learner.parameters(), sparing.model.learner.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4 * a.grad.abs().max().item())
     torch.testing.assert_close(plain.model_inference(batch_of(plain)["img"]),
                                sparing.model_inference(batch_of(plain)["img"]), rtol=1e-3, atol=1e-3)
@@ -404,7 +378,7 @@ def test_compiled_towers_train_alike_and_test_as_ever(make_trainer, monkeypatch)
     for on in (False, True):
         trainer = make_trainer("P2C", "TRAIN.COMPILE", on, "OPTIM.MAX_EPOCH", 1, out=f"compile{on}")
         trainer.train()
-        trained[on] = trainer.prompts.state_dict(), trainer.results
+        trained[on] = trainer.model.learner.state_dict(), trainer.results
     assert sorted(traced) == [("ImageTower.encode", False, None), ("TextTower.encode", False, None)]
     for name, value in trained[False][0].items():
         torch.testing.assert_close(trained[True][0][name], value, rtol=1e-4, atol=1e-6)
@@ -459,19 +433,19 @@ def test_a_missing_settings_node_stops_the_trainer(make_cfg):
 
 def test_long_contexts_start_at_random_with_no_fixed_words(make_trainer):
     trainer = make_trainer("P2C", "TRAINER.P2C.N_CTX", 6)
-    assert trainer.class_prompts.prefix.shape[0] == 7
-    assert trainer.prompts.ctx.std().item() == pytest.approx(0.02, rel=0.2)
+    assert trainer.model.class_prompts.prefix.shape[0] == 7
+    assert trainer.model.learner.ctx.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def test_contexts_start_from_words(make_trainer):
     trainer = make_trainer("P2C")
-    ids = trainer.clip.tokenize("a photo")
-    assert torch.equal(trainer.prompts.ctx.data, trainer.clip.model.token_embedding.weight[ids])
-    assert trainer.class_prompts.prefix.shape[0] == 1 + 2 + 2
+    ids = trainer.model.backbone.tokenize("a photo")
+    assert torch.equal(trainer.model.learner.ctx.data, trainer.model.backbone.model.token_embedding.weight[ids])
+    assert trainer.model.class_prompts.prefix.shape[0] == 1 + 2 + 2
 
 
 def test_deep_projections_start_as_copies_of_one_layer(make_trainer):
-    first, second = make_trainer("MaPLe").prompts.compound_prompt_projections
+    first, second = make_trainer("MaPLe").model.learner.compound_prompt_projections
     assert torch.equal(first.weight, second.weight) and first.weight is not second.weight
     assert first.weight.abs().max() <= 1 / math.sqrt(first.in_features)
 
@@ -480,13 +454,13 @@ def test_deep_projections_start_as_copies_of_one_layer(make_trainer):
 def test_half_precision_on_a_cpu_becomes_fp32_with_one_line(make_trainer, capsys, precision):
     trainer = make_trainer("P2C", "TRAINER.P2C.PREC", precision)
     assert capsys.readouterr().out.count("needs a GPU; this run uses fp32") == 1
-    assert trainer.precision == base.Precision(torch.float32)
+    assert trainer.model.precision == base.Precision(torch.float32)
 
 
 def test_bf16_runs_clip_in_bf16_and_keeps_the_prompts_in_fp32(make_trainer):
     trainer = trained(make_trainer, "P2C", "TRAINER.P2C.PREC", "bf16")
-    assert trainer.clip.model.visual.proj.dtype == torch.bfloat16
-    assert all(p.dtype == torch.float32 for p in trainer.prompts.parameters())
+    assert trainer.model.backbone.model.visual.proj.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in trainer.model.learner.parameters())
     exact = make_trainer("P2C", out="exact")
     exact.load_model(trainer.output_dir)
     image = batch_of(trainer)["img"]
@@ -506,11 +480,9 @@ def test_half_precision_arithmetic_agrees_with_fp32(make_trainer, monkeypatch, n
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, rtol=0.05, atol=0.2)
     if name != "ZeroshotCLIP":
-        first_step(half)
         loss = half.forward_backward(batch)["loss"]
-        first_step(exact)
         assert loss.item() == pytest.approx(exact.forward_backward(batch)["loss"].item(), rel=0.05)
-        assert all(p.grad.dtype == p.dtype == torch.float32 for p in half.prompts.parameters())
+        assert all(p.grad.dtype == p.dtype == torch.float32 for p in half.model.learner.parameters())
 
 
 class BatchedProducts(TorchDispatchMode):
@@ -530,7 +502,6 @@ class BatchedProducts(TorchDispatchMode):
 def test_a_step_has_no_batched_outer_product_for_which_a_gpu_would_need_a_compiler(make_trainer, name):
     """torch 2.14 compiles a kernel for such products at run time (torch._native.ops.bmm_outer_product)."""
     trainer = make_trainer(name)
-    first_step(trainer)
     batch = next(iter(trainer.train_loader_x))
     torch.autograd.set_multithreading_enabled(False)  # a dispatch mode sees its own thread
     try:

@@ -15,7 +15,7 @@ from p2c.clip.loading import Backbone, load_backbone
 from p2c.clip.precision import Precision
 from p2c.cloud import CloudTests
 from p2c.config import check_settings
-from p2c.denoising.mixture import Noise, build_noise
+from p2c.denoising.mixture import noise_from_config
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
 from p2c.framework import (
@@ -290,13 +290,6 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
                     f"{list(clip.pixel_std)}")
 
 
-def noise_of(cfg: CfgNode) -> Noise:
-    """Return what TRAINER.PROMPT_DENOISING draws noise from."""
-    settings = cfg.TRAINER.PROMPT_DENOISING
-    return build_noise(settings.NOISE_TYPE, settings.GMM_MEANS, settings.GMM_STDS, settings.GMM_WEIGHTS,
-                       settings.GMM_COMPONENTS)
-
-
 def noise_unit(cfg: CfgNode, clip: Backbone) -> float:
     """Return what a noise level of 1 means in the embedding's numbers, and log it where it is the embedding's."""
     if cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT == "absolute":
@@ -308,5 +301,6 @@ def noise_unit(cfg: CfgNode, clip: Backbone) -> float:
 def build_denoising(cfg: CfgNode, clip: Backbone) -> PromptDenoising:
     """Return the prompt noise that TRAINER.PROMPT_DENOISING describes."""
     settings = cfg.TRAINER.PROMPT_DENOISING
-    return PromptDenoising(noise_of(cfg), settings.NOISE_STD, build_schedule(settings.SCHEDULE, settings.SIGMOID_K),
+    schedule = build_schedule(settings.SCHEDULE, settings.SIGMOID_K)
+    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule,
                            cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL, noise_unit(cfg, clip))

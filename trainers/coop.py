@@ -32,7 +32,8 @@ class CoOpModel(PromptedCLIP):
         context, self.layout = self.start_context(n_ctx, words, init, attributes=attributes,
                                                   position=class_token_position,
                                                   classes=len(classnames) if csc and not words else 0)
-        self.learner = ContextLearner(context, attributes, init).to(self.device)
+        tokens = attributes.tokens(self.text_tower.width, init("attributes"))
+        self.learner = ContextLearner(context, *tokens).to(self.device)
         self.set_classes(classnames)
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from p2c.clip.loading import Backbone
 from p2c.framework import only_warnings, write_csv
-from p2c.inference.predictor import Predictor
+from p2c.inference.records import RecordedRun
+from p2c.model import PromptedCLIP
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, run_parser, say, show
 
 COLUMNS = ("part", "layer", "class", "token", "rank", "word", "distance")
@@ -57,24 +58,22 @@ class Vocabulary:
                 for rows, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def learned_text(predictor: Predictor) -> list[Place]:
-    """The text that a run has learned, from the input to the deepest layer.
+def learned_text(model: PromptedCLIP, method: str) -> list[Place]:
+    """Return the text that a model has learned, from the input to the deepest layer.
 
     Raises:
         ValueError: it learned none.
     """
-    places = []
-    if predictor.model is not None:
-        prompts = predictor.model.learner()
-        places += [Place(f"attribute {i}", 0, "", tokens) for i, tokens in enumerate(prompts.attributes, 1)]
-        if prompts.context is not None:
-            own = prompts.context.ndim == 3
-            names, contexts = (predictor.classnames, prompts.context) if own else ([""], [prompts.context])
-            places += [Place("context", 0, name, tokens) for name, tokens in zip(names, contexts, strict=True)]
-        places += [Place("context", layer, "", tokens) for layer, tokens in enumerate(prompts.deep_text, 1)]
+    prompts = model.learner()
+    places = [Place(f"attribute {i}", 0, "", tokens) for i, tokens in enumerate(prompts.attributes, 1)]
+    if prompts.context is not None:
+        own = prompts.context.ndim == 3
+        names, contexts = (model.classnames, prompts.context) if own else ([""], [prompts.context])
+        places += [Place("context", 0, name, tokens) for name, tokens in zip(names, contexts, strict=True)]
+    places += [Place("context", layer, "", tokens) for layer, tokens in enumerate(prompts.deep_text, 1)]
     if not places:
-        raise ValueError(f"{predictor.cfg.TRAINER.NAME} learns no text, so there are no words to find; give a run of a "
-                         "trainer that learns a text context, such as CoOp, MaPLe or P2C")
+        raise ValueError(f"{method} learns no text, so there are no words to find; give a run of a trainer that learns "
+                         "a text context, such as CoOp, MaPLe or P2C")
     return places
 
 
@@ -104,13 +103,14 @@ def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     try:
         with only_warnings():
-            predictor = Predictor.from_run(args.run, epoch=args.load_epoch, device="cpu")
-            places = learned_text(predictor)
+            run = RecordedRun(args.run, args.load_epoch, device="cpu")
+            model = run.model()
+            places = learned_text(model, run.cfg.TRAINER.NAME)
     except MISTAKES as error:
         say(f"error: {one_line(error)}")
         return MISTAKE
     try:
-        rows = interpret(places, Vocabulary(predictor.model.backbone), args.top)
+        rows = interpret(places, Vocabulary(model.backbone), args.top)
         if args.csv:
             write_csv(args.csv, COLUMNS, rows)
         return DONE

@@ -4,7 +4,7 @@ Every element of a draw is independent. Draws are made on the CPU from a generat
 """
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,3 +86,9 @@ def build_noise(name: str, means: Sequence[float], stds: Sequence[float], weight
         warnings.warn(f"The noise mixture has mean {mixture.mean:.4g}, so it also shifts the prompt; choose means and "
                       "weights whose weighted sum is 0 to avoid that", stacklevel=2)
     return mixture
+
+
+def noise_from_config(settings: Mapping) -> Noise:
+    """Return the distribution that the settings of TRAINER.PROMPT_DENOISING describe. Raises as `build_noise`."""
+    return build_noise(settings["NOISE_TYPE"], settings["GMM_MEANS"], settings["GMM_STDS"], settings["GMM_WEIGHTS"],
+                       settings["GMM_COMPONENTS"])

@@ -51,9 +51,9 @@ class Attributes:
     used: tuple[Attribute, ...] = ()
     lengths: tuple[int, ...] = ()
 
-    def starts(self, width: int, generator: Generator) -> list[Tensor]:
-        """Return the starts (N_i, D) of the tokens of all attributes, N(0, 0.01^2)."""
-        return [INIT_STD * torch.randn(number, width, generator=generator) for number in self.lengths]
+    def tokens(self, width: int, generator: Generator) -> tuple[list[Tensor], int]:
+        """Return the starts (N_i, D) of the tokens of all attributes, N(0, 0.01^2), and how many of them are used."""
+        return [INIT_STD * torch.randn(number, width, generator=generator) for number in self.lengths], len(self.used)
 
 
 NO_ATTRIBUTES = Attributes()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from torch import Generator, Tensor, nn
 
-from p2c.prompts.attributes import NO_ATTRIBUTES
 from p2c.prompts.context import ContextLearner, reset_linear
 
 BOTTLENECK = 16  # the network's hidden layer is so many times narrower than the feature
@@ -37,7 +36,7 @@ class ConditionalContextLearner(ContextLearner):
     """
 
     def __init__(self, context: Tensor, feature_width: int, init: Callable[[str], Generator]):
-        super().__init__(context, NO_ATTRIBUTES, init)
+        super().__init__(context)
         self.meta_net = MetaNet(feature_width, context.shape[-1], init("meta_net"))
 
     def shifted(self, context: Tensor, features: Tensor) -> Tensor:

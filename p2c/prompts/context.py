@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from p2c.denoising.noise import to_device_of
-from p2c.prompts.attributes import Attribute, Attributes
+from p2c.prompts.attributes import Attribute
 
 INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
 
@@ -127,15 +127,15 @@ class ContextLearner(nn.Module):
 
     Args:
         context: (M, D) or (C, M, D), the start.
-        attributes: which words stand before the context, behind learned tokens of their own.
-        init: gives the random stream that starts a parameter group.
+        attributes: starts (N_i, D) of the attributes' tokens, in use or not.
+        used: how many of these the prompts have.
     """
 
-    def __init__(self, context: Tensor, attributes: Attributes, init: Callable[[str], Generator]):
+    def __init__(self, context: Tensor, attributes: Sequence[Tensor] = (), used: int = 0):
         super().__init__()
         self.ctx = nn.Parameter(context.detach().clone())
-        self._used = [f"ctx_att{i}" for i in range(1, 1 + len(attributes.used))]
-        for i, tokens in enumerate(attributes.starts(context.shape[-1], init("attributes")), 1):
+        self._used = [f"ctx_att{i}" for i in range(1, 1 + used)]
+        for i, tokens in enumerate(attributes, 1):
             self.register_parameter(f"ctx_att{i}", nn.Parameter(tokens))
 
     def text_tokens(self) -> list[Tensor]:

@@ -4,12 +4,11 @@ Parameters are named as in MaPLe's published checkpoints. Shapes: M context toke
 D_v vision width.
 """
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Generator, Tensor, nn
 
 from p2c.denoising.mapper import DenoisingMapper
-from p2c.prompts.attributes import NO_ATTRIBUTES, Attributes
 from p2c.prompts.context import ContextLearner, Prompts, random_context, reset_linear
 
 
@@ -21,12 +20,13 @@ class MultiModalPromptLearner(ContextLearner):
         vision_width: D_v.
         depth: J, the input included.
         hidden_width: of the input prompts' denoising mapper; None: one Linear, as in MaPLe.
-        init, attributes: see ContextLearner.
+        init: gives the random stream that starts a parameter group.
+        attributes, used: see ContextLearner.
     """
 
     def __init__(self, context: Tensor, vision_width: int, depth: int, hidden_width: int | None,
-                 init: Callable[[str], Generator], attributes: Attributes = NO_ATTRIBUTES):
-        super().__init__(context, attributes, init)
+                 init: Callable[[str], Generator], attributes: Sequence[Tensor] = (), used: int = 0):
+        super().__init__(context, attributes, used)
         text_width = context.shape[-1]
         deep = init("compound_prompts_text")
         self.compound_prompts_text = nn.ParameterList(random_context(context.shape, deep) for _ in range(depth - 1))
