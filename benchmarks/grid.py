@@ -28,6 +28,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from common import ROOT, Setting, build, machine, made_up, options, seconds, shipped
 from loading import Loading, make_images
 from tabulate import tabulate

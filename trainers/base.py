@@ -95,12 +95,15 @@ class PromptTrainer(CloudTests, TrainerX):
         if cls.takes_attributes:
             arguments["attributes"] = choose_attributes(cfg.TRAINER.ATPROMPT, cfg.DATASET.NAME)
         try:
-            return cls.model_class(clip, dataset.classnames, seed=seed, **arguments)
+            model = cls.model_class(clip, dataset.classnames, seed=seed, **arguments)
         except ValueError as error:
             argument, _, rest = str(error).partition(" ")
             if argument.upper() in settings:
                 raise ValueError(f"TRAINER.{cls.node}.{argument.upper()} {rest}") from error
             raise
+        if denoising.NOISE_UNIT == "embedding" and model.draw(Step()):
+            log.info(f"Noise levels are in units of {clip.token_std:.6f}, the standard deviation of the token embedding")
+        return model
 
     def build_model(self) -> None:
         """Load CLIP, make the method's model, and register its learner alone, with the optimiser.
@@ -291,11 +294,8 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
 
 
 def noise_unit(cfg: CfgNode, clip: Backbone) -> float:
-    """Return what a noise level of 1 means in the embedding's numbers, and log it where it is the embedding's."""
-    if cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT == "absolute":
-        return 1.0
-    log.info(f"Noise levels are in units of {clip.token_std:.6f}, the standard deviation of the token embedding")
-    return clip.token_std
+    """Return what a noise level of 1 means in the embedding's numbers."""
+    return 1.0 if cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT == "absolute" else clip.token_std
 
 
 def build_denoising(cfg: CfgNode, clip: Backbone) -> PromptDenoising:
