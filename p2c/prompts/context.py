@@ -12,6 +12,8 @@ from torch import Generator, Tensor, nn
 from p2c.prompts.attributes import Attribute
 
 INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
+# Where the class name may stand: the context tokens in front of it, of M.
+POSITIONS = {"end": lambda m: m, "middle": lambda m: m // 2, "front": lambda m: 0}
 
 
 class Prompts(NamedTuple):
@@ -44,7 +46,7 @@ def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]]
     before the context, with "middle" between its halves, the second of which is the longer (CoOp). As in CoOp, the name
     is as many tokens from the start of what follows the context as it has by itself.
     """
-    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
+    before = POSITIONS[position](n_ctx)
     front, places = [sot], []
     for tokens, words in attributes:
         places += range(len(front), len(front) + tokens)

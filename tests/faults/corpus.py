@@ -406,7 +406,7 @@ LINES = [
     line("data of no folder", ("data", "verify", "folder:{here}/nowhere"), "{here}/nowhere", "--help"),
     line("doctor with an unknown option", ("doctor", "--full"), "--full", "--help"),
     line("config of an unknown name", ("config", "path", "P2C/none"), "P2C/none", "choose from"),
-    line("config without a name", ("config",), "NAME", "--help"),
+    line("config path without a name", ("config", "path"), "NAME", "--help"),
     line("aggregator without a folder", ("parse_test_res",), "directory", "--help"),
     line("aggregator of no folder", ("parse_test_res", "{here}/nowhere"), "{here}/nowhere", "give",
          process=True, status=FAILURE),
