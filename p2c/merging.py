@@ -122,9 +122,7 @@ def fitted(cfg: CfgNode, key: str, value):
 
 def range_of(key: str, old) -> Range:
     """Return what a setting may be, by its entry in the tables or, if it has none, by the type of its value."""
-    if key in SETTINGS:
-        return SETTINGS[key].range
-    return KINDS.get(type(old), Range(lambda value, cfg: True, "it must be of another type"))
+    return SETTINGS[key].range if key in SETTINGS else KINDS[type(old)]
 
 
 def warn_of_unread(given: Sequence[str], trainer: type) -> None:

@@ -71,7 +71,8 @@ def several(holds: Callable[[float], bool], count: int, words: str) -> Range:
 
 
 # The range of a setting that is in no table, such as a plugin's, by the type of its default.
-KINDS = {bool: SWITCH, str: TEXT, int: whole(), float: NUMBER, list: LIST, tuple: LIST}
+KINDS = {bool: SWITCH, str: TEXT, int: whole(), float: NUMBER, list: LIST, tuple: LIST,
+         type(None): Range(lambda value, cfg: True, "it may be anything")}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict:
