@@ -92,7 +92,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume-anyway", action="store_true",
                         help="continue a run although its configuration or classes were others; results.json says so")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files; "
+                        "`python -m p2c config settings` lists them")
     args = parser.parse_args(argv)
     if args.opts[:1] == ["--"]:  # ends the values of an option such as --transforms
         del args.opts[0]

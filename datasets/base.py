@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classes
-from p2c.datasets.splits import Item, Sizes, Split, read_split
+from p2c.datasets.splits import CHECKS, HALVES, Item, Sizes, Split, read_split
 from p2c.datasets.trees import check_images_exist
 from p2c.framework import DatasetBase, Datum, run_seed
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-# dev_base and dev_new are the halves of the base half: they play base and new where settings are chosen.
-HALVES = ("all", "base", "new", "dev_base", "dev_new")
-CHECKS = ("partial", "published", "strict")
 CACHE = Path("~/.cache/p2c")  # for data sets in folders that cannot be written to; $XDG_CACHE_HOME counts
 
 

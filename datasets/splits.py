@@ -17,6 +17,9 @@ from p2c.utils.logs import get_logger
 log = get_logger(__name__)
 
 PARTS = ("train", "val", "test")
+# dev_base and dev_new are the halves of the base half: they play base and new where settings are chosen.
+HALVES = ("all", "base", "new", "dev_base", "dev_new")
+CHECKS = ("partial", "published", "strict")  # how closely a split is compared with the published one
 SHARES = (0.5, 0.2, 0.3)  # of train, val and test in a split made here, as in CoOp's own
 DRIVE = re.compile(r"[A-Za-z]:")
 

@@ -6,7 +6,7 @@ import sys
 from p2c.utils.console import FAILED, Parser, say
 
 COMMANDS = {  # each is a module of p2c.cli
-    "config": "print where a shipped configuration lies",
+    "config": "print every setting, or where a shipped configuration lies",
     "convert": "write a run's prompts in another method's layout",
     "data": "download, verify and list datasets",
     "doctor": "check software, device, weights and datasets",

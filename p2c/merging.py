@@ -1,6 +1,6 @@
 """Users' values merged into a configuration, from YAML files, KEY VALUE pairs and records; each mistake is one line.
 
-A number is a number: a whole one serves where a float is meant, and a float where `NUMBERS` says so.
+A number is a number: a whole one serves where a float is meant, and a float where a setting's range has it.
 """
 import difflib
 import itertools
@@ -11,17 +11,13 @@ import yaml
 from yacs.config import CfgNode
 
 from p2c import config
-from p2c.engine.config import RANGES, SHARED_NODES
+from p2c.engine import config as engine
 from p2c.utils.logs import get_logger
-from p2c.utils.ranges import KINDS, flatten
+from p2c.utils.ranges import KINDS, Range, flatten
 
 log = get_logger(__name__)
 
-# Settings that Dassl or a published configuration gives as whole numbers, but that are no counts.
-NUMBERS = (
-    "OPTIM.SGD_DAMPNING", "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT",
-    "TRAINER.PROMPTSRC.GPA_MEAN", "TRAINER.PROMPTSRC.GPA_STD",
-)
+SETTINGS = {**flatten(engine.SETTINGS), **flatten(config.SETTINGS)}
 ALIASES = 16  # in a YAML file; each may repeat what the others repeat
 
 
@@ -73,7 +69,7 @@ def merge_pairs(cfg: CfgNode, words: Sequence[str]) -> list[str]:
 
 def merge_values(cfg: CfgNode, values: Mapping) -> list[str]:
     """Merge values by their dotted keys, none or all; return the keys. Raises ValueError naming the key."""
-    fitting = {key: fitted(key, value, require_setting(cfg, key, value)) for key, value in values.items()}
+    fitting = {key: fitted(cfg, key, value) for key, value in values.items()}
     for key, value in fitting.items():
         *sections, leaf = key.split(".")
         node = cfg
@@ -90,11 +86,10 @@ def require_setting(cfg: CfgNode, key: str, value=None):
         if not isinstance(node, dict):
             name = ".".join(sections)
             raise ValueError(f"{name} is one setting, not a section with {key.removeprefix(f'{name}.')} in it; "
-                             f"{wanted(name, node)}")
+                             f"{range_of(name, node).words}")
         if part not in node:
             known = flatten(cfg)
-            close = difflib.get_close_matches(key.upper(), known) or \
-                ["those in p2c/config.py and p2c/engine/config.py"]
+            close = difflib.get_close_matches(key.upper(), known) or ["those of `python -m p2c config settings`"]
             raise ValueError(f"There is no key {key}; choose from {', '.join(close)}")
         node = node[part]
         sections.append(part)
@@ -105,8 +100,9 @@ def require_setting(cfg: CfgNode, key: str, value=None):
     return node
 
 
-def fitted(key: str, value, old):
-    """Return a value as the type of a setting whose value is `old`. Raise ValueError if it is of another kind."""
+def fitted(cfg: CfgNode, key: str, value):
+    """Return a value as the type of a setting. Raise ValueError if it does not fit, or there is none."""
+    old = require_setting(cfg, key, value)
     kind = type(old)
     if value is None or old is None or type(value) is kind:
         return value  # None is out of the ranges
@@ -117,17 +113,16 @@ def fitted(key: str, value, old):
             return float(value)
         except OverflowError:
             pass
-    if kind is int and type(value) is float and key in NUMBERS:
+    # Dassl and published configurations give some whole numbers that are no counts.
+    if kind is int and type(value) is float and range_of(key, old).holds(value, cfg):
         return value
     text = f" (as KEY VALUE: {key} \"'{value}'\")" if kind is str and type(value) in (int, float, bool) else ""
-    raise ValueError(f"{key} is {value!r}; {wanted(key, old)}{text}")
+    raise ValueError(f"{key} is {value!r}; {range_of(key, old).words}{text}")
 
 
-def wanted(key: str, old) -> str:
-    """Return in words what a setting may be, by its range or by the type of its value."""
-    ranges = {**RANGES, **config.RANGES}
-    kind = "a whole number" if type(old) is int and key not in NUMBERS else KINDS.get(type(old), "of another type")
-    return ranges[key].words if key in ranges else f"it must be {kind}"
+def range_of(key: str, old) -> Range:
+    """Return what a setting may be, by its entry in the tables or, if it has none, by the type of its value."""
+    return SETTINGS[key].range if key in SETTINGS else KINDS[type(old)]
 
 
 def warn_of_unread(given: Sequence[str], trainer: type) -> None:
@@ -136,7 +131,7 @@ def warn_of_unread(given: Sequence[str], trainer: type) -> None:
     A trainer says with `node` where its own settings are; one that does not is passed over.
     """
     node = getattr(trainer, "node", None)
-    others = config.SETTINGS["TRAINER"].keys() - {node, *SHARED_NODES}
+    others = config.SETTINGS["TRAINER"].keys() - {node, *engine.SHARED_NODES}
     unread = [key for key in dict.fromkeys(given) if key.startswith("TRAINER.") and key.split(".")[1] in others]
     if node is not None and unread:
         log.warning(f"{trainer.__name__} does not read {', '.join(unread)}: the values given have no effect")

@@ -10,14 +10,25 @@ from hypothesis import strategies as st
 from yacs.config import CfgNode
 
 from p2c import config
-from p2c.config import SETTINGS, extend_cfg
-from p2c.engine.config import DEFAULTS
-from p2c.engine.config import RANGES as ENGINE_RANGES
+from p2c.config import extend_cfg
+from p2c.engine import config as engine_config
 from p2c.engine.results import MAY_CHANGE
 from p2c.framework import changed_keys, get_cfg_default, to_plain
-from p2c.utils.ranges import above, at_least, between, faults, flatten, lookup, one_of, several, whole
+from p2c.utils.ranges import (
+    Setting,
+    above,
+    at_least,
+    between,
+    defaults,
+    faults,
+    flatten,
+    lookup,
+    one_of,
+    several,
+    whole,
+)
 
-OURS = flatten(SETTINGS)
+OURS = flatten(defaults(config.SETTINGS))
 
 
 def whole_tree():
@@ -27,7 +38,8 @@ def whole_tree():
 
 
 KEYS = flatten(whole_tree())
-RANGES = {**ENGINE_RANGES, **config.RANGES}
+TABLES = engine_config.SETTINGS, config.SETTINGS
+SETTINGS = {key: setting for table in TABLES for key, setting in flatten(table).items()}
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
 ANY = st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | TEXT | st.lists(FINITE, max_size=3)
@@ -67,7 +79,7 @@ def test_extending_adds_what_is_missing_and_changes_nothing_that_is_there(values
     after = flatten(cfg)
     assert after == {**OURS, **before} and after.keys() == KEYS.keys()
     extend_cfg(cfg)
-    assert flatten(cfg) == after and flatten(SETTINGS) == OURS
+    assert flatten(cfg) == after and flatten(defaults(config.SETTINGS)) == OURS
 
 
 @given(some_settings())
@@ -127,7 +139,7 @@ def finite(value):
 @given(ANY, FINITE, FINITE, st.integers(), st.integers())
 def test_a_range_lets_through_its_own_and_nothing_else(value, low, high, least, most):
     def holds(range_):
-        return not faults({"KEY": value}, {"KEY": 1}, {"KEY": range_})
+        return not faults({"KEY": value}, {"KEY": Setting(1, range_, "")})
 
     assert holds(at_least(low)) == (finite(value) and value >= low)
     assert holds(above(low)) == (finite(value) and value > low)
@@ -142,20 +154,17 @@ def test_a_range_lets_through_its_own_and_nothing_else(value, low, high, least, 
 @given(st.sampled_from(sorted(KEYS)), ANY)
 def test_a_setting_of_any_value_is_in_its_range_or_named_with_it(key, value):
     cfg = merged({key: value})
-    found = [fault for defaults, ranges in ((DEFAULTS, ENGINE_RANGES), (SETTINGS, config.RANGES))
-             for fault in faults(cfg, defaults, ranges)]
+    found = [fault for table in TABLES for fault in faults(cfg, table)]
+    named = any(fault.startswith(f"{key} is {value!r}; ") for fault in found)
+    assert named != SETTINGS[key].range.holds(value, cfg)
     if value is None or isinstance(value, float) and not math.isfinite(value):
-        assert any(fault.startswith(f"{key} is {value!r}; ") for fault in found)
-    if key in RANGES and type(value) is type(KEYS[key]) and RANGES[key].holds(value, cfg):
-        assert not any(fault.startswith(f"{key} is ") for fault in found)
-    if key not in RANGES and value is not None and not isinstance(value, float):
-        assert found == []
+        assert named
     if value == KEYS[key] and type(value) is type(KEYS[key]):
         assert found == []
 
 
 def test_whole_numbers_are_bounded_where_their_words_say():
-    for key, range_ in RANGES.items():
-        if words := re.fullmatch(r"it must be a whole number, at least (\d+)", range_.words):
+    for key, setting in SETTINGS.items():
+        if words := re.fullmatch(r"it must be a whole number, at least (\d+)", setting.range.words):
             least = int(words[1])
-            assert range_.holds(least, None) and not range_.holds(least - 1, None), key
+            assert setting.range.holds(least, None) and not setting.range.holds(least - 1, None), key

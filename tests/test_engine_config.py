@@ -53,7 +53,7 @@ def test_numbers_out_of_range_are_refused(key, value):
     ("INPUT.GB_K", 20, "an odd whole number"), ("INPUT.GB_P", 1.5, "a number from 0 to 1"),
     ("INPUT.GN_MEAN", float("nan"), "it must be a finite number"), ("OUTPUT_DIR", None, "it must be text"),
     ("TEST.NO_TEST", None, "it must be True or False"), ("SEED", None, "it must be a whole number"),
-    ("SEED", 1 << 63, "below 2.63"), ("OPTIM.SGD_DAMPNING", None, "it must be a number"),
+    ("SEED", 1 << 63, "below 2.63"), ("OPTIM.SGD_DAMPNING", None, "it must be a finite number"),
     ("DATASET.SOURCE_DOMAINS", None, "it must be a list"),
 ])
 def test_values_are_refused_with_what_they_may_be(key, value, words):

@@ -252,9 +252,10 @@ def test_shipped_settings_are_those_that_the_study_has_chosen():
 
 
 def test_the_studys_gaussian_has_the_mixtures_variance():
-    from p2c.config import SETTINGS
     from p2c.denoising.mixture import GaussianMixture
-    node = SETTINGS["TRAINER"]["PROMPT_DENOISING"]
+    cfg = get_cfg_default()
+    extend_cfg(cfg)
+    node = cfg.TRAINER.PROMPT_DENOISING
     groups = {group.title: group for group in read_study(config_file("studies", "shapes")).ablations.groups}
     settings = groups["Distribution of the prompt noise"].variants[1].settings
     assert settings["TRAINER.PROMPT_DENOISING.GMM_STDS"] == [

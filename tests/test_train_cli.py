@@ -218,7 +218,7 @@ def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
     (("DATALOADER.CACHE", "much"), "DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
     (("DATALOADER.TEST.SAMPLER", "RandomClassSampler"), "choose from SequentialSampler, RandomSampler"),
     (("DATALOADER.TEST.SAMPLER", "SeqDomainSampler"), "choose from SequentialSampler, RandomSampler"),
-    (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it needs one {}"),
+    (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it must be text with one {}"),
     (("TRAINER.COOP.N_CTX", "0", "OPTIM.MAX_EPOCH", "1"), "TRAINER.COOP.N_CTX is 0; it must be a whole number"),
     (("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0"), "at least 0; TRAIN.PRINT_FREQ is 0; it must be a whole number"),
 ])

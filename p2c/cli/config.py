@@ -1,17 +1,55 @@
-"""Where a shipped configuration lies.
+"""What can be configured, and where the shipped configurations lie.
 
     python -m p2c config path P2C/vit_b16_c2_ep5_batch4_2ctx
+    python -m p2c config settings
 
-prints the path of an installed YAML: of a trainer (TRAINER/CFG) or of a dataset (datasets/NAME).
+`path` prints the path of an installed YAML: of a trainer (TRAINER/CFG) or of a dataset (datasets/NAME). `settings`
+prints every setting with its default, range and meaning, as docs/configuration.md has them.
 """
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from p2c import configs
-from p2c.config import config_file
+from p2c import config, configs
+from p2c.engine import config as engine
 from p2c.utils.console import DONE, MISTAKE, Parser, say, show
+from p2c.utils.ranges import Range, flatten
+
+PAGE = """\
+# Configuration
+Every setting with its default, what it may be, and its meaning. Settings come from YAML files and from `KEY VALUE`
+pairs at the end of a command; a value out of its range is refused by its key. `python -m p2c config settings` writes
+this page from the tables in `p2c/config.py` and `p2c/engine/config.py`.
+
+## Settings of P2C
+{ours}
+
+## Settings of Dassl
+{engines}"""
+
+
+def settings_page() -> str:
+    """Return docs/configuration.md."""
+    return PAGE.format(ours=markdown(config.SETTINGS), engines=markdown(engine.SETTINGS))
+
+
+def markdown(table: Mapping) -> str:
+    """Return a table of settings as one in Markdown."""
+    rows = [("Setting", "Default", "Range", "Meaning"), ("---",) * 4]
+    rows += [(f"`{key}`", f"`{shown(setting.default)}`", in_words(setting.range), setting.meaning)
+             for key, setting in flatten(table).items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def shown(default) -> str:
+    """Return a default as it is written in a command."""
+    return default if isinstance(default, str) and default else repr(default).replace("'", '"')
+
+
+def in_words(range_: Range) -> str:
+    """Return a range as the table has it, without the words that make it a sentence."""
+    return range_.words.removeprefix("it must be ").removeprefix("choose from ")
 
 
 def shipped() -> list[str]:
@@ -26,13 +64,18 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     parser = Parser(prog="python -m p2c config", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["path"], help="what to print")
-    parser.add_argument("name", metavar="NAME", help="TRAINER/CFG, or datasets/NAME")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="path|settings")
+    commands.add_parser("path", help="print where a shipped configuration lies") \
+        .add_argument("name", metavar="NAME", help="TRAINER/CFG, or datasets/NAME")
+    commands.add_parser("settings", help="print every setting")
     args = parser.parse_args(argv)
+    if args.command == "settings":
+        show(settings_page())
+        return DONE
     names, name = shipped(), args.name.removesuffix(".yaml").removeprefix("trainers/")
     if name not in names:
         close = [known for known in names if known.startswith(name)] or difflib.get_close_matches(name, names) or names
         say(f"error: no configuration is called {args.name}; choose from {', '.join(close)}")
         return MISTAKE
-    show(config_file(*([] if name.startswith("datasets/") else ["trainers"]), name))
+    show(config.config_file(*([] if name.startswith("datasets/") else ["trainers"]), name))
     return DONE

@@ -14,6 +14,8 @@ from p2c.denoising.noise import to_device_of
 from p2c.prompts.attributes import Attribute
 
 INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
+# Where the class name may stand: the context tokens in front of it, of M.
+POSITIONS = {"end": lambda m: m, "middle": lambda m: m // 2, "front": lambda m: 0}
 
 
 class Prompts(NamedTuple):
@@ -83,7 +85,7 @@ class ContextLayout:
     def rows(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
             -> tuple[list[list[int]], list[list[int]]]:
         """Return the token ids of one prompt a class, and the positions of its learned tokens, which hold any id."""
-        before = {"end": self.n_ctx, "middle": self.n_ctx // 2, "front": 0}[self.position]  # tokens before the name
+        before = POSITIONS[self.position](self.n_ctx)
         front, places = [sot], []
         for tokens, words in self.attributes:
             places += range(len(front), len(front) + tokens)

@@ -1,25 +1,45 @@
-"""What a setting may be, and how a configuration is compared with that: by its key, its value and the range in words.
+"""The entries of the tables of settings, and how a configuration is compared with them.
 
-Imports nothing heavy: the tables of ranges stand beside the keys, in p2c/config.py and p2c/engine/config.py.
+Imports nothing heavy: the tables are `SETTINGS` in p2c/config.py and p2c/engine/config.py.
 """
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-KINDS = {bool: "True or False", str: "text", int: "a number", float: "a number", list: "a list", tuple: "a list"}
 MISSING = object()
 
 
 class Range(NamedTuple):
-    """Whether a value is one of those that a setting may have, given the whole configuration; and which these are."""
+    """The values that a setting may have, as a test of a value and the whole configuration, and in words."""
 
-    holds: Callable[[Any, Any], bool]
+    test: Callable[[Any, Any], bool]
     words: str
+
+    def holds(self, value, cfg) -> bool:
+        """Return whether a value, of whatever type, is in the range."""
+        try:
+            return self.test(value, cfg)
+        except (TypeError, OverflowError):  # a value of another type, or a whole number beyond floats
+            return False
+
+
+class Setting(NamedTuple):
+    """What a setting is unless it is given, what it may be, and what it means."""
+
+    default: Any
+    range: Range
+    meaning: str
 
 
 def number(value) -> bool:
-    """Whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+TEXT = Range(lambda value, cfg: isinstance(value, str), "it must be text")
+SWITCH = Range(lambda value, cfg: isinstance(value, bool), "it must be True or False")
+NUMBER = Range(lambda value, cfg: number(value), "it must be a finite number")
+LIST = Range(lambda value, cfg: isinstance(value, list | tuple), "it must be a list")
 
 
 def at_least(least: float) -> Range:
@@ -34,11 +54,10 @@ def between(low: float, high: float) -> Range:
     return Range(lambda value, cfg: number(value) and low <= value <= high, f"it must be a number from {low} to {high}")
 
 
-def whole(least: int, most: int | None = None) -> Range:
-    """A whole number, `most` included."""
-    return Range(lambda value, cfg: type(value) is int and least <= value and (most is None or value <= most),
-                 f"it must be a whole number, at least {least}" if most is None else
-                 f"it must be a whole number from {least} to {most}")
+def whole(least: float = -math.inf, most: float = math.inf) -> Range:
+    """Return the whole numbers within two bounds, both included."""
+    bounds = "" if least == -math.inf else f", at least {least}" if most == math.inf else f" from {least} to {most}"
+    return Range(lambda value, cfg: type(value) is int and least <= value <= most, f"it must be a whole number{bounds}")
 
 
 def one_of(*choices: str) -> Range:
@@ -46,50 +65,40 @@ def one_of(*choices: str) -> Range:
 
 
 def several(holds: Callable[[float], bool], count: int, words: str) -> Range:
-    """So many finite numbers, each of which `holds`; `words` say what they are."""
+    """Return the lists of so many finite numbers, each of which `holds`; `words` say what they are."""
     return Range(lambda value, cfg: len(value) == count and all(number(entry) and holds(entry) for entry in value),
                  f"it must be {words}")
 
 
+# The range of a setting that is in no table, such as a plugin's, by the type of its default.
+KINDS = {bool: SWITCH, str: TEXT, int: whole(), float: NUMBER, list: LIST, tuple: LIST,
+         type(None): Range(lambda value, cfg: True, "it may be anything")}
+
+
 def flatten(tree: Mapping, prefix: str = "") -> dict:
-    """Dotted key to value."""
+    """Return the leaves of a tree by their dotted keys."""
     flat = {}
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
 
 
-def faults(cfg, defaults: Mapping, ranges: Mapping[str, Range]) -> list[str]:
-    """What is wrong with the settings that `defaults` names, an entry each; those that `cfg` lacks are passed over.
+def defaults(table: Mapping) -> dict:
+    """Return a table's tree with the default of each setting in its place."""
+    return {key: defaults(entry) if isinstance(entry, dict) else entry.default for key, entry in table.items()}
 
-    Beside values out of their ranges these are None and, of numbers, NaN and the infinities, which no setting may be.
-    """
-    found = []
-    for key, default in flatten(defaults).items():
-        value = lookup(cfg, key)
-        if value is MISSING:
-            continue
-        if key in ranges:
-            if not _holds(ranges[key], value, cfg):
-                found.append(f"{key} is {value!r}; {ranges[key].words}")
-        elif value is None and default is not None:
-            found.append(f"{key} is None; it must be {KINDS[type(default)]}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            found.append(f"{key} is {value!r}; it must be a finite number")
-    return found
+
+def faults(cfg, table: Mapping) -> list[str]:
+    """Return what is out of its range among a table's settings, a line each; those that `cfg` lacks are passed over."""
+    values = ((key, setting.range, lookup(cfg, key)) for key, setting in flatten(table).items())
+    return [f"{key} is {value!r}; {range_.words}" for key, range_, value in values
+            if value is not MISSING and not range_.holds(value, cfg)]
 
 
 def lookup(cfg, key: str):
-    """The value of a dotted key, or MISSING."""
+    """Return the value of a dotted key, or MISSING."""
     for part in key.split("."):
         if part not in cfg:
             return MISSING
         cfg = cfg[part]
     return cfg
-
-
-def _holds(range_: Range, value, cfg) -> bool:
-    try:
-        return range_.holds(value, cfg)
-    except (TypeError, OverflowError):  # a value of another type, or a whole number beyond floats
-        return False

@@ -46,7 +46,7 @@ from download_fixtures import tar_of, zip_of  # noqa: E402
 
 import parse_test_res  # noqa: E402
 import train  # noqa: E402
-from p2c import config, convert, data, doctor, interpret, predict, verify_run  # noqa: E402
+from p2c.cli import config, convert, data, doctor, interpret, predict, verify_run  # noqa: E402
 from p2c.clip import loading  # noqa: E402
 from p2c.config import config_file  # noqa: E402
 from p2c.datasets.splits import Sizes  # noqa: E402
@@ -111,9 +111,9 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], tuple[str, ...]]] = {  # i
     "reproduce": (_reproduce, (sys.executable, str(ROOT / "scripts" / "reproduce.py"))),
     "run.sh": (None, ("bash", str(ROOT / "scripts" / "run.sh"))),
     "data": (_data, (sys.executable, "-m", "p2c", "data")),
-    **{name: (command, (sys.executable, "-m", "p2c", name)) for name, command in {
-        "config": config.main, "convert": convert.run, "doctor": doctor.run, "interpret": interpret.run,
-        "predict": predict.run, "verify_run": verify_run.run}.items()},
+    **{name: (command.main, (sys.executable, "-m", "p2c", name)) for name, command in {
+        "config": config, "convert": convert, "doctor": doctor, "interpret": interpret, "predict": predict,
+        "verify_run": verify_run}.items()},
 }
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
         "DATASET.CHECKS", "partial", "TRAIN.CHECKPOINT_FREQ", "1")
@@ -406,7 +406,7 @@ LINES = [
     line("data of no folder", ("data", "verify", "folder:{here}/nowhere"), "{here}/nowhere", "--help"),
     line("doctor with an unknown option", ("doctor", "--full"), "--full", "--help"),
     line("config of an unknown name", ("config", "path", "P2C/none"), "P2C/none", "choose from"),
-    line("config without a name", ("config",), "NAME", "--help"),
+    line("config path without a name", ("config", "path"), "NAME", "--help"),
     line("aggregator without a folder", ("parse_test_res",), "directory", "--help"),
     line("aggregator of no folder", ("parse_test_res", "{here}/nowhere"), "{here}/nowhere", "give",
          process=True, status=FAILURE),
