@@ -108,7 +108,7 @@ tested.load_model(out + "/run", epoch=2)
 assert tested.test() == trainer.results["accuracy"]
 
 broken = build_trainer(settings("broken"))
-broken.clip.logit_scale = float("nan")
+broken.model.backbone.logit_scale = float("nan")
 try:
     broken.train()
 except FloatingPointError as error:

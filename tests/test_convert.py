@@ -10,7 +10,7 @@ from clip_files import make_pets
 import train
 from p2c.cli import convert
 from p2c.denoising.mapper import DenoisingMapper
-from p2c.inference.predictor import Predictor
+from p2c.inference.models import load_model
 
 SMALL = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
          "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False", "DATASET.CHECKS", "partial")
@@ -78,9 +78,9 @@ def test_maple_predicts_from_a_converted_run_what_the_run_predicts(runs, command
     assert runs.call("MaPLe", tmp_path / "test", "--eval-only", "--model-dir", str(out), "--load-epoch", "2",
                      *settings_in(lines)) == train.FINISHED
     images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    original, converted = (Predictor.from_run(folder).trainer for folder in (run, tmp_path / "test"))
-    assert type(converted).__name__ == "MaPLe"
-    expected, got = original.model_inference(images), converted.model_inference(images)
+    original, converted = (load_model(folder) for folder in (run, tmp_path / "test"))
+    assert type(converted).__name__ == "MaPLeModel"
+    expected, got = original(images), converted(images)
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
     if name == "MaPLe":
         assert torch.equal(got, expected)

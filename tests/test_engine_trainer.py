@@ -49,7 +49,7 @@ def test_a_loss_handed_to_the_engine_is_named_with_its_batch(tiny_trainer):
     """Check 37."""
     trainer = tiny_trainer()
     trainer.batch_idx = 2
-    with pytest.raises(FloatingPointError, match=r"epoch \[1/5\] batch \[3/3\]"):
+    with pytest.raises(FloatingPointError, match=r"epoch \[1/5\] batch \[3/12\]"):
         trainer.model_backward_and_update(torch.tensor(torch.nan))
 
 

@@ -89,5 +89,5 @@ def test_kept_images_and_workers_leave_our_trainers_as_they_were(make_trainer, w
 
 def test_bytes_that_nobody_normalised_are_noticed(make_trainer):
     trainer = make_trainer("MaPLe")
-    with pytest.raises(AssertionError, match="parse_batch_train"):
+    with pytest.raises(AssertionError, match="uint8"):
         trainer.model_inference(next(iter(trainer.test_loader))["img"])

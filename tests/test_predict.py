@@ -22,7 +22,8 @@ import train
 from p2c.cli import predict
 from p2c.clip.loading import load_backbone
 from p2c.framework import UnreadableImage, read_image, read_json, write_json
-from p2c.inference.predictor import Predictor, checked_names, recorded_cfg
+from p2c.inference.predictor import Predictor
+from p2c.inference.records import checked_names, recorded_cfg
 from p2c.trainers.base import PromptTrainer
 from p2c.utils.checksums import sealed
 

@@ -480,12 +480,12 @@ def test_a_missing_split_says_where_to_get_it(call, tmp_path, capsys):
 
 
 def test_a_failure_while_training_is_status_1(call, monkeypatch, capsys):
-    from p2c.trainers.base import PromptTrainer
+    from p2c.model import PromptedCLIP
 
-    def diverge(self, image, label):
-        return {"loss_ce": self.prompts.ctx.sum() * float("nan")}
+    def diverge(self, image, label, noise):
+        return {"loss_ce": self.learner.ctx.sum() * float("nan")}
 
-    monkeypatch.setattr(PromptTrainer, "losses", diverge)
+    monkeypatch.setattr(PromptedCLIP, "losses", diverge)
     assert call(trainer="MaPLe") == train.FAILED
     assert "error: " in capsys.readouterr().err
 

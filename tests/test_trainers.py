@@ -124,7 +124,7 @@ def test_denoising_is_a_component_of_every_learner_of_a_text_context(make_traine
     on = trained(make_trainer, name, *denoising(True), out="on").model.learner.state_dict()
     zero = trained(make_trainer, name, *denoising(True, "TRAINER.PROMPT_DENOISING.NOISE_STD", 0.0), out="zero")
     assert not torch.equal(on["ctx"], off["ctx"])
-    assert_same_state(zero.prompts.state_dict(), off)
+    assert_same_state(zero.model.learner.state_dict(), off)
 
 
 @pytest.mark.parametrize("name", ["VPT", "ZeroshotCLIP"])
