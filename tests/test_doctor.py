@@ -27,7 +27,7 @@ def no_weights_and_no_gpu(monkeypatch, tmp_path):
 
 @pytest.fixture
 def published_sizes(monkeypatch):
-    """Call with names: their miniatures count as the published data sets."""
+    """Call with names: their miniatures count as the published datasets."""
     def pretend(*names):
         for name in names:
             kind, classes = doctor.benchmark_classes()[name], len(CLASSES[name])
@@ -163,7 +163,7 @@ def test_data_is_absent_whole_or_wrong_and_a_missing_split_says_where_to_get_it(
     assert found["dtd"] == (OK, "dtd: 3 classes, 9 training, 6 validation and 6 test images")
     assert found["eurosat"].mark == WRONG and "no split file" in found["eurosat"].text
     assert "drive.google.com/file/d/1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o" in found["eurosat"].text
-    assert found["food101"].mark == WRONG and "but the published data set has 101 classes" in found["food101"].text
+    assert found["food101"].mark == WRONG and "but the published dataset has 101 classes" in found["food101"].text
     assert found["imagenet"].mark == WRONG and found["ucf101"].mark == ABSENT
 
 

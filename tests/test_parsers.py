@@ -185,7 +185,7 @@ def test_any_text_is_a_csv_of_images_or_refused_by_name(place, content, header):
 
 def test_a_csv_of_a_field_beyond_reading_is_named(tmp_path):
     (tmp_path / "any.csv").write_text(f"path,class\n\"{'a' * 200_000}\n")
-    with pytest.raises(ValueError, match="any.csv is no table"):
+    with pytest.raises(ValueError, match="any.csv is not a valid CSV file"):
         read_csv(tmp_path / "any.csv")
 
 

@@ -515,7 +515,7 @@ SPLITS = [
     Case("split", "is a folder", training(root="{here}"), "split_zhou_OxfordPets.json", "download",
          lambda here: ((pets(here) / "split_zhou_OxfordPets.json").unlink(),
                        (here / "oxford_pets" / "split_zhou_OxfordPets.json").mkdir())),
-    Case("split", "data set is a link to nothing", training(root="{here}"), "{here}/oxford_pets", "link to nothing",
+    Case("split", "data set is a link to nothing", training(root="{here}"), "{here}/oxford_pets", "broken link",
          lambda here: (here / "oxford_pets").symlink_to("nowhere")),
 ]
 OWN_DATA = [
@@ -547,7 +547,7 @@ OWN_DATA = [
     own("class of two images", photos("cat", "dog", count=2), "'cat'", "at least 3"),
     own("one class, new classes", photos("cat"), "1 class", "set DATASET.SUBSAMPLE_CLASSES all",
         "DATASET.SUBSAMPLE_CLASSES", "new"),
-    own("more shots than images, strict", photos("cat", "dog"), "DATASET.NUM_SHOTS", "take fewer shots",
+    own("more shots than images, strict", photos("cat", "dog"), "DATASET.NUM_SHOTS", "use fewer shots",
         "DATASET.CHECKS", "strict", "DATASET.NUM_SHOTS", "64"),
     own("train without test", photos("train/cat", "train/dog"), "{here}/photos/test", "should hold one folder"),
     own("test of other classes", photos("train/cat", "train/dog", "test/cat", "test/cow"), "'cow'",
@@ -722,7 +722,7 @@ ARCHIVES = [
     archive("zip: absolute link", zip_link("/etc/passwd"), OUT),
     archive("zip: device", zip_device(), "is a device"),
     archive("zip: bomb", lambda here: zip_bomb(), "unpacks to more than"),
-    archive("zip: truncated", GOOD_ZIP[:len(GOOD_ZIP) // 2], "no archive, or not the whole"),
+    archive("zip: truncated", GOOD_ZIP[:len(GOOD_ZIP) // 2], "not an archive, or an incomplete"),
     archive("zip: damaged inside", GOOD_ZIP[:20_000] + bytes(1000) + GOOD_ZIP[21_000:], "damaged"),
     archive("a web page", b"<!DOCTYPE html><html>login</html>", "web page"),
     archive("empty", b"", "empty"),
