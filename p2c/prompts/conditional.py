@@ -1,13 +1,12 @@
-"""CoCoOp's context: each image shifts it by what a small network makes of its feature (arXiv 2203.05557, section 3.2).
+"""CoCoOp's context, which a small network shifts depending on the image's feature (arXiv 2203.05557, section 3.2).
 
-Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E width of the
-features.
+Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E feature width.
 """
 from torch import Generator, Tensor, nn
 
 from p2c.prompts.context import ContextLearner, reset_linear
 
-BOTTLENECK = 16  # the network's hidden layer is so many times narrower than the feature
+BOTTLENECK = 16  # feature width over hidden width of the network
 
 
 class MetaNet(nn.Module):
@@ -28,9 +27,9 @@ class ConditionalContextLearner(ContextLearner):
     """A context for all classes, and the network that shifts it.
 
     Args:
-        context: (M, D), the start.
+        context: (M, D), the initial context.
         feature_width: E.
-        generator: draws the network's start.
+        generator: draws the network's initial weights.
     """
 
     def __init__(self, context: Tensor, feature_width: int, generator: Generator):
@@ -38,5 +37,5 @@ class ConditionalContextLearner(ContextLearner):
         self.meta_net = MetaNet(feature_width, context.shape[-1], generator)
 
     def shifted(self, context: Tensor, features: Tensor) -> Tensor:
-        """Contexts (B, M, D): every token of the context (M, D) moved alike by what an image's feature (B, E) says."""
+        """Return contexts (B, M, D): all tokens of the context (M, D) plus the shift for an image's feature (B, E)."""
         return context + self.meta_net(features)[:, None]

@@ -1,6 +1,6 @@
-"""What all prompt learners share: the tokens of class prompts, the start of a context, and what a learner hands over.
+"""The common part of all prompt learners: tokens of class prompts, initial contexts, and the prompts of a learner.
 
-Shapes: M context tokens, J layers with prompts (the input included), D text width, D_v vision width.
+Shapes: C classes, M context tokens, J layers with prompts (the input included), D text width, D_v vision width.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -15,34 +15,42 @@ INIT_STD = 0.02  # of random contexts, as in CoOp and MaPLe
 
 
 class Prompts(NamedTuple):
-    """What a learner hands to the towers."""
+    """The prompts that a learner passes to the towers."""
 
-    context: Tensor | None  # (M, D) text context at the input, or (C, M, D), one a class; None: no text is learned
+    context: Tensor | None  # (M, D) text context at the input, or (C, M, D), class-specific; None: no text prompts
     deep_text: Sequence[Tensor] = ()  # (M, D) each, entering text layers 1..J-1
     visual: Tensor | None = None  # (M, D_v) image prompts at the input
     deep_visual: Sequence[Tensor] = ()  # (M, D_v) each, entering image layers 1..J-1
-    attributes: Sequence[Tensor] = ()  # (N_i, D) learned tokens of the attributes, which stand before the context
+    attributes: Sequence[Tensor] = ()  # (N_i, D) learned tokens of the attributes, which precede the context
 
 
 def readable(classname: str) -> str:
-    """A class name as it stands in a prompt: underscores become spaces."""
+    """Return a class name as it is written in a prompt: underscores become spaces."""
     return classname.replace("_", " ")
 
 
 def class_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int,
                template: str) -> list[list[int]]:
-    """Token ids of one prompt a class: [SOS], the template with the class name for `{}`, [EOT]."""
+    """Return the token ids of one prompt per class: [SOS], the template with the class name for `{}`, [EOT]."""
     return [[sot, *tokenize(template.replace("{}", readable(name))), eot] for name in classnames]
 
 
 def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int, n_ctx: int,
                  fixed: Sequence[int] = (), position: str = "end", attributes: Sequence[Attribute] = ()) \
         -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of one prompt a class with an M-token context, and the positions of its learned tokens.
+    """Return the token ids of one prompt per class with an M-token context, and the positions of its learned tokens.
 
-    The prompt is [SOS], attributes, context, `fixed` ids, name, full stop, [EOT]; with `position` "front" the name is
-    before the context, with "middle" between its halves, the second of which is the longer (CoOp). As in CoOp, the name
-    is as many tokens from the start of what follows the context as it has by itself.
+    The prompt is [SOS], attributes, context, `fixed` ids, name, full stop, [EOT]. With `position` "front" the name
+    precedes the context; with "middle" it stands between the context's halves, the second of which may be longer by one
+    token (CoOp). As in CoOp, the name is counted as the first tokens after the context, as many as it has on its own.
+
+    Args:
+        tokenize: maps a text to token ids.
+        sot, eot: ids of [SOS] and [EOT].
+        n_ctx: M.
+
+    Returns:
+        (rows, slots), each with one list per class; learned tokens hold the id of [SOS].
     """
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context tokens in front of the name
     front, places = [sot], []
@@ -61,9 +69,9 @@ def context_rows(classnames: Sequence[str], tokenize: Callable[[str], list[int]]
 
 
 def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
-    """The ids that start an M-token context, and the ids of the initial text behind them, which stay fixed.
+    """Split an initial text into the ids that initialise an M-token context and those after them, which stay fixed.
 
-    Both are empty if there is no text to start from.
+    Both are empty for an empty text.
 
     Raises:
         ValueError: the text has fewer tokens than the context.
@@ -78,12 +86,12 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
 
 
 class ContextLearner(nn.Module):
-    """CoOp's learner: one context for all classes, or one a class (arXiv 2109.01134, section 3.2).
+    """CoOp's learner: one context for all classes, or class-specific contexts (arXiv 2109.01134, section 3.2).
 
     Args:
-        context: (M, D) or (C, M, D), the start.
-        attributes: starts (N_i, D) of the attributes' tokens, in use or not.
-        used: how many of these the prompts have.
+        context: (M, D) or (C, M, D), the initial context.
+        attributes: initial tokens (N_i, D) of the attributes, in use or not.
+        used: number of attributes that the prompts have.
     """
 
     def __init__(self, context: Tensor, attributes: Sequence[Tensor] = (), used: int = 0):
@@ -98,13 +106,13 @@ class ContextLearner(nn.Module):
 
 
 def random_context(shape: Sequence[int], generator: Generator) -> Tensor:
-    """A context drawn from N(0, 0.02^2)."""
+    """Draw a context of a given shape from N(0, 0.02^2)."""
     return INIT_STD * torch.randn(*shape, generator=generator)
 
 
 @torch.no_grad()
 def reset_linear(layer: nn.Linear, generator: Generator) -> nn.Linear:
-    """torch's own start of a Linear, U(-1/sqrt(in), 1/sqrt(in)) for weight and bias, but from a given generator."""
+    """Initialise a Linear as torch does, U(-1/sqrt(in), 1/sqrt(in)) for weight and bias, but from a given generator."""
     bound = 1 / math.sqrt(layer.in_features)
     layer.weight.uniform_(-bound, bound, generator=generator)
     layer.bias.uniform_(-bound, bound, generator=generator)
