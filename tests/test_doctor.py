@@ -51,11 +51,11 @@ def test_where_nothing_is_there_nothing_is_wrong_and_every_line_says_how_to_get_
     status, report = lines(capsys, "--root", tmp_path)
     assert status == 0 and report[-1] == "Nothing is wrong"
     for name in NAMES:
-        assert f"  absent  {name}: `python -m p2c data download {name}` gets it" in report
+        assert f"  absent  {name}: `python -m p2c data download {name}` downloads it" in report
     assert any(line.startswith("  absent  ViT-B/16: fetched at first use; or put https://") for line in report)
     assert f"torch {torch.__version__}" in report[2] and "yacs 0" in report[2]
-    dtd, eurosat = (f"{name} (`python -m p2c data download {name}` gets it)" for name in ("dtd", "eurosat"))
-    assert f"  absent  not compared: that takes the weights of ViT-B/16 and {dtd} or {eurosat}" in report
+    dtd, eurosat = (f"{name} (`python -m p2c data download {name}` downloads it)" for name in ("dtd", "eurosat"))
+    assert f"  absent  not compared: that needs the weights of ViT-B/16 and {dtd} or {eurosat}" in report
 
 
 def test_the_quick_report_leaves_the_comparison_out(tmp_path, capsys, monkeypatch):
@@ -119,9 +119,9 @@ def test_requirements_that_are_not_met_are_named(monkeypatch, requirement, messa
 
 
 def test_a_device_that_multiplies_rightly_is_told_from_one_that_does_not(monkeypatch):
-    assert doctor.multiplies("cpu")
+    assert doctor.multiplies_correctly("cpu")
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.full_like(a, 64.0625))
-    assert not doctor.multiplies("cpu")
+    assert not doctor.multiplies_correctly("cpu")
 
 
 @pytest.mark.parametrize("visible, mark, message", [
