@@ -49,7 +49,7 @@ class ImageNetVariant(FewShotDataset):
         return [(label, folder, name_of(names, folder, self.image_dir)) for label, folder in enumerate(folders)]
 
     def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
-        """Return the test images in place of the training images, of which there are none, whatever the shots."""
+        """Return the test images in place of the training images, of which there are none; ignore the shots."""
         return split.test, split.val
 
 

@@ -139,7 +139,7 @@ def patch_dassl() -> None:
 
 
 def _replace(old, new) -> None:
-    """Replace `old` by `new` in all imported modules, under whatever name."""
+    """Replace `old` by `new` in all imported modules, under any name."""
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is old:

@@ -155,10 +155,13 @@ class TextTower:
             buckets.append(Bucket(len(ends), size, mask, mask[on_device(ends)][:, None, None]))
         suffixes = [[*rows[c][shared:], *[self.eot] * (padded[c] - lengths[c])] for c in by_length]
         places = [[starts[c] + place - shared for place in slots[c]] for c in range(len(rows))] if own else slots[0]
+        order = [0] * len(rows)  # the inverse of by_length
+        for index, c in enumerate(by_length):
+            order[c] = index
         return ClassPrompts(prefix=embed([rows[0][:shared]], 0), suffix=embed(suffixes, shared).to(self._dtype),
                             buckets=tuple(buckets), eot=on_device([starts[c] + lengths[c] - 1 for c in by_length]),
-                            order=on_device(sorted(range(len(rows)), key=by_length.__getitem__)),
-                            slots=on_device(places), positions=positions[on_device(slots if own else slots[0])])
+                            order=on_device(order), slots=on_device(places),
+                            positions=positions[on_device(slots if own else slots[0])])
 
     def encode(self, prompts: ClassPrompts, context: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
         """Return text features (C, E), not normalised; (P, C, E) for P contexts.

@@ -82,7 +82,7 @@ def drafts_in(folder: Path) -> list[Path]:
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Rename a file or folder to its final name; whatever has that name already is renamed, unless an equal file."""
+    """Rename a file or folder to its final name, unless an equal file has it; set anything else of that name aside."""
     if source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
     with contextlib.suppress(OSError):  # an empty folder need not be kept
@@ -92,7 +92,7 @@ def move_into_place(source: Path, target: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    """Rename whatever is at a path, if anything, to the first free name PATH.old-N."""
+    """Rename the file or folder at a path, if any, to the first free name PATH.old-N."""
     if not os.path.lexists(path):
         return
     number = 1
