@@ -1,4 +1,4 @@
-"""Average the test results of several runs (seeds): CoOp's aggregator, and the tables of the four benchmarks.
+"""Average the test results of several runs (seeds), as CoOp's script does, or print a table of one of four benchmarks.
 
 Results of one experiment, one folder per seed (mean and spread are printed in CoOp's format):
 
@@ -6,21 +6,21 @@ Results of one experiment, one folder per seed (mean and spread are printed in C
     python parse_test_res.py output/my_experiment --test-log      # the logs are of evaluation-only runs
     python parse_test_res.py output --multi-exp                   # several experiments: output/exp1/seed1/, ...
 
-A run's value is taken from its `results.json` (unrounded, finished runs only) where there is one, else from the newest
-of its `log.txt`, `log.txt-DATE` with a result; logs of CoOp, MaPLe and their relatives are read too. Runs that do not
-count are named.
+A run's value is taken from its `results.json` (unrounded, finished runs only) if there is one, else from the newest of
+its `log.txt`, `log.txt-DATE` with a result. Logs of CoOp, MaPLe and related code are read too. Runs that do not count
+are listed.
 
-The whole table of a benchmark, over data sets and trainers, from folders as the scripts write them:
+The table of a benchmark, over datasets and trainers, from the folders that the scripts write:
 
     python parse_test_res.py --base2new output [--format text|markdown|csv|latex]    # base-to-novel generalization
-    python parse_test_res.py --xd output           # cross-dataset transfer: one source, other data sets as targets
+    python parse_test_res.py --xd output           # cross-dataset transfer: one source, other datasets as targets
     python parse_test_res.py --dg output           # domain generalization: one source, the same classes elsewhere
     python parse_test_res.py --fewshot output [--curves FILE.png|FILE.pdf]           # 1, 2, 4, 8, 16 shots
 
-Each cell is a mean over seeds, beside the published number where there is one. Base-to-novel's HM is the harmonic mean
-of these means, in the average row of the means over data sets, as the papers do. A transfer's average leaves out the
-source. The spread is the population standard deviation over seeds, for HM that of the seeds' own HMs, in an average
-that of the seeds' averages. What is missing, or mixes seeds or configurations, is named.
+Each cell is a mean over seeds, next to the published number if there is one. As in the papers, base-to-novel's HM is
+the harmonic mean of these means, and in the average row that of the means over datasets. A transfer's average leaves
+out the source. The spread is the population standard deviation over seeds; for HM that of the seeds' HMs, in an average
+that of the seeds' averages. Cells that are missing, or that mix seeds or configurations, are listed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import sys
 from os import listdir
 from statistics import fmean
 
-from p2c.tables.runs import METRICS, Spread, ci95, left_out, read_run, std, value_pattern
+from p2c.tables.runs import METRICS, Spread, ci95, describe_left_out, read_run, std, value_pattern
 from p2c.utils.console import Parser
 
 CURVES = (".png", ".pdf")
@@ -41,17 +41,22 @@ CURVES = (".png", ".pdf")
 
 
 def folders_in(directory: str) -> list[str]:
-    names = sorted(name for name in listdir(directory) if not name.startswith("."))
-    return [path for path in (osp.join(directory, name) for name in names) if osp.isdir(path)]
+    """Return the paths of the folders in a directory, sorted, without hidden ones."""
+    paths = [osp.join(directory, name) for name in sorted(listdir(directory)) if not name.startswith(".")]
+    return list(filter(osp.isdir, paths))
 
 
 def report(directory: str, keyword: str, test_log: bool, spread: Spread) -> tuple[float | None, int]:
-    """Print the runs of a directory, then mean and spread. Gives the mean (None: nothing found), the runs left out."""
+    """Print the runs of a directory, their mean and spread.
+
+    Returns:
+        The mean (None: nothing found), and the number of runs left out.
+    """
     print(f"Parsing files in {directory}")
     runs = [read_run(folder, keyword, test_log) for folder in folders_in(directory)]
     values = [run.value for run in runs if run.counts]
     for run in runs:
-        print(f"file: {run.file}. {keyword}: {run.value:.2f}%. " if run.counts else left_out(run))
+        print(f"file: {run.file}. {keyword}: {run.value:.2f}%. " if run.counts else describe_left_out(run))
     missing = len(runs) - len(values)
     if not values:
         return None, missing
@@ -65,7 +70,7 @@ def report(directory: str, keyword: str, test_log: bool, spread: Spread) -> tupl
 
 
 def report_experiments(directory: str, keyword: str, test_log: bool, spread: Spread) -> tuple[float | None, int]:
-    """report() of each experiment, then the mean of their means."""
+    """Print the report of each experiment, then the mean of their means; return the latter as `report` does."""
     reports = [(folder, *report(folder, keyword, test_log, spread)) for folder in folders_in(directory)]
     means = [mean for _, mean, _ in reports if mean is not None]
     empty = [folder for folder, mean, _ in reports if mean is None]
@@ -89,39 +94,42 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         description=description, epilog=layouts.replace("%", "%%"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", nargs="+", help="path to directory (several with the benchmarks)")
+    parser.add_argument("directory", nargs="+", help="directory of the runs (several for a benchmark)")
     parser.add_argument("--ci95", action="store_true", help="95%% confidence interval instead of standard deviation")
     parser.add_argument("--test-log", action="store_true", help="parse test-only logs")
     parser.add_argument("--multi-exp", action="store_true", help="parse multiple experiments")
     parser.add_argument("--keyword", default="accuracy", help=f"{', '.join(METRICS)}, ... (default: %(default)s)")
-    parser.add_argument("--strict", action="store_true", help="exit status 1 when a run was left out, or is missing")
+    parser.add_argument("--strict", action="store_true", help="exit status 1 if a run was left out or is missing")
     benchmarks = parser.add_mutually_exclusive_group()
     for name, title in (("base2new", "base-to-novel generalization"), ("xd", "cross-dataset transfer"),
                         ("dg", "domain generalization"), ("fewshot", "few-shot learning")):  # fmt: skip
         benchmarks.add_argument(
             f"--{name}", dest="benchmark", action="store_const", const=name, help=f"the table of {title}"
         )
-    parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="of that table (default: a family's)")
-    parser.add_argument("--format", choices=("text", "markdown", "csv", "latex"), help="of that table (default: text)")
+    parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
+                        help="datasets of that table (default: all of a family)")
+    parser.add_argument("--format", choices=("text", "markdown", "csv", "latex"),
+                        help="format of that table (default: text)")
     parser.add_argument("--curves", metavar="FILE", help="also draw the few-shot curves (.png or .pdf)")
     args = parser.parse_args(argv)
     if args.benchmark and (args.test_log or args.multi_exp):
-        parser.error(f"--{args.benchmark} finds out itself what --test-log and --multi-exp say; leave them out")
+        parser.error(f"--{args.benchmark} does not take --test-log and --multi-exp: it detects the kind of each log "
+                     "itself; leave them out")
     if not args.benchmark and (args.format or args.datasets or len(args.directory) > 1):
-        parser.error("several directories, --datasets and --format go with --base2new, --xd, --dg or --fewshot")
+        parser.error("several directories, --datasets and --format need --base2new, --xd, --dg or --fewshot")
     if args.curves and args.benchmark != "fewshot":
-        parser.error("--curves goes with --fewshot")
+        parser.error("--curves needs --fewshot")
     if args.curves and not args.curves.lower().endswith(CURVES):
         parser.error(f"--curves {args.curves} must end with {' or '.join(CURVES)}")
     try:
         value_pattern(args.keyword)
     except re.error as error:
-        parser.error(f"--keyword {args.keyword!r} is no regular expression: {error}")
+        parser.error(f"--keyword {args.keyword!r} is not a regular expression: {error}")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. Gives the exit status: 0, or 1 if nothing was found (with --strict, if a run was left out)."""
+    """Run the command; return 0, or 1 if nothing was found (with --strict, also if a run was left out)."""
     args = parse_args(argv)
     spread = ci95 if args.ci95 else std
     for directory in args.directory:
@@ -129,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"No such directory: {directory}; give a folder that holds runs", file=sys.stderr)
             return 1
     if args.benchmark:
-        from p2c.tables import printing  # here, so that averaging CoOp's folders needs the standard library alone
+        from p2c.tables import printing  # imported here, so that averaging CoOp's folders needs no other package
 
         style = args.format or "text"
         try:
@@ -149,9 +157,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def hint_for(directory: str, test_log: bool) -> str:
-    """What may be wrong when a directory gives nothing."""
+    """Return what may be wrong if nothing was found in a directory; "" if unknown."""
     if any(osp.isfile(osp.join(directory, name)) for name in ("log.txt", "results.json")):
-        return "this is a run's own folder; give the folder above it"
+        return "this is the folder of a single run; give the folder above it"
     return "" if test_log else "logs of evaluation-only runs need --test-log"
 
 

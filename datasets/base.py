@@ -1,7 +1,7 @@
-"""What all data sets share: read the fixed split, check it, draw the shots, keep base or new classes, hand over.
+"""The base class of all datasets: it reads the fixed split, checks it, draws the shots and selects base or new classes.
 
-A data set states facts: name, folder, split file, sizes, template. Everything is keyed by label, so class names may
-repeat.
+A subclass states facts: name, folder, split file, sizes, template. Everything is keyed by label, so two classes may
+have the same name.
 """
 import hashlib
 import os
@@ -16,24 +16,24 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-CACHE = Path("~/.cache/p2c")  # for data sets in folders that cannot be written to; $XDG_CACHE_HOME counts
+CACHE = Path("~/.cache/p2c")  # for datasets in read-only folders, unless $XDG_CACHE_HOME is set
 
 
 class FewShotDataset(DatasetBase):
-    """A data set with a split JSON of CoOp's form: {train, val, test: [[path below the images, label, class name]]}.
+    """A dataset with a split JSON in CoOp's form: {train, val, test: [[path below the images, label, class name]]}.
 
     Raises:
         FileNotFoundError: the folder, the split or images are missing; the message says how to get them.
-        ValueError: a split or a setting that makes no sense.
+        ValueError: an invalid split or setting.
     """
 
-    name: str = ""  # as in configs/datasets/NAME.yaml, for `python -m p2c data`; "": it cannot be fetched
+    name: str = ""  # as in configs/datasets/NAME.yaml, for `python -m p2c data`; "": cannot be downloaded
     folder: str  # below DATASET.ROOT
     images: str  # image folder, below `folder`
     split: str  # file name, in `folder`
     split_id: str = ""  # the split's id on Google Drive
-    split_sha256: str = ""  # of the file that published results used
-    sizes: Sizes | None = None  # the published numbers; None: any
+    split_sha256: str = ""  # of the split file that the published results used
+    sizes: Sizes | None = None  # the published numbers of classes and images; None: any
     template: str = "a photo of a {}."
 
     def __init__(self, cfg):
@@ -52,47 +52,56 @@ class FewShotDataset(DatasetBase):
         super().__init__(train_x=train, val=val, test=test)
 
     def locate(self, root: Path) -> Path:
-        """The data set's folder below DATASET.ROOT."""
+        """Return the dataset's folder below DATASET.ROOT."""
         return root / self.folder
 
     def prepare(self) -> None:
-        """Make the files; nothing to do unless a data set is generated."""
+        """Create the files of a generated dataset; other datasets do nothing here."""
 
     # Reading
 
     def read(self) -> Split:
-        """The split, all of whose images are there."""
+        """Read the split and check that all its images exist."""
         path = self.require(self.split, self.split_id, "split file")
-        split = read_split(path, self.image_dir, f"{self.remedy}, or download {drive_url(self.split_id)} to that path"
-                           if self.split_id else self.remedy)
+        by_hand = f", or download {drive_url(self.split_id)} to that path" if self.split_id else ""
+        split = read_split(path, self.image_dir, self.remedy + by_hand)
         self.compare(path, split.digest, self.split_sha256)
         return self.with_images(split)
 
     def compare(self, path: Path, digest: str, expected: str) -> None:
-        """Warn of a file that published results did not use, by its SHA-256; "" is expected where that is not known."""
+        """Warn if a file's SHA-256 is not that of the file that published results used ("": unknown)."""
         if expected and digest != expected and self.checks != "partial":
             log.warning(f"{path} is not the one of the published results: its SHA-256 is {digest}, expected {expected}")
 
     def with_images(self, split: Split) -> Split:
-        """The split, if all its images are there; raises FileNotFoundError otherwise."""
+        """Return the split after checking that all its images exist.
+
+        Raises:
+            FileNotFoundError: images are missing.
+        """
         check_images_exist(self.image_dir, split.paths, type(self).__name__, self.remedy)
         return split
 
     @property
     def remedy(self) -> str:
-        """What to do where files are missing or wrong."""
-        return f"`python -m p2c data download {self.name}` gets what is missing" if self.name else \
-            "extract the images so that these paths exist"
+        """What to do if files are missing or wrong, for messages."""
+        if self.name:
+            return f"`python -m p2c data download {self.name}` downloads what is missing"
+        return "extract the images so that these paths exist"
 
     def require(self, name: str, drive_id: str, what: str) -> Path:
-        """A file of the data set's folder that must be there; nothing is invented in its place.
+        """Return the path of a required file in the dataset's folder.
+
+        Args:
+            drive_id: id of the file on Google Drive; "": none.
+            what: the kind of file, for messages.
 
         Raises:
             FileNotFoundError: the folder or the file is missing; the message says how to get it.
         """
         path = self.dataset_dir / name
         if not self.dataset_dir.is_dir():
-            dangling = ", which is a link to nothing" if self.dataset_dir.is_symlink() else ""
+            dangling = ", which is a broken link" if self.dataset_dir.is_symlink() else ""
             raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or "
                                     f"point --root (scripts: $DATA) at the folder that holds {self.folder}")
         if not path.is_file():
@@ -101,39 +110,38 @@ class FewShotDataset(DatasetBase):
         return path
 
     def check_sizes(self, split: Split) -> None:
-        """Compare a split with the published numbers.
+        """Compare a split's numbers of classes and images with the published ones.
 
         Raises:
             ValueError: they differ.
         """
         found = Sizes(len({item.label for item in split.test}), len(split.train), len(split.val), len(split.test))
         if found != self.sizes:
-            raise ValueError(f"{type(self).__name__} in {self.dataset_dir} has {found}, but the published data set has "
-                             f"{self.sizes}; {self.remedy}, or set DATASET.CHECKS partial to use a part of it on "
-                             "purpose")
+            raise ValueError(f"{type(self).__name__} in {self.dataset_dir} has {found}, but the published dataset has "
+                             f"{self.sizes}; {self.remedy}, or set DATASET.CHECKS partial to use only a part of it")
 
     # Shots
 
     def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
-        """The training and validation items for a number of shots; -1 keeps everything.
+        """Draw the training and validation items for a number of shots; -1 keeps everything.
 
-        An upstream few-shot pickle is used if all its items belong to the split.
+        A few-shot pickle of CoOp or MaPLe is used instead if all its items belong to the split.
 
         Raises:
-            ValueError: another number of shots below 1, a pickle that is not such a cache, or, with
-                DATASET.CHECKS strict, a class with fewer images than shots.
+            ValueError: another number of shots below 1, an invalid pickle, or, with DATASET.CHECKS strict, a class
+                with fewer images than shots.
         """
         if shots == -1:
             return split.train, split.val
         if shots < 1:
-            raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images a class, or -1 for all, "
+            raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all, "
                              f"but got {shots}")
         if short := short_classes(split, shots):
-            text = f"{len(short)} classes have fewer than {shots} training images: " + \
-                ", ".join(f"{name} has {count}" for name, count in list(short.items())[:5])
+            examples = ", ".join(f"{name} has {count}" for name, count in list(short.items())[:5])
+            text = f"{len(short)} classes have fewer than {shots} training images: {examples}"
             if self.checks == "strict":
-                raise ValueError(f"{type(self).__name__}: {text}; take fewer shots (DATASET.NUM_SHOTS), or set "
-                                 "DATASET.CHECKS published to use all that there are")
+                raise ValueError(f"{type(self).__name__}: {text}; use fewer shots (DATASET.NUM_SHOTS), or set "
+                                 "DATASET.CHECKS published to use all images of these classes")
             log.warning(f"{text}; all of these are used, as in CoOp")
         legacy = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
         if legacy.is_file():
@@ -145,34 +153,35 @@ class FewShotDataset(DatasetBase):
 
     @property
     def cache_dir(self) -> Path:
-        """Where draws and listings are kept: with the data set, or where its folder cannot be written to, in CACHE."""
-        beside = self.dataset_dir / "split_fewshot"
-        if os.access(beside if beside.is_dir() else self.dataset_dir, os.W_OK):
-            return beside
-        place = os.environ.get("XDG_CACHE_HOME")
-        cache = Path(place) / "p2c" if place else CACHE.expanduser()
+        """The folder of remembered draws and listings: in the dataset's folder, or below CACHE if that is read-only."""
+        local = self.dataset_dir / "split_fewshot"
+        if os.access(local if local.is_dir() else self.dataset_dir, os.W_OK):
+            return local
+        user_cache = os.environ.get("XDG_CACHE_HOME")
+        cache = Path(user_cache) / "p2c" if user_cache else CACHE.expanduser()
         return cache / f"{self.dataset_dir.name}-{hashlib.sha256(str(self.dataset_dir).encode()).hexdigest()[:12]}"
 
-    # Handing over
-
     def to_data(self, items: Sequence[Item]) -> list[Datum]:
-        """Items with the whole path."""
+        """Convert items to the engine's `Datum`, with complete paths."""
         base = str(self.image_dir)
         return [Datum(impath=f"{base}/{path}", label=label, classname=name, check=False) for path, label, name in items]
 
 
 def drive_url(file_id: str) -> str:
-    """Where a browser finds a file on Google Drive."""
+    """Return the URL of a file on Google Drive."""
     return f"https://drive.google.com/file/d/{file_id}"
 
 
 def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \
         -> tuple[Sequence[Item], ...]:
-    """Keep all classes, the first ceil(n/2) labels (base) or the rest (new), or a half of the base labels, taken
-    likewise (dev_base, dev_new); relabelled from 0 in order.
+    """Keep the items of some classes, relabelled from 0 in order.
+
+    Args:
+        half: "all"; "base", the first ceil(n/2) labels; "new", the rest; "dev_base" or "dev_new", the same halves of
+            the base labels.
 
     Raises:
-        ValueError: no such choice, or no new classes.
+        ValueError: an unknown half, or one without classes.
     """
     if half not in HALVES:
         raise ValueError(f"DATASET.SUBSAMPLE_CLASSES must be one of {', '.join(HALVES)}, but got '{half}'")
@@ -180,12 +189,14 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
         return train, val, test
     labels = sorted({item.label for item in train})
     chosen = labels
-    for part in ("base", half.removeprefix("dev_")) if half.startswith("dev_") else (half,):
-        m = (len(chosen) + 1) // 2
-        chosen = chosen[:m] if part == "base" else chosen[m:]
+    halvings = ("base", half.removeprefix("dev_")) if half.startswith("dev_") else (half,)
+    for part in halvings:
+        middle = (len(chosen) + 1) // 2
+        chosen = chosen[:middle] if part == "base" else chosen[middle:]
     if not chosen:
-        raise ValueError(f"There are no classes for DATASET.SUBSAMPLE_CLASSES {half}: the data set has {len(labels)} "
-                         f"class{'es' * (len(labels) > 1)}; set DATASET.SUBSAMPLE_CLASSES all")
+        classes = "1 class" if len(labels) == 1 else f"{len(labels)} classes"
+        raise ValueError(f"There are no classes for DATASET.SUBSAMPLE_CLASSES {half}: the dataset has {classes}; set "
+                         "DATASET.SUBSAMPLE_CLASSES all")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
     return tuple([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]

@@ -1,11 +1,11 @@
-"""Pictures of shapes from integer arithmetic alone: the decoded pixels of a seed are the same on every machine.
+"""Pictures of shapes, drawn with integer arithmetic only, so that a seed gives the same pixels on every machine.
 
-A picture is asked for in words ("red striped star", "three dotted hearts", "star above a ring"); what the words leave
-open (place, angle, size, background, ...) is drawn from a counted stream of random integers. No floating-point number
-touches a pixel: directions come from a fixed-point table, edges are smoothed by averaging 2x2 samples.
+A picture is specified in words ("red striped star", "three dotted hearts", "star above a ring"); whatever the words
+leave open (position, angle, size, background, ...) is drawn from a stream of random integers. No pixel depends on a
+floating-point number: directions come from a fixed-point table, and edges are smoothed by averaging 2x2 samples.
 
-Units: pictures are SIDE x SIDE pixels; places and radii are in eighths of a pixel; a shape's own coordinates (u to the
-right, v down) put its radius at UNIT. Inside a shape its field is positive, about the distance to the edge.
+Units: pictures are SIDE x SIDE pixels; positions and radii are in eighths of a pixel. In a shape's own coordinates
+(u to the right, v down) its radius is UNIT. A shape's field is positive inside and roughly the distance to the edge.
 """
 
 import hashlib
@@ -41,36 +41,41 @@ SIZES = {"tiny": (44, 60), None: (76, 180), "big": (208, 240)}  # radius of a si
 RELATIONS = ("above", "beside")
 
 
-class Dice:
-    """Random integers that depend on a name alone (SHA-256 of it seeds PCG64, whose raw output numpy keeps fixed)."""
+class RandomStream:
+    """A stream of random integers that depends on a name alone.
+
+    The name's SHA-256 seeds PCG64, whose raw output numpy guarantees not to change.
+    """
 
     def __init__(self, name: str) -> None:
         self._bits = np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
         self._ready: list[int] = []
 
     def below(self, n: int) -> int:
-        """An integer in [0, n), for n far below 2**32."""
+        """Draw an integer in [0, n), for n far below 2**32."""
         if not self._ready:
             self._ready = (self._bits.random_raw(64) >> np.uint64(32)).tolist()
         return (self._ready.pop() * n) >> 32
 
     def between(self, low: int, high: int) -> int:
-        """An integer in [low, high]."""
+        """Draw an integer in [low, high]."""
         return low + self.below(high - low + 1)
 
     def pick(self, choices: Sequence[T]) -> T:
+        """Draw one of `choices`."""
         return choices[self.below(len(choices))]
 
     def chance(self, percent: int) -> bool:
+        """Return True with a probability given in percent."""
         return self.below(100) < percent
 
     def sample(self, choices: Sequence[T], k: int) -> list[T]:
-        """`k` different members of `choices`, in random order."""
+        """Draw `k` different members of `choices`, in random order."""
         rest = list(choices)
         return [rest.pop(self.below(len(rest))) for _ in range(k)]
 
     def octets(self, *shape: int) -> np.ndarray:
-        """An int32 array of integers in [0, 256)."""
+        """Draw an int32 array of integers in [0, 256)."""
         size = math.prod(shape)
         raw = self._bits.random_raw((size + 7) // 8)
         planes = [(raw >> np.uint64(8 * k)) & np.uint64(255) for k in range(8)]
@@ -82,7 +87,10 @@ def _disc(u: Field, v: Field, radius: int) -> Field:
 
 
 def _half_planes(u: Field, v: Field, first: int, count: int, distance: int) -> list[Field]:
-    """Fields of `count` half-planes at `distance` from the centre, their normals spread over a turn from `first`."""
+    """Return the fields of `count` half-planes at `distance` from the centre.
+
+    Their normals divide a full turn evenly, starting at the direction `first`.
+    """
     turns = [first + round(k * TURN / count) for k in range(count)]
     return [distance - ((SINE[(t + TURN // 4) % TURN] * u + SINE[t % TURN] * v) >> 12) for t in turns]
 
@@ -101,7 +109,7 @@ def triangle(u: Field, v: Field) -> Field:
 
 
 def star(u: Field, v: Field) -> Field:
-    """Five lines cut out a pentagram: a point is inside when it is on the inner side of at least four of them."""
+    """Return the field of a pentagram: a point is inside if it is on the inner side of at least four of five lines."""
     lowest, second = None, None
     for plane in _half_planes(u, v, -TURN // 4, 5, 309):
         if lowest is None:
@@ -146,7 +154,7 @@ def arrow(u: Field, v: Field) -> Field:
 SHAPES: dict[str, Callable[[Field, Field], Field]] = {
     f.__name__: f for f in (circle, square, triangle, star, cross, ring, heart, diamond, crescent, arrow)
 }
-PLURALS = {f"{'crosse' if name == 'cross' else name}s": name for name in SHAPES}
+PLURALS = {"crosses" if name == "cross" else f"{name}s": name for name in SHAPES}
 
 
 def solid(u: Field, v: Field) -> Field:
@@ -166,7 +174,7 @@ def checkered(u: Field, v: Field) -> Field:
     return ((u ^ v) & 512) == 0
 
 
-# Where a fill shows the colour; the rest of the shape is pale. A hollow shape has no rest: the background shows.
+# Masks of where a fill shows the colour; the rest of the shape is pale. The inside of a hollow shape is not painted.
 FILLS: dict[str, Callable[[Field, Field], Field] | None] = {
     "solid": solid,
     "hollow": None,
@@ -176,8 +184,8 @@ FILLS: dict[str, Callable[[Field, Field], Field] | None] = {
 }
 
 
-class Item(NamedTuple):
-    """One shape on a picture: its words, its colour (red, green, blue), and where it is."""
+class PlacedShape(NamedTuple):
+    """One shape in a picture: its name, fill, colour (red, green, blue) and geometry."""
 
     shape: str
     fill: str
@@ -190,13 +198,13 @@ class Item(NamedTuple):
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
-    """(2h, 2w) samples -> (h, w, 1) counts from 0 to 4."""
+    """Count the samples (2h, 2w) inside each pixel: (h, w, 1), from 0 to 4."""
     m = mask.view(np.uint8)
     return (m[::2, ::2] + m[1::2, ::2] + m[::2, 1::2] + m[1::2, 1::2]).astype(np.int32)[:, :, None]
 
 
-def paint(picture: np.ndarray, item: Item) -> None:
-    """Draw `item` on `picture` (SIDE, SIDE, 3), int32, in place."""
+def paint(picture: np.ndarray, item: PlacedShape) -> None:
+    """Draw a shape on a picture (SIDE, SIDE, 3), int32, in place."""
     reach = item.radius + item.radius // 8 + 8
     left, right = max(0, (item.x - reach) // 8), min(SIDE, (item.x + reach) // 8 + 1)
     top, bottom = max(0, (item.y - reach) // 8), min(SIDE, (item.y + reach) // 8 + 1)
@@ -205,7 +213,7 @@ def paint(picture: np.ndarray, item: Item) -> None:
     dx = np.arange(8 * left + 2, 8 * right, 4, dtype=np.int32) - item.x
     dy = (np.arange(8 * top + 2, 8 * bottom, 4, dtype=np.int32) - item.y)[:, None]
     sine, cosine = SINE[item.angle % TURN], SINE[(item.angle + TURN // 4) % TURN]
-    u = (cosine * dx + sine * dy) // (4 * item.radius)  # 4096 from the table over 4 is UNIT
+    u = (cosine * dx + sine * dy) // (4 * item.radius)  # the table's scale of 4096, divided by 4, is UNIT
     v = (cosine * dy - sine * dx) // (4 * item.radius)
     field = SHAPES[item.shape](u, v)
     inside = field > 0
@@ -222,19 +230,22 @@ def paint(picture: np.ndarray, item: Item) -> None:
         patch[:] = (patch * (4 - everywhere) + pale * (everywhere - colored) + rgb * colored + 2) >> 2
 
 
-def background(dice: Dice, tone: str) -> np.ndarray:
-    """A flat or gently shaded picture (SIDE, SIDE, 3), int32, in the tone's colour give or take a little."""
-    base = np.array([c + dice.between(-8, 8) for c in BACKGROUNDS[tone]], np.int32)
-    if dice.chance(50):
+def background(rng: RandomStream, tone: str) -> np.ndarray:
+    """Draw an empty picture (SIDE, SIDE, 3), int32, flat or slightly shaded, in about the tone's colour."""
+    base = np.array([c + rng.between(-8, 8) for c in BACKGROUNDS[tone]], np.int32)
+    if rng.chance(50):
         return np.broadcast_to(base, (SIDE, SIDE, 3)).copy()
-    slope_x, slope_y = dice.between(-40, 40), dice.between(-40, 40)
+    slope_x, slope_y = rng.between(-40, 40), rng.between(-40, 40)
     place = np.arange(SIDE, dtype=np.int32) - SIDE // 2
     shade = (slope_x * place + slope_y * place[:, None]) // SIDE
     return base + shade[:, :, None]
 
 
-class Wish(NamedTuple):
-    """What a picture must show; None leaves it open. `second` and `relation` make it a pair: shape relation second."""
+class PictureSpec(NamedTuple):
+    """What a picture must show; None leaves an attribute open.
+
+    `tone` names the background. `relation` and `second` make it a pair of shapes: "shape relation second".
+    """
 
     shape: str | None = None
     color: str | None = None
@@ -247,13 +258,13 @@ class Wish(NamedTuple):
     second_color: str | None = None
 
 
-def read_wish(text: str) -> Wish:
-    """The wish a phrase states: "two hollow stars", "big red ring on a tan background", "star above a pink heart".
+def parse_spec(text: str) -> PictureSpec:
+    """Parse a phrase such as "two hollow stars", "big red ring on a tan background" or "star above a pink heart".
 
     Raises:
-        ValueError: for a word that is none of the vocabulary's.
+        ValueError: a word that is not in the vocabulary.
     """
-    wish, after_relation, after_on = {}, False, False
+    spec, after_relation, after_on = {}, False, False
     for word in text.split():
         shape = PLURALS.get(word, word)
         if word in ("a", "an", "background"):
@@ -261,74 +272,76 @@ def read_wish(text: str) -> Wish:
         if word == "on":
             after_on = True
         elif after_on and word in BACKGROUNDS:
-            wish["tone"] = word
+            spec["tone"] = word
         elif word in RELATIONS:
-            wish["relation"], after_relation = word, True
+            spec["relation"], after_relation = word, True
         elif shape in SHAPES:
-            wish["second" if after_relation else "shape"] = shape
+            spec["second" if after_relation else "shape"] = shape
         elif word in COLORS:
-            wish["second_color" if after_relation else "color"] = word
+            spec["second_color" if after_relation else "color"] = word
         elif word in FILLS:
-            wish["fill"] = word
+            spec["fill"] = word
         elif word in SIZES:
-            wish["size"] = word
+            spec["size"] = word
         elif word in COUNTS:
-            wish["count"] = word
+            spec["count"] = word
         else:
             raise ValueError(f"Unknown word '{word}' in '{text}'; a picture is described by words such as "
                              f"{', '.join([*COLORS, *FILLS, *SHAPES, *COUNTS, *RELATIONS])}.")
-    return Wish(**wish)
+    return PictureSpec(**spec)
 
 
-def _jittered(dice: Dice, color: str) -> tuple[int, int, int]:
-    red, green, blue = (min(255, max(0, c + dice.between(-28, 28))) for c in COLORS[color])
+def _jittered(rng: RandomStream, color: str) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, c + rng.between(-28, 28))) for c in COLORS[color])
     return red, green, blue
 
 
-def _pair(dice: Dice, wish: Wish, shape: str, color: str, fill: str) -> list[Item]:
-    """Two shapes of one radius, the first above the second, or beside it on either side."""
-    second = wish.second or dice.pick(list(SHAPES))
-    second_color = wish.second_color or dice.pick(list(COLORS))
-    radius = dice.between(72, 120)
-    shift, drift = radius + dice.between(8, 24), dice.between(-24, 24)
-    x, y = CENTER + dice.between(-16, 16), CENTER + dice.between(-16, 16)
-    dx, dy = (drift, shift) if wish.relation == "above" else (shift, drift)
+def _pair(rng: RandomStream, spec: PictureSpec, shape: str, color: str, fill: str) -> list[PlacedShape]:
+    """Return two shapes of equal radius, the first above the second or on either side of it."""
+    second = spec.second or rng.pick(list(SHAPES))
+    second_color = spec.second_color or rng.pick(list(COLORS))
+    radius = rng.between(72, 120)
+    shift, drift = radius + rng.between(8, 24), rng.between(-24, 24)
+    x, y = CENTER + rng.between(-16, 16), CENTER + rng.between(-16, 16)
+    dx, dy = (drift, shift) if spec.relation == "above" else (shift, drift)
     ends = [(x - dx, y - dy), (x + dx, y + dy)]
-    if wish.relation == "beside" and dice.chance(50):
+    if spec.relation == "beside" and rng.chance(50):
         ends.reverse()
-    words = ((shape, fill, color), (second, wish.fill or "solid", second_color))
+    words = ((shape, fill, color), (second, spec.fill or "solid", second_color))
     return [
-        Item(shape, fill, _jittered(dice, color), x, y, radius, dice.below(TURN), dice.below(512))
+        PlacedShape(shape, fill, _jittered(rng, color), x, y, radius, rng.below(TURN), rng.below(512))
         for (shape, fill, color), (x, y) in zip(words, ends, strict=True)
     ]
 
 
-def _group(dice: Dice, wish: Wish, shape: str, color: str, fill: str) -> list[Item]:
-    """One shape anywhere, or several equal ones, each in its own quarter of the picture."""
-    count = COUNTS[wish.count or "one"]
-    radius = dice.between(*(SIZES[wish.size] if count == 1 else GROUP_RADIUS))
+def _group(rng: RandomStream, spec: PictureSpec, shape: str, color: str, fill: str) -> list[PlacedShape]:
+    """Return one shape at any position, or several equal ones, each in its own quarter of the picture."""
+    count = COUNTS[spec.count or "one"]
+    radius = rng.between(*(SIZES[spec.size] if count == 1 else GROUP_RADIUS))
     if count == 1:
         middles, half = [(CENTER, CENTER)], CENTER
     else:
         near, far, half = CENTER // 2, 3 * CENTER // 2, CENTER // 2
-        middles = dice.sample([(near, near), (far, near), (near, far), (far, far)], count)
+        middles = rng.sample([(near, near), (far, near), (near, far), (far, far)], count)
     room = max(0, half - radius)
-    places = [(x + dice.between(-room, room), y + dice.between(-room, room)) for x, y in middles]
-    rgb, phase = _jittered(dice, color), dice.below(512)
-    return [Item(shape, fill, rgb, x, y, radius, dice.below(TURN), phase) for x, y in places]
+    places = [(x + rng.between(-room, room), y + rng.between(-room, room)) for x, y in middles]
+    rgb, phase = _jittered(rng, color), rng.below(512)
+    return [PlacedShape(shape, fill, rgb, x, y, radius, rng.below(TURN), phase) for x, y in places]
 
 
-def arrange(dice: Dice, wish: Wish) -> list[Item]:
-    """The shapes of a picture that fulfils `wish`; whatever it leaves open is drawn from `dice`."""
-    shape = wish.shape or dice.pick(list(SHAPES))
-    color = wish.color or dice.pick(list(COLORS))
-    fill = wish.fill or ("solid" if dice.chance(50) else dice.pick(list(FILLS)))
-    return (_pair if wish.relation else _group)(dice, wish, shape, color, fill)
+def arrange(rng: RandomStream, spec: PictureSpec) -> list[PlacedShape]:
+    """Return the shapes of a picture that meets `spec`; whatever it leaves open is drawn from `rng`."""
+    shape = spec.shape or rng.pick(list(SHAPES))
+    color = spec.color or rng.pick(list(COLORS))
+    fill = spec.fill or ("solid" if rng.chance(50) else rng.pick(list(FILLS)))
+    if spec.relation:
+        return _pair(rng, spec, shape, color, fill)
+    return _group(rng, spec, shape, color, fill)
 
 
-def draw(dice: Dice, wish: Wish) -> np.ndarray:
-    """A clean picture (SIDE, SIDE, 3), uint8, that fulfils `wish`."""
-    picture = background(dice, wish.tone or dice.pick(list(BACKGROUNDS)))
-    for item in arrange(dice, wish):
+def draw(rng: RandomStream, spec: PictureSpec) -> np.ndarray:
+    """Draw a clean picture (SIDE, SIDE, 3), uint8, that meets `spec`."""
+    picture = background(rng, spec.tone or rng.pick(list(BACKGROUNDS)))
+    for item in arrange(rng, spec):
         paint(picture, item)
     return np.clip(picture, 0, 255).astype(np.uint8)

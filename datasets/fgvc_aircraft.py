@@ -1,4 +1,4 @@
-"""FGVC Aircraft (Maji et al., 2013): model variants, split by the data set's own lists."""
+"""FGVC Aircraft (Maji et al., 2013): model variants, split by the dataset's own lists."""
 from pathlib import Path
 
 from p2c.datasets.base import FewShotDataset
@@ -22,7 +22,7 @@ class FGVCAircraft(FewShotDataset):
     template = "a photo of a {}, a type of aircraft."
 
     def read(self) -> Split:
-        """The split of the four text files."""
+        """Read the split from the four text files."""
         paths = {name: self.require(name, "", "list") for name in SHA256}
         digests = {name: sha256(path.read_bytes()) for name, path in paths.items()}
         for name, expected in SHA256.items():
@@ -33,10 +33,10 @@ class FGVCAircraft(FewShotDataset):
         return self.with_images(Split(**parts, digest=sha256("".join(digests.values()).encode())))
 
     def read_list(self, path: Path, labels: dict[str, int]) -> list[Item]:
-        """The items of a list, whose class names contain spaces.
+        """Read the items of a list; class names may contain spaces.
 
         Raises:
-            ValueError: a line that is not "id class name", or another name than variants.txt has.
+            ValueError: a line that is not "id class name", or a class name that is not in variants.txt.
         """
         items = []
         for line in read_lines(path):

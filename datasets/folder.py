@@ -1,15 +1,15 @@
-"""One's own images, without writing a class: DATASET.ROOT is the folder itself.
+"""The user's own images as a dataset, without writing a class: DATASET.ROOT is the folder itself.
 
-What is in the folder decides, the first that applies:
+The first layout that applies is used:
 
     DATASET.FOLDER.SPLIT names a file in it     a split JSON of CoOp's form, or a CSV with the columns path, class and,
                                                 if the split is given, split (train, val or test)
     train/CLASS/*.jpg, test/CLASS/*.jpg         val/CLASS/*.jpg is optional
-    CLASS/*.jpg                                 divided 50 : 20 : 30 within each class, once; the split is kept in the
-                                                folder as split_seed1.json, which is used from then on
+    CLASS/*.jpg                                 divided 50 : 20 : 30 within each class; the split is saved in the
+                                                folder as split_seed1.json and used from then on
 
-Labels are the ranks of the sorted class folders (or classes of the CSV). Class names are the folders' names, or those
-that classnames.txt gives: lines "folder name", with a tab between the two where folders' names contain spaces.
+Labels number the sorted class folders (or classes of the CSV). Class names are the folders' names, or those in
+classnames.txt: lines "folder name", with a tab between the two if the folder's name contains spaces.
 """
 import csv
 import io
@@ -23,18 +23,18 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-SPLIT_SEED = 1  # of a split made here; the run's seed must not matter, lest training images become test images
+SPLIT_SEED = 1  # of splits made here; independent of the run's seed, so that no training image becomes a test image
 MADE_SPLIT = f"split_seed{SPLIT_SEED}.json"
 CLASSNAMES = "classnames.txt"
 
 
 @DATASET_REGISTRY.register()
 class Folder(FewShotDataset):
-    """A folder of one's own images.
+    """A folder of the user's own images.
 
     Raises:
         FileNotFoundError: there is no such folder, or images are missing.
-        ValueError: a folder that makes no data set, or settings that do not fit it.
+        ValueError: an unusable folder, or settings that do not fit it.
     """
 
     folder, images = "", ""
@@ -57,7 +57,7 @@ class Folder(FewShotDataset):
         return self.rename(split)
 
     def read_file(self, path: Path) -> Split:
-        """The split of a JSON or CSV file, all of whose images are there."""
+        """Read a split from a JSON or CSV file and check that all its images exist."""
         if not path.is_file():
             raise FileNotFoundError(f"No split file {path} (DATASET.FOLDER.SPLIT)")
         remedy = "correct the file"
@@ -72,7 +72,7 @@ class Folder(FewShotDataset):
         return split
 
     def read_parts(self) -> Split:
-        """train/, test/ and perhaps val/, with the same class folders."""
+        """Read the split from the folders train/, test/ and, if present, val/, which have the same class folders."""
         parts: dict[str, list[Item]] = {"val": []}
         labels: dict[str, int] = {}
         for part in PARTS:
@@ -81,15 +81,17 @@ class Folder(FewShotDataset):
                 continue
             listing = list_classes(folder, "Your images")
             labels = labels or {name: label for label, name in enumerate(listing)}
-            if odd := sorted(listing.keys() ^ labels.keys() if part == "test" else listing.keys() - labels.keys()):
-                raise ValueError(f"{folder}: the class folders {odd[:5]} are not in both {self.dataset_dir / 'train'} "
-                                 f"and {folder}; training and test need the same classes")
+            # Test needs all classes of the training; validation may lack some.
+            odd = listing.keys() ^ labels.keys() if part == "test" else listing.keys() - labels.keys()
+            if odd:
+                raise ValueError(f"{folder}: the class folders {sorted(odd)[:5]} are not in both "
+                                 f"{self.dataset_dir / 'train'} and {folder}; training and test need the same classes")
             parts[part] = [Item(f"{part}/{name}/{image}", labels[name], name)
                            for name, images in listing.items() for image in images]
         return self.checked(parts, self.dataset_dir, "correct the folders")
 
     def read_classes(self) -> Split:
-        """The split made of class folders before, or else a new one."""
+        """Read the split that was made from the class folders before, or make a new one."""
         path = self.dataset_dir / MADE_SPLIT
         listing = list_classes(self.dataset_dir, "Your images")
         total = sum(map(len, listing.values()))
@@ -97,8 +99,8 @@ class Folder(FewShotDataset):
             split = self.read_file(path)
             known = len(split.paths)
             if known != total:
-                log.warning(f"{path} divides {known} images, but the folders hold {total}; delete that file to have "
-                            "all of them divided anew")
+                log.warning(f"{path} divides {known} images, but the folders hold {total}; delete that file to divide "
+                            "all of them again")
             return split
         items = [Item(f"{name}/{image}", label, name) for label, (name, images) in enumerate(listing.items())
                  for image in images]
@@ -111,16 +113,17 @@ class Folder(FewShotDataset):
         except OSError as error:
             raise ValueError(f"{self.dataset_dir} has no split yet and none can be written to {path} ({error}); make "
                              "the folder writable once, or give a split file or train/ and test/ folders") from error
-        log.info(f"Saved split to {path}: {total} images, {' : '.join(str(len(parts[part])) for part in PARTS)} to "
-                 "train, validate and test")
+        counts = " : ".join(str(len(parts[part])) for part in PARTS)
+        log.info(f"Saved split to {path}: {total} images, {counts} for training, validation and test")
         return self.read_file(path)
 
     def checked(self, parts: dict[str, list[Item]], source: Path, remedy: str) -> Split:
+        """Return the split of some parts after `check_items`."""
         check_items(parts, self.dataset_dir, lambda what: ValueError(f"{source}: {what}; {remedy}"))
         return Split(**parts, digest=digest_of(parts[part] for part in PARTS))
 
     def rename(self, split: Split) -> Split:
-        """The split with the class names of the names file, if there is one."""
+        """Return the split with the class names of the names file, if there is one."""
         path = self.dataset_dir / (self.names_file or CLASSNAMES)
         if not path.is_file():
             if self.names_file:
@@ -129,30 +132,30 @@ class Folder(FewShotDataset):
         names = read_names(path)
         folders = {item.classname for item in split.train}
         if odd := sorted(folders ^ names.keys()):
-            raise ValueError(f"{path} must have one line \"folder name\" a class, but {odd[:5]} are not in both the "
+            raise ValueError(f"{path} must have one line \"folder name\" per class, but {odd[:5]} are not in both the "
                              "file and the images' classes")
         renamed = ([item._replace(classname=names[item.classname]) for item in part] for part in split.parts)
         return Split(*renamed, digest=split.digest)
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """Folder -> class name, from lines "folder<tab>name" or "folder name".
+    """Read a mapping from folder to class name, from lines "folder<tab>name" or "folder name".
 
     Raises:
-        ValueError: a line that is neither.
+        ValueError: another line, or a folder that is listed twice.
     """
     names: dict[str, str] = {}
     for line in read_lines(path):
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         if not name.strip() or folder.strip() in names:
-            raise ValueError(f"{path}: the line {line!r} should be a folder that comes once, a space or tab, and a "
-                             "class name")
+            raise ValueError(f"{path}: the line {line!r} should be a folder that is listed once, a space or tab, and "
+                             "a class name")
         names[folder.strip()] = name.strip()
     return names
 
 
 def read_csv(path: Path) -> dict[str, list[Item]]:
-    """The items of a CSV file: columns path, class and, optionally, split; without it they are divided.
+    """Read the items of a CSV file with the columns path, class and, optionally, split; without it, divide them.
 
     Raises:
         ValueError: missing columns, a row without a value, or an unknown part.
@@ -160,12 +163,12 @@ def read_csv(path: Path) -> dict[str, list[Item]]:
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path)), skipinitialspace=True))
     except csv.Error as error:
-        raise ValueError(f"{path} is no table: {error}; correct the file") from error
+        raise ValueError(f"{path} is not a valid CSV file: {error}; correct the file") from error
     columns = set(rows[0]) if rows else set()
     if not {"path", "class"} <= columns:
-        raise ValueError(f"{path} needs a first line with the columns path, class and, if you choose it yourself, "
-                         "split (train, val or test), and a line an image; it has "
-                         f"{', '.join(map(str, columns)) or 'nothing'}")
+        raise ValueError(f"{path} needs a first line with the columns path, class and, if you choose the split "
+                         "yourself, split (train, val or test), then one line per image; its columns are "
+                         f"{', '.join(map(str, columns)) or 'none'}")
     for number, row in enumerate(rows, start=2):
         if not row["path"] or not row["class"]:
             raise ValueError(f"{path}, line {number}: path or class is missing; correct the file")

@@ -1,8 +1,8 @@
 """ImageNet (Deng et al., 2009; ILSVRC 2012): 1000 classes, tested on the validation images.
 
-Labels are the ranks of the sorted class folders (WordNet ids), names those that CLIP's authors gave (classnames.txt).
-Images are listed in sorted order, so that a draw of shots is the same on every file system; CoOp draws from the file
-system's own order, which no seed reproduces.
+Labels number the sorted class folders (WordNet ids); class names are those of CLIP's authors (classnames.txt). Images
+are listed in sorted order, so that a draw of shots is the same on every file system. CoOp draws from the file system's
+own order, which no seed reproduces.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,19 +23,19 @@ class ImageNet(FewShotDataset):
     sizes = Sizes(classes=1000, train=1_281_167, val=0, test=50_000)
 
     def read(self) -> Split:
-        """Return train and test items. The test items, also in place of validation, are ImageNet's validation images.
+        """Return training and test items; the test items are ImageNet's validation images.
 
-        No model is chosen on them: see Run.require_validation.
+        They also stand in for the missing validation set, but no model is selected on them: see Run.require_validation.
         """
         names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
         folders = {}
         for part in ("train", "val"):
-            hint = f"; {self.remedy} (the validation images must be sorted into class folders too)"
             try:
                 folders[part] = list_classes(self.image_dir / part, type(self).__name__,
                                              self.cache_dir / f"listing_{part}.json")
             except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}{hint}") from error
+                raise FileNotFoundError(f"{error}; {self.remedy} (the validation images must be sorted into class "
+                                        "folders too)") from error
         if odd := sorted(folders["train"].keys() ^ folders["val"].keys()):
             raise ValueError(f"ImageNet: the class folders {odd[:5]} are not in both {self.image_dir / 'train'} and "
                              f"{self.image_dir / 'val'}; {self.remedy}")
@@ -52,28 +52,28 @@ class ImageNet(FewShotDataset):
 
 
 def read_classnames(path: Path) -> dict[str, str]:
-    """WordNet id -> class name, in the file's order; the lines are "id name with spaces".
+    """Read a mapping from WordNet id to class name, in the file's order, from lines "id name with spaces".
 
     Raises:
-        ValueError: a line that is not of that form, or an id that comes twice.
+        ValueError: a line that is not of that form, or an id that is listed twice.
     """
     names: dict[str, str] = {}
     for line in read_lines(path):
         wnid, _, name = line.partition(" ")
         if not name.strip() or wnid in names:
-            raise ValueError(f"{path}: the line {line!r} should be an id that comes once, a space and a class name; "
-                             "download the file again")
+            raise ValueError(f"{path}: the line {line!r} should be an id that is listed once, a space and a class "
+                             "name; download the file again")
         names[wnid] = name.strip()
     return names
 
 
 def name_of(names: dict[str, str], wnid: str, folder: Path) -> str:
-    """The name of a class folder.
+    """Return the class name of a class folder.
 
     Raises:
-        ValueError: the folder is no class.
+        ValueError: the folder is not that of a class.
     """
     if wnid not in names:
-        raise ValueError(f"{folder / wnid}: {CLASSNAMES} has no name for '{wnid}'; move folders that are no class "
+        raise ValueError(f"{folder / wnid}: {CLASSNAMES} has no name for '{wnid}'; move folders that are not classes "
                          f"away, or download {CLASSNAMES} again")
     return names[wnid]

@@ -1,4 +1,4 @@
-"""ImageNet's classes in other pictures, for domain generalization: V2, Sketch, A and R. They are only tested on.
+"""Variants of ImageNet's test set for domain generalization: V2, Sketch, A and R. They have no training images.
 
 V2: Recht et al., 2019. Sketch: Wang et al., 2019. A: Hendrycks et al., 2021. R: Hendrycks et al., 2021.
 """
@@ -13,10 +13,10 @@ from p2c.framework import DATASET_REGISTRY
 
 
 class ImageNetVariant(FewShotDataset):
-    """A test set of class folders named by WordNet id; labels are the ranks of the sorted folders.
+    """A test set of class folders named by WordNet id; labels number the sorted folders.
 
     Raises:
-        ValueError: base or new classes are asked for; these protocols do not exist on variants.
+        ValueError: base or new classes are asked for; variants are tested on all classes.
     """
 
     split, split_id = CLASSNAMES, CLASSNAMES_ID
@@ -28,7 +28,7 @@ class ImageNetVariant(FewShotDataset):
         super().__init__(cfg)
 
     def require(self, name: str, drive_id: str, what: str) -> Path:
-        """The file of class names may also be ImageNet's own."""
+        """Return the path of the file of class names, which may also be ImageNet's own."""
         shared = self.dataset_dir.parent / ImageNet.folder / name
         if self.dataset_dir.is_dir() and not (self.dataset_dir / name).is_file() and shared.is_file():
             return shared
@@ -45,11 +45,11 @@ class ImageNetVariant(FewShotDataset):
         return Split([], [], test, digest_of((test,)))
 
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
-        """(label, folder, class name) of each class folder."""
+        """Return (label, folder, class name) of each class folder."""
         return [(label, folder, name_of(names, folder, self.image_dir)) for label, folder in enumerate(folders)]
 
     def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
-        """The test images stand in for training images, which there are none of; shots do not matter."""
+        """Return the test images in place of the training images, of which there are none; ignore the shots."""
         return split.test, split.val
 
 
@@ -59,10 +59,10 @@ class ImageNetV2(ImageNetVariant):
     sizes = Sizes(classes=1000, train=0, val=0, test=10_000)
 
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
-        """Folders are called by label: 0 to 999, the line of the class in classnames.txt."""
+        """Return (label, folder, class name) of each class; folders are named 0 to 999, by line of classnames.txt."""
         ordered = list(names.values())
         if odd := sorted(set(folders) - set(map(str, range(len(ordered))))):
-            raise ValueError(f"{self.image_dir}: the folders should be called 0 to {len(ordered) - 1} by label, but "
+            raise ValueError(f"{self.image_dir}: the folders should be named 0 to {len(ordered) - 1} by label, but "
                              f"there are {odd[:5]}; {self.remedy}")
         labels = sorted(map(int, folders))
         expected = labels[-1] + 1 if self.checks == "partial" else len(ordered)

@@ -1,12 +1,12 @@
-"""The shapes family: few-shot data sets of generated pictures, so that every benchmark runs offline.
+"""The shapes family: few-shot datasets of generated pictures, with which every benchmark runs offline.
 
 `Shapes` is the source. `ShapesDark` to `ShapesSketch` show the same classes in other styles (domain generalization);
-`ShapesCounts` to `ShapesGrounds` have classes of their own (cross-dataset transfer). All pictures differ between the
-data sets, and each data set has a style that the built-in backbone `tiny-shapes` was not trained on. The styles'
-strengths were set by looking at that backbone's zero-shot accuracy on a calibration stream, never on a data set.
+`ShapesCounts` to `ShapesGrounds` have other classes (cross-dataset transfer). No picture is in two datasets, and each
+dataset has a style that the built-in backbone `tiny-shapes` was not trained on. The styles' strengths were chosen by
+that backbone's zero-shot accuracy on a separate calibration stream, never on a dataset.
 
-A data set is written at first use: PNG files and a split JSON as for any other data set. The first half of each list of
-classes is the base half. A class name is also what its pictures are drawn from: see `drawing.read_wish`.
+A dataset is written at its first use: PNG files and a split JSON as for any other dataset. The first half of each list
+of classes are the base classes. A class name also specifies its pictures: see `drawing.parse_spec`.
 """
 
 import os
@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
-from p2c.datasets.drawing import Dice, draw, read_wish
+from p2c.datasets.drawing import RandomStream, draw, parse_spec
 from p2c.framework import DATASET_REGISTRY, write_json
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-PICTURES = {"train": 32, "val": 20, "test": 40}  # a class
-Style = Callable[[np.ndarray, Dice], np.ndarray]
+PICTURES = {"train": 32, "val": 20, "test": 40}  # per class
+Style = Callable[[np.ndarray, RandomStream], np.ndarray]
 
 COMPOSITIONS = (
     "red solid star", "red striped circle", "red hollow square", "green dotted star",
@@ -76,7 +76,7 @@ GROUNDS = (
 
 
 class GeneratedDataset(FewShotDataset):
-    """A data set that writes itself: `contents` says what to draw and `style` how."""
+    """A dataset that is drawn at its first use: `contents` specifies its classes, `style` filters the pictures."""
 
     images = "images"
     contents: tuple[str, ...] = COMPOSITIONS
@@ -84,7 +84,7 @@ class GeneratedDataset(FewShotDataset):
 
     @property
     def remedy(self) -> str:
-        return f"delete {self.dataset_dir} to have the data set drawn again"
+        return f"delete {self.dataset_dir} to generate the dataset again"
 
     def prepare(self) -> None:
         generate(self.folder, Path(self.dataset_dir))
@@ -162,27 +162,27 @@ FAMILY: dict[str, type[GeneratedDataset]] = {
 
 
 def picture(name: str, stream: str, label: int, index: int, styled: bool = True) -> np.ndarray:
-    """One picture (64, 64, 3), uint8, of class `label`; a function of its arguments alone.
+    """Draw a picture (64, 64, 3), uint8, of class `label`; it depends on the arguments alone.
 
     Args:
-        name: folder of a data set of the family.
-        stream: "train", "val" or "test"; any other name gives pictures that are in no data set.
+        name: folder of a dataset of the family.
+        stream: "train", "val" or "test"; any other name gives pictures that are in no dataset.
         index: number of the picture within its class and stream.
-        styled: in the data set's style, or clean as in pretraining.
+        styled: True for the dataset's style, False for a clean picture as in pretraining.
     """
     member = FAMILY[name]
-    dice = Dice(f"{name}/{stream}/{label}/{index}")
-    clean = draw(dice, read_wish(member.contents[label]))
+    rng = RandomStream(f"{name}/{stream}/{label}/{index}")
+    clean = draw(rng, parse_spec(member.contents[label]))
     if not styled:
         return clean
-    return np.clip(member.style(clean.astype(np.int32), dice), 0, 255).astype(np.uint8)
+    return np.clip(member.style(clean.astype(np.int32), rng), 0, 255).astype(np.uint8)
 
 
 def generate(name: str, folder: Path, pictures: dict[str, int] = PICTURES) -> None:
-    """Write data set `name` to `folder` unless it is there.
+    """Write dataset `name` to `folder` unless it exists.
 
-    Everything goes to a neighbouring folder first and appears by one rename: what is interrupted is done again, and of
-    two processes at work at once one wins and the other's copy is dropped.
+    All files are written to a draft folder next to it, which is then renamed: `folder` is never incomplete. If two
+    processes generate the same dataset at once, one copy is discarded.
 
     Raises:
         FileExistsError: `folder` holds something else.
@@ -199,8 +199,8 @@ def generate(name: str, folder: Path, pictures: dict[str, int] = PICTURES) -> No
             os.rename(draft, folder)
         except OSError as error:
             if not (folder / member.split).exists():
-                raise FileExistsError(f"{folder} exists but has no {member.split}; to have {name} generated there, "
-                                      "move or delete that folder") from error
+                raise FileExistsError(f"{folder} exists but has no {member.split}; move or delete that folder to "
+                                      f"generate {name} there") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

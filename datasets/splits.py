@@ -1,6 +1,6 @@
-"""Splits: which images train, validate and test, with their labels; read from a file or made from class folders.
+"""Splits into training, validation and test images with labels, read from a file or made from class folders.
 
-Items keep the file's order, which the few-shot draw depends on.
+Items keep the file's order, on which the few-shot draw depends.
 """
 import hashlib
 import json
@@ -17,11 +17,11 @@ from p2c.utils.logs import get_logger
 log = get_logger(__name__)
 
 PARTS = ("train", "val", "test")
-# dev_base and dev_new are the halves of the base half: they play base and new where settings are chosen.
+# dev_base and dev_new are the two halves of the base classes, used as base and new classes when settings are chosen.
 HALVES = ("all", "base", "new", "dev_base", "dev_new")
 CHECKS = ("partial", "published", "strict")  # how closely a split is compared with the published one
-SHARES = (0.5, 0.2, 0.3)  # of train, val and test in a split made here, as in CoOp's own
-DRIVE = re.compile(r"[A-Za-z]:")
+SHARES = (0.5, 0.2, 0.3)  # of train, val and test in a split made here, as in CoOp's splits
+DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
 
 class Item(NamedTuple):
@@ -34,7 +34,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """The items of each part, and a SHA-256 of where they came from."""
+    """The items of each part, and the SHA-256 of the file or items that they were read from."""
 
     train: list[Item]
     val: list[Item]
@@ -43,17 +43,17 @@ class Split:
 
     @property
     def parts(self) -> tuple[list[Item], list[Item], list[Item]]:
-        """In the order of PARTS."""
+        """The parts, in the order of PARTS."""
         return self.train, self.val, self.test
 
     @property
     def paths(self) -> list[str]:
-        """Of all images."""
+        """The paths of all images."""
         return [item.path for part in self.parts for item in part]
 
 
 class Sizes(NamedTuple):
-    """The published numbers of a data set's classes and of the images in its split."""
+    """The published numbers of classes and images of a dataset."""
 
     classes: int
     train: int
@@ -66,19 +66,20 @@ class Sizes(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """A text file as UTF-8, without a byte-order mark.
+    """Read a text file in UTF-8, without a byte-order mark.
 
-    Raises ValueError, which names the file, if it is none.
+    Raises:
+        ValueError: the file is not in UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as that") \
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it in UTF-8") \
             from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, without white space around them."""
+    """Return the lines of a text file, stripped and without blank ones."""
     return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 
 
@@ -87,7 +88,7 @@ def sha256(content: bytes) -> str:
 
 
 def digest_of(parts: Iterable[Iterable[Item]]) -> str:
-    """A SHA-256 of items that come from no single file."""
+    """Return a SHA-256 of items that were not read from a single file."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update("".join(f"{path}\t{label}\t{name}\n" for path, label, name in part).encode())
@@ -96,10 +97,10 @@ def digest_of(parts: Iterable[Iterable[Item]]) -> str:
 
 
 def read_split(path: Path, image_dir: Path, remedy: str) -> Split:
-    """A split JSON of CoOp's form: {train, val, test: [[path below image_dir, label, class name]]}.
+    """Read a split JSON in CoOp's form: {train, val, test: [[path below image_dir, label, class name]]}.
 
     Raises:
-        ValueError: not such a file, or items that `check_items` refuses; ends with `remedy`.
+        ValueError: another file, or items that `check_items` refuses; the message ends with `remedy`.
     """
     log.info(f"Reading split from {path}")
     content = path.read_bytes()
@@ -108,27 +109,27 @@ def read_split(path: Path, image_dir: Path, remedy: str) -> Split:
         return ValueError(f"{path}: {what}; {remedy}")
 
     if content.lstrip()[:1] == b"<":
-        raise fault("this is a web page, not a split file: the download was answered with a page")
+        raise fault("this is a web page, not a split file: the server answered the download with a page")
     try:
         raw = json.loads(content.decode("utf-8-sig"))
         parts = {part: [Item(*item) for item in raw[part]] for part in PARTS}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise fault("this is no split file: expected train, val and test, each a list of [path, label, class name] "
+        raise fault("this is not a split file: expected train, val and test, each a list of [path, label, class name] "
                     f"({type(error).__name__}: {error})") from error
     check_items(parts, image_dir, fault)
     return Split(**parts, digest=sha256(content))
 
 
 def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Callable[[str], ValueError]) -> None:
-    """Refuse items that make no data set.
+    """Raise `fault` of a description if the items are not a valid dataset.
 
     Raises:
-        ValueError: what `fault` makes of: a path outside the image folder, an image that comes twice, whichever way
-            its path is written, labels with gaps, a label with two names or none, a class that is not in both train
-            and test, or an empty part.
+        ValueError: a path outside the image folder, an image that is listed twice (however its path is written),
+            labels with gaps, a label with two names or none, a class that is not in both train and test, or no items
+            to train or test.
     """
     names: dict[int, str] = {}
-    seen: dict[str, str] = {}  # normal paths, and how they are written
+    seen: dict[str, str] = {}  # normalised path -> path as written
     for path, label, name in (item for part in PARTS for item in parts[part]):
         if type(label) is not int or label < 0:
             raise fault(f"the label of {path!r} must be a whole number from 0 on, but is {label!r}")
@@ -136,8 +137,7 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
             raise fault(f"label {label} needs a class name, but has {name!r}")
         if not is_unicode(name):
             raise fault(f"the class name {name!r} of label {label} is no text in UTF-8")
-        if not isinstance(path, str) or not path or path.startswith("/") or "\\" in path or DRIVE.match(path) or \
-                ".." in path.split("/") or "\0" in path or not is_unicode(path):
+        if not is_relative_path(path):
             raise fault(f"{path!r} must be a path below {image_dir}, in UTF-8, with forward slashes and no '..'")
         normal = posixpath.normpath(path)
         if normal in seen:
@@ -158,8 +158,16 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
         raise fault(f"train has {len(classes)} classes, but the classes {odd[:5]} are not in both train and test")
 
 
+def is_relative_path(path: object) -> bool:
+    """Return whether a value is a path with forward slashes that stays inside its folder on every system."""
+    if not isinstance(path, str) or not path or not is_unicode(path):
+        return False
+    absolute = path.startswith("/") or DRIVE_LETTER.match(path)
+    return not (absolute or "\\" in path or "\0" in path or ".." in path.split("/"))
+
+
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; one with half of a character in it cannot."""
+    """Return whether a text can be encoded as UTF-8; one with a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -168,7 +176,7 @@ def is_unicode(text: str) -> bool:
 
 
 def divide(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
-    """A new split of items, by SHARES within each class.
+    """Divide items at random into train, val and test, by SHARES within each class.
 
     Raises:
         ValueError: a class with fewer than three images.
@@ -181,7 +189,7 @@ def divide(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
     for _, group in sorted(groups.items()):
         if len(group) < len(PARTS):
             raise ValueError(f"class {group[0].classname!r} has {len(group)} images; a split needs at least "
-                             f"{len(PARTS)}, one to train, one to validate and one to test")
+                             f"{len(PARTS)}, one each for training, validation and test")
         rng.shuffle(group)
         n_val, n_test = (max(1, round(share * len(group))) for share in SHARES[1:])
         parts["val"] += group[:n_val]

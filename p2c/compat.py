@@ -1,8 +1,8 @@
-"""Real Dassl and this package's engine side by side: which of them runs, and what makes either serve the other's users.
+"""Coexistence of real Dassl and this package's engine.
 
-`engine()` says which one runs here. `patch_dassl()` and `provide_dassl()` are for those who ask: the first mends real
-Dassl in place, the second lets code written against Dassl run on this package's engine. With `p2c.framework` this is
-the only file that imports dassl.
+`engine()` returns which of them runs. `patch_dassl()` and `provide_dassl()` take effect only when called: the first
+fixes real Dassl in place, the second lets code written for Dassl run on this package's engine. Only this file and
+`p2c.framework` import dassl.
 """
 import functools
 import importlib
@@ -17,11 +17,11 @@ from types import ModuleType
 OURS, DASSL = "p2c", "dassl"
 VARIABLE = "P2C_ENGINE"
 
-WILDS = "dassl.data.datasets.dg.wilds"  # three data sets of real Dassl's that need the packages wilds and pandas
+WILDS = "dassl.data.datasets.dg.wilds"  # three datasets of real Dassl that need the packages wilds and pandas
 
 
 class EngineError(ImportError):
-    """The engine that was asked for cannot run here, or not any more."""
+    """The requested engine cannot run here, or no longer in this process."""
 
 
 # Which engine
@@ -29,58 +29,57 @@ class EngineError(ImportError):
 
 @functools.cache
 def engine() -> str:
-    """The engine of this process, decided once: "dassl" if somebody has imported real Dassl before, else "p2c"."""
+    """Return the engine of this process, decided once: "dassl" if real Dassl is imported already, else "p2c"."""
     return DASSL if real_dassl() else OURS
 
 
 def choose_engine() -> None:
-    """Follow the environment variable P2C_ENGINE ("p2c" or "dassl"); for a program's entry, before anything else.
+    """Follow the environment variable P2C_ENGINE ("p2c" or "dassl"); a program calls it first.
 
     Raises:
-        EngineError: another value, or real Dassl cannot be imported or not any more; the message says why.
+        EngineError: another value, or real Dassl cannot be imported, or no longer; the message says why.
     """
     asked = os.environ.get(VARIABLE) or OURS
     if asked not in (OURS, DASSL):
         raise EngineError(f"{VARIABLE} is '{asked}'; choose from {OURS}, {DASSL}")
     if asked == DASSL:
         if "p2c.framework" in sys.modules and engine() == OURS:
-            raise EngineError(f"{VARIABLE}=dassl comes too late: this process has chosen the engine of p2c already")
+            raise EngineError(f"{VARIABLE}=dassl comes too late: this process already uses the engine of p2c")
         import_dassl()
         engine.cache_clear()
 
 
 def real_dassl() -> ModuleType | None:
-    """The dassl.engine that this process has imported, unless `provide_dassl` put it there."""
+    """Return real Dassl's module dassl.engine if this process has imported it, else None."""
     module = sys.modules.get("dassl.engine")
     return None if module is None or isinstance(module, Provided) else module
 
 
 def dassl_version() -> str | None:
-    """The version of the real Dassl that runs, None on this package's engine."""
+    """Return the version of real Dassl if it is the engine, else None."""
     return getattr(sys.modules.get("dassl"), "__version__", "unknown") if engine() == DASSL else None
 
 
 def describe() -> str:
-    """The engine that runs, for a log."""
+    """Describe the engine of this process, for a log."""
     if engine() == OURS:
         return "p2c"
     return f"real Dassl {dassl_version()} in {os.path.dirname(sys.modules['dassl'].__file__)}"
 
 
 def import_dassl() -> None:
-    """Import real Dassl: without its data sets that need wilds, where that is missing, and with logging left on.
+    """Import real Dassl, keeping logging enabled and leaving out the datasets that need wilds if that is missing.
 
     Raises:
         EngineError: it cannot be imported; the message says why.
     """
     disabled, before = logging.root.manager.disable, set(sys.modules)
-    spare = [] if all(map(_importable, ("wilds", "pandas"))) else [WILDS]
-    for name in spare:  # an empty package in its place: `from .wilds import *` then adds nothing
-        sys.modules.setdefault(name, ModuleType(name))
+    if not (_importable("wilds") and _importable("pandas")):
+        sys.modules.setdefault(WILDS, ModuleType(WILDS))  # empty, so that `from .wilds import *` adds nothing
     try:
         for name in ("dassl.engine", "dassl.data.datasets", "dassl.config", "dassl.evaluation", "dassl.optim"):
             importlib.import_module(name)
-    except Exception as error:  # whatever a package of somebody else's raises when it is imported
+    except Exception as error:  # a third party's package may raise anything when it is imported
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "dassl":
                 del sys.modules[name]
@@ -92,27 +91,28 @@ def import_dassl() -> None:
 
 
 def _importable(name: str) -> bool:
-    return sys.modules[name] is not None if name in sys.modules else importlib.util.find_spec(name) is not None
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def check_cfg(cfg) -> None:
     """Raise EngineError if a configuration is real Dassl's although our trainers run on this package's engine."""
     if "p2c.framework" in sys.modules and engine() == OURS and real_dassl() and "MCD" in cfg.TRAINER:
-        raise EngineError("p2c was imported before Dassl, so that its trainers are not Dassl's; move `import "
+        raise EngineError("p2c was imported before Dassl, so its trainers do not run on Dassl; move `import "
                           "p2c.trainers.p2c` below all imports of dassl")
 
 
-# Mending real Dassl
+# Fixes for real Dassl
 
 
 def patch_dassl() -> None:
-    """Mend real Dassl in place, for the trainers that are written on it.
+    """Fix real Dassl in place, for trainers that are written for it.
 
     On current torch its warm-up schedules raise, its checkpoints with warm-up cannot be read back, a resumed run keeps
-    the learning rate that it resumes with, and top-k accuracy raises for k > 1. The functions at fault are replaced by
-    this package's, in Dassl and in every module that has imported them by name. Calling it again changes nothing. Where
-    wilds is missing, call it before anything imports Dassl. Where this package's engine stands in for Dassl there is
-    nothing to mend.
+    the learning rate that it resumes with, and top-k accuracy raises for k > 1. The faulty functions are replaced by
+    this package's, in Dassl and in every module that has imported them by name. A second call changes nothing. If wilds
+    is missing, call it before anything imports Dassl. If this package's engine stands in for Dassl, it does nothing.
 
     Raises:
         EngineError: real Dassl cannot be imported.
@@ -139,7 +139,7 @@ def patch_dassl() -> None:
 
 
 def _replace(old, new) -> None:
-    """Put `new` wherever a module has `old` under some name."""
+    """Replace `old` by `new` in all imported modules, under any name."""
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is old:
@@ -148,7 +148,7 @@ def _replace(old, new) -> None:
 
 # Standing in for Dassl
 
-# Dassl's modules -> the modules of this package that have what is in them.
+# Dassl's modules -> the modules of p2c.engine with the same contents.
 MODULES = {
     "dassl": (),
     "dassl.config": ("config",),
@@ -181,11 +181,11 @@ MODULES = {
 
 
 class Provided(ModuleType):
-    """A module of Dassl's that this package's engine stands in for."""
+    """A module named as one of Dassl's, with the contents of this package's engine."""
 
 
-class _Refusal(importlib.abc.MetaPathFinder):
-    """Says, of the modules of Dassl's that have no stand-in, what to do."""
+class _MissingModules(importlib.abc.MetaPathFinder):
+    """Raises a helpful error for Dassl's modules that this package does not provide."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname.startswith("dassl."):
@@ -194,35 +194,35 @@ class _Refusal(importlib.abc.MetaPathFinder):
 
 
 def provide_dassl() -> None:
-    """From now on `import dassl` in this process gives this package's engine, whatever is installed.
+    """Make `import dassl` in this process import this package's engine, even if real Dassl is installed.
 
-    For trainers and data sets that were written against Dassl. Calling it again changes nothing.
+    For trainers and datasets that were written for Dassl. A second call changes nothing.
 
     Raises:
-        EngineError: real Dassl has been imported before.
+        EngineError: real Dassl has been imported already.
     """
     present = sys.modules.get("dassl")
     if isinstance(present, Provided):
         return
     if present is not None:
-        raise EngineError("Real Dassl has been imported already, so this package's engine cannot take its name; call "
+        raise EngineError("Real Dassl has been imported already, so this package's engine cannot stand in for it; call "
                           "provide_dassl() before anything imports dassl")
     for name, sources in MODULES.items():
         module = sys.modules[name] = Provided(name, f"{name}, by the engine of p2c.")
         if any(other.startswith(f"{name}.") for other in MODULES):
             module.__path__ = []
         for source in sources:
-            theirs = importlib.import_module(f"p2c.engine.{source}")
-            module.__dict__.update({key: value for key, value in vars(theirs).items() if not key.startswith("_")})
+            ours = importlib.import_module(f"p2c.engine.{source}")
+            module.__dict__.update({key: value for key, value in vars(ours).items() if not key.startswith("_")})
         parent, _, leaf = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], leaf, module)
-    sys.meta_path.insert(0, _Refusal())
+    sys.meta_path.insert(0, _MissingModules())
     _pickle_datum_as_dassl()
 
 
 def _pickle_datum_as_dassl() -> None:
-    """Let few-shot files that a data set pickles be Dassl's own, readable there; worker processes get ours."""
+    """Pickle `Datum` under Dassl's name, so that real Dassl reads few-shot files; worker processes get our class."""
     from p2c.engine.datasets import Datum
 
     Datum.__module__ = "dassl.data.datasets.base_dataset"

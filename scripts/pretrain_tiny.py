@@ -1,15 +1,15 @@
-"""Pretrain `tiny-shapes`, the small CLIP that ships with the package, on captions of generated pictures.
+"""Pretrain `tiny-shapes`, the small CLIP that ships with the package, on generated pictures with captions.
 
     python scripts/pretrain_tiny.py
 
 writes p2c/clip/builtin/tiny-shapes.{json,safetensors}; the defaults are the arguments that made the committed files.
-Pictures are clean ones of `datasets/drawing.py`, streamed, each seen once. None belongs to a data set of the shapes
-family (their streams have other names) and none is in a style of theirs. Where a caption leaves attributes out, the
-same caption may fit several pictures of a batch: equal captions share their targets.
+Pictures are clean ones of `datasets/drawing.py`, drawn on the fly, each seen once. None belongs to a dataset of the
+shapes family (their streams have other names), and none is in the style of one. A caption that leaves attributes out
+may fit several pictures of a batch: equal captions share their targets.
 
-An interrupted run continues from its last checkpoint. Each checkpoint is exported too, so there are usable weights
-early on. The styles of the data sets were set after pretraining, looking at the accuracy of these weights on pictures
-of a calibration stream that no data set holds; `--measure` measures the exported weights again and trains nothing.
+An interrupted run continues from its last checkpoint. The weights are exported with each checkpoint. The styles of the
+datasets were chosen after pretraining, by the accuracy of these weights on pictures of a calibration stream that no
+dataset holds. `--measure` only evaluates the exported weights.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2c.datasets import drawing, shapes  # noqa: E402
-from p2c.datasets.drawing import Dice, Wish  # noqa: E402
+from p2c.datasets.drawing import PictureSpec, RandomStream  # noqa: E402
 
 log = logging.getLogger("pretrain")
 
@@ -55,76 +55,77 @@ TEMPLATES = (
 ATTRIBUTE_WORDS = "color shape shapes pattern size background count number in on and with x"
 
 
-def words_of_vocabulary() -> str:
-    """Every word a caption, a template or a class name may hold ("x" stands where a context is to be learned)."""
-    tables = (drawing.COLORS, drawing.FILLS, drawing.SHAPES, drawing.PLURALS, drawing.COUNTS, drawing.BACKGROUNDS,
-              drawing.RELATIONS, [size for size in drawing.SIZES if size], TEMPLATES, [ATTRIBUTE_WORDS])
-    return " ".join(word.replace("{}", " ") for table in tables for word in table) + " , :"
+def vocabulary() -> str:
+    """Return all words of captions, templates and class names in one text ("x" is the placeholder of a context)."""
+    words = [*drawing.COLORS, *drawing.FILLS, *drawing.SHAPES, *drawing.PLURALS, *drawing.COUNTS, *drawing.BACKGROUNDS,
+             *drawing.RELATIONS, *filter(None, drawing.SIZES), *TEMPLATES, ATTRIBUTE_WORDS]
+    return " ".join(words).replace("{}", " ") + " , :"
 
 
-def random_wish(dice: Dice) -> Wish:
-    """A fully determined picture: one shape, a group of equal ones, or a pair."""
-    wish = Wish(shape=dice.pick(list(drawing.SHAPES)), color=dice.pick(list(drawing.COLORS)),
-                fill=dice.pick(list(drawing.FILLS)), tone=dice.pick(list(drawing.BACKGROUNDS)))
-    kind = dice.below(100)
+def random_spec(rng: RandomStream) -> PictureSpec:
+    """Draw the specification of a picture: one shape, a group of equal ones, or a pair."""
+    spec = PictureSpec(shape=rng.pick(list(drawing.SHAPES)), color=rng.pick(list(drawing.COLORS)),
+                       fill=rng.pick(list(drawing.FILLS)), tone=rng.pick(list(drawing.BACKGROUNDS)))
+    kind = rng.below(100)
     if kind < 60:
-        return wish._replace(count="one", size=dice.pick([None, None, None, "tiny", "big"]))
+        return spec._replace(count="one", size=rng.pick([None, None, None, "tiny", "big"]))
     if kind < 80:
-        return wish._replace(count=dice.pick(list(drawing.COUNTS)[1:]))
-    return wish._replace(relation=dice.pick(drawing.RELATIONS), second=dice.pick(list(drawing.SHAPES)),
-                         second_color=dice.pick(list(drawing.COLORS)),
-                         fill=None if dice.chance(70) else wish.fill)
+        return spec._replace(count=rng.pick(list(drawing.COUNTS)[1:]))
+    return spec._replace(relation=rng.pick(drawing.RELATIONS), second=rng.pick(list(drawing.SHAPES)),
+                         second_color=rng.pick(list(drawing.COLORS)),
+                         fill=None if rng.chance(70) else spec.fill)
 
 
-def mention(dice: Dice, wish: Wish) -> Wish:
-    """What a caption says of the picture: `wish` with some attributes left out."""
-    if wish.relation:
-        colors = dice.chance(35)
-        return wish._replace(fill=None, count=None, tone=wish.tone if dice.chance(12) else None,
-                             color=wish.color if colors else None, second_color=wish.second_color if colors else None)
-    full, single = dice.chance(50), wish.count == "one"
-    told = wish._replace(
-        color=wish.color if full or dice.chance(60) else None,
-        fill=wish.fill if full or dice.chance(60) else None,
-        shape=wish.shape if full or dice.chance(85) else None,
-        size=wish.size if dice.chance(60) else None,
-        tone=wish.tone if dice.chance(15) else None,
-        count=wish.count if dice.chance(3 if single else 90) else None,
+def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
+    """Return `spec` without some random attributes: what a caption mentions of the picture."""
+    if spec.relation:
+        colors = rng.chance(35)
+        return spec._replace(fill=None, count=None, tone=spec.tone if rng.chance(12) else None,
+                             color=spec.color if colors else None, second_color=spec.second_color if colors else None)
+    full, single = rng.chance(50), spec.count == "one"
+    mentioned = spec._replace(
+        color=spec.color if full or rng.chance(60) else None,
+        fill=spec.fill if full or rng.chance(60) else None,
+        shape=spec.shape if full or rng.chance(85) else None,
+        size=spec.size if rng.chance(60) else None,
+        tone=spec.tone if rng.chance(15) else None,
+        count=spec.count if rng.chance(3 if single else 90) else None,
     )
-    if not single and dice.chance(60):
-        told = told._replace(color=None)
-    return told
+    if not single and rng.chance(60):
+        mentioned = mentioned._replace(color=None)
+    return mentioned
 
 
-def phrase(dice: Dice, told: Wish, plural: bool) -> str:
-    """The told attributes in words, as in "big red striped star" or "star shape with red color"."""
+def phrase(rng: RandomStream, mentioned: PictureSpec, plural: bool) -> str:
+    """Express the mentioned attributes in words, such as "big red striped star" or "star shape with red color"."""
     names = {name: word for word, name in drawing.PLURALS.items()} if plural else {}
-    noun = names.get(told.shape, told.shape) or ("shapes" if plural else "shape")
-    ending = f" on a {told.tone} background" if told.tone else ""
-    if told.relation:
-        first = " ".join(filter(None, (told.color, noun)))
-        second = " ".join(filter(None, (told.second_color, told.second)))
-        article = ("an " if second[0] in "aeiou" else "a ") if dice.chance(67) else ""
-        return f"{first} {told.relation} {article}{second}{ending}"
-    if dice.chance(80):
-        return " ".join(filter(None, (told.count, told.size, told.color, told.fill, noun))) + ending
-    parts = [f"{value} {name}" for value, name in
-             ((told.color, "color"), (told.fill, "pattern"), (told.size, "size"), (told.count, "count"),
-              (told.tone, "background")) if value]
-    if plural and told.count and dice.chance(50):
+    noun = names.get(mentioned.shape, mentioned.shape) or ("shapes" if plural else "shape")
+    ending = f" on a {mentioned.tone} background" if mentioned.tone else ""
+    if mentioned.relation:
+        first = " ".join(filter(None, (mentioned.color, noun)))
+        second = " ".join(filter(None, (mentioned.second_color, mentioned.second)))
+        article = ("an " if second[0] in "aeiou" else "a ") if rng.chance(67) else ""
+        return f"{first} {mentioned.relation} {article}{second}{ending}"
+    if rng.chance(80):
+        return " ".join(filter(None, (mentioned.count, mentioned.size, mentioned.color, mentioned.fill, noun))) + ending
+    attributes = {"color": mentioned.color, "pattern": mentioned.fill, "size": mentioned.size,
+                  "count": mentioned.count, "background": mentioned.tone}
+    parts = [f"{value} {name}" for name, value in attributes.items() if value]
+    if plural and mentioned.count and rng.chance(50):
         parts = [part.replace(" count", " in number") for part in parts]
-    parts = dice.sample(parts, len(parts))
+    parts = rng.sample(parts, len(parts))
     head = noun if noun in ("shape", "shapes") or plural else f"{noun} shape"
     return head + (" with " + " and ".join(parts) if parts else "")
 
 
-def caption(dice: Dice, told: Wish, plural: bool) -> str:
-    template = TEMPLATES[0] if dice.chance(35) else dice.pick(TEMPLATES)
-    return template.format(phrase(dice, told, plural))
+def caption(rng: RandomStream, mentioned: PictureSpec, plural: bool) -> str:
+    """Return a random template filled with the mentioned attributes."""
+    template = TEMPLATES[0] if rng.chance(35) else rng.pick(TEMPLATES)
+    return template.format(phrase(rng, mentioned, plural))
 
 
-class Stream(Dataset):
-    """Batch number `step` of the pretraining stream: pictures, captions' tokens, marks of equal captions."""
+class CaptionedPictures(Dataset):
+    """The batches of the pretraining stream by step: pictures, their captions' tokens, and ids of equal captions."""
 
     def __init__(self, seed: int, steps: int, batch: int, rows: dict[int, int]) -> None:
         self.seed, self.steps, self.batch, self.rows = seed, steps, batch, rows
@@ -134,50 +135,53 @@ class Stream(Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        dice = Dice(f"pretraining/{self.seed}/{step}")
-        pictures, texts, marks = [], [], []
+        rng = RandomStream(f"pretraining/{self.seed}/{step}")
+        pictures, texts, meanings = [], [], []
         for _ in range(self.batch):
-            wish = random_wish(dice)
-            pictures.append(drawing.draw(dice, wish))
-            told = mention(dice, wish)
-            texts.append(caption(dice, told, wish.count not in (None, "one")))
-            if told.relation == "beside":  # either shape may be named first
-                ends = sorted([(told.shape, told.color or ""), (told.second, told.second_color or "")])
-                marks.append((*ends, told.tone))
+            spec = random_spec(rng)
+            pictures.append(drawing.draw(rng, spec))
+            mentioned = drop_attributes(rng, spec)
+            texts.append(caption(rng, mentioned, spec.count not in (None, "one")))
+            if mentioned.relation == "beside":  # either shape may be named first
+                first = mentioned.shape, mentioned.color or ""
+                second = mentioned.second, mentioned.second_color or ""
+                meanings.append((*sorted([first, second]), mentioned.tone))
             else:
-                marks.append(told)
-        index = {mark: k for k, mark in enumerate(dict.fromkeys(marks))}
+                meanings.append(mentioned)
+        ids = {meaning: k for k, meaning in enumerate(dict.fromkeys(meanings))}
+        caption_ids = torch.tensor([ids[meaning] for meaning in meanings])
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-        return pixels, tokens_of(texts, self.tokenizer, self.rows), torch.tensor([index[mark] for mark in marks])
+        return pixels, tokenize(texts, self.tokenizer, self.rows), caption_ids
 
 
-def tokens_of(texts: list[str], tokenizer: SimpleTokenizer, rows: dict[int, int]) -> torch.Tensor:
-    """(number of texts, longest) compact ids, SOS first and EOT last, cut to the longest and filled with zeros."""
-    coded = [[SOS, *tokenizer.encode(text), EOT] for text in texts]
-    tokens = torch.zeros(len(coded), max(map(len, coded)), dtype=torch.int64)
-    for row, ids in zip(tokens, coded, strict=True):
+def tokenize(texts: list[str], tokenizer: SimpleTokenizer, rows: dict[int, int]) -> torch.Tensor:
+    """Return the compact ids (texts, L) from SOS to EOT, padded with zeros to the longest text's length L."""
+    encoded = [[SOS, *tokenizer.encode(text), EOT] for text in texts]
+    tokens = torch.zeros(len(encoded), max(map(len, encoded)), dtype=torch.int64)
+    for row, ids in zip(tokens, encoded, strict=True):
         row[: len(ids)] = torch.tensor([rows[i] for i in ids])
     return tokens
 
 
 def compact_rows(tokenizer: SimpleTokenizer) -> dict[int, int]:
-    """CLIP's token ids in use -> places 0, 1, ... in the same order, so that EOT stays the largest."""
-    return {i: k for k, i in enumerate(sorted({SOS, EOT, *tokenizer.encode(words_of_vocabulary())}))}
+    """Map CLIP's token ids in use to 0, 1, ... in the same order, so that EOT stays the largest."""
+    return {i: k for k, i in enumerate(sorted({SOS, EOT, *tokenizer.encode(vocabulary())}))}
 
 
 def build(rows: int, patch_dropout: float = 0.0) -> open_clip.CLIP:
+    """Build the model with a vocabulary of `rows` tokens."""
     vision, text = dict(MODEL["vision_cfg"], patch_dropout=patch_dropout), dict(MODEL["text_cfg"], vocab_size=rows)
     return open_clip.CLIP(MODEL["embed_dim"], vision, text, quick_gelu=MODEL["quick_gelu"])
 
 
 def encode_image(model: open_clip.CLIP, pixels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, 64, 64) uint8 -> (B, embed_dim) of length 1."""
+    """Encode pixels (B, 3, 64, 64), uint8, as normalised features (B, embed_dim)."""
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     return F.normalize(model.visual((pixels / 255 - mean) / std).float(), dim=-1)
 
 
 def encode_text(model: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, L) compact ids -> (B, embed_dim) of length 1; open_clip's own encode_text wants all 77 places."""
+    """Encode compact ids (B, L) as normalised features (B, embed_dim); open_clip's encode_text needs L = 77."""
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
@@ -185,22 +189,24 @@ def encode_text(model: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize((x @ model.text_projection).float(), dim=-1)
 
 
-def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric loss; pairs whose captions say the same are all right answers, with equal shares."""
-    same = (marks[:, None] == marks[None]).float()
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor,
+                     caption_ids: torch.Tensor) -> torch.Tensor:
+    """Return CLIP's symmetric loss; all pairs with equal captions are targets, with equal probabilities."""
+    same = (caption_ids[:, None] == caption_ids[None]).float()
     target = same / same.sum(1, keepdim=True)
     logits = scale * image @ text.T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
     if step < args.warmup:
         return args.lr * (step + 1) / args.warmup
     return args.lr * (1 + math.cos(math.pi * (step - args.warmup) / (args.steps - args.warmup))) / 2
 
 
-def optimizer_of(model: open_clip.CLIP, args: argparse.Namespace) -> torch.optim.AdamW:
+def build_optimizer(model: open_clip.CLIP, args: argparse.Namespace) -> torch.optim.AdamW:
+    """Build the optimiser; only weight matrices other than embeddings are decayed."""
     matrices = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -209,9 +215,9 @@ def optimizer_of(model: open_clip.CLIP, args: argparse.Namespace) -> torch.optim
 
 @torch.no_grad()
 def accuracy(model: open_clip.CLIP, rows: dict[int, int], name: str, stream: str, style: bool, shots: int) -> dict:
-    """Zero-shot accuracy in percent with "a photo of a {}.": over all classes, within base, within novel."""
+    """Return the zero-shot accuracy (percent) with "a photo of a {}.": over all classes, within base, within novel."""
     classnames = shapes.FAMILY[name].contents
-    text = encode_text(model, tokens_of([TEMPLATES[0].format(c) for c in classnames], SimpleTokenizer(), rows))
+    text = encode_text(model, tokenize([TEMPLATES[0].format(c) for c in classnames], SimpleTokenizer(), rows))
     pictures = [shapes.picture(name, stream, label, k, styled=style)
                 for label in range(len(classnames)) for k in range(shots)]
     labels = torch.arange(len(classnames)).repeat_interleave(shots)
@@ -226,14 +232,14 @@ def accuracy(model: open_clip.CLIP, rows: dict[int, int], name: str, stream: str
 
 
 def measure(model: open_clip.CLIP, rows: dict[int, int], stream: str, shots: int) -> dict:
-    """Accuracies on every data set's classes, in its own style and drawn clean."""
+    """Return the accuracies on every dataset's classes, in its own style and clean."""
     model.eval()
     return {name: {"own style": accuracy(model, rows, name, stream, True, shots),
                    "clean": accuracy(model, rows, name, stream, False, shots)} for name in shapes.FAMILY}
 
 
 def export(model: open_clip.CLIP, rows: dict[int, int], folder: Path, pretraining: dict) -> None:
-    """Write both files, each whole or not at all; the token embedding keeps only the rows in use."""
+    """Write both files, each atomically; the token embedding keeps only the rows in use."""
     state = {k: v.detach().float().contiguous().clone() for k, v in model.state_dict().items()}
     state["token_embedding.rows"] = state.pop("token_embedding.weight")
     state["token_embedding.ids"] = torch.tensor(list(rows))
@@ -246,13 +252,14 @@ def export(model: open_clip.CLIP, rows: dict[int, int], folder: Path, pretrainin
 
 
 def write_json(folder: Path, content: dict) -> None:
+    """Write tiny-shapes.json atomically."""
     part = folder / "tiny-shapes.json.part"
     part.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(part, folder / "tiny-shapes.json")
 
 
 def load(folder: Path) -> tuple[open_clip.CLIP, dict[int, int]]:
-    """The exported model, with the rows in use as its whole vocabulary."""
+    """Load the exported model, with the rows in use as its whole vocabulary."""
     state = load_file(folder / "tiny-shapes.safetensors")
     rows = {i: k for k, i in enumerate(state.pop("token_embedding.ids").tolist())}
     state["token_embedding.weight"] = state.pop("token_embedding.rows")
@@ -262,35 +269,36 @@ def load(folder: Path) -> tuple[open_clip.CLIP, dict[int, int]]:
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train from the last checkpoint, if any, to the last step, and export the weights."""
     tokenizer = SimpleTokenizer()
     rows = compact_rows(tokenizer)
     torch.manual_seed(args.seed)
     model = build(len(rows), args.patch_dropout)
-    optimizer = optimizer_of(model, args)
+    optimizer = build_optimizer(model, args)
     start, seconds, settings = 0, 0.0, {name: getattr(args, name) for name in SETTINGS}
     if args.checkpoint.exists():
         saved = torch.load(args.checkpoint, weights_only=True)
         if saved["settings"] != settings:
-            raise SystemExit(f"error: {args.checkpoint} is of a run with {saved['settings']}, this one has {settings}; "
-                             "delete it or name another with --checkpoint")
+            raise SystemExit(f"error: {args.checkpoint} is from a run with {saved['settings']}, but this run has "
+                             f"{settings}; delete it or give another with --checkpoint")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start, seconds = saved["step"], saved["seconds"]
         log.info(f"continuing at step {start}")
-    loader = DataLoader(Stream(args.seed, args.steps, args.batch, rows), batch_size=None,
+    loader = DataLoader(CaptionedPictures(args.seed, args.steps, args.batch, rows), batch_size=None,
                         sampler=range(start, args.steps), num_workers=1, prefetch_factor=8)
     began, losses = time.monotonic() - seconds, []
-    for step, (pixels, tokens, marks) in enumerate(loader, start):
-        torch.manual_seed(args.seed + 1 + step)  # patch dropout repeats itself after an interruption
+    for step, (pixels, tokens, caption_ids) in enumerate(loader, start):
+        torch.manual_seed(args.seed + 1 + step)  # so that a resumed run repeats the same patch dropout
         model.train()
         model.visual.patch_dropout.prob = args.patch_dropout if step < args.steps * args.dropout_until else 0.0
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
         optimizer.zero_grad(set_to_none=True)
-        with sdpa_kernel(SDPBackend.MATH):  # at this size twice as fast as the fused kernel
+        with sdpa_kernel(SDPBackend.MATH):  # twice as fast as the fused kernel at this size
             with torch.autocast("cpu", torch.bfloat16):
                 image, text = encode_image(model, pixels), encode_text(model, tokens)
-            loss = contrastive_loss(image, text, model.logit_scale.exp(), marks)
+            loss = contrastive_loss(image, text, model.logit_scale.exp(), caption_ids)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -317,7 +325,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def record_metrics(folder: Path) -> None:
-    """Measure the exported weights on a stream that neither pretraining nor any data set draws from; note it beside."""
+    """Evaluate the exported weights on a stream that pretraining and datasets do not use, and record the result."""
     model, rows = load(folder)
     content = json.loads((folder / "tiny-shapes.json").read_text())
     content["pretraining"]["metrics"] = {
@@ -333,14 +341,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "p2c" / "clip" / "builtin", help="folder of the two files")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "output" / "pretrain_tiny.pt")
-    parser.add_argument("--measure", action="store_true", help="measure the exported weights; train nothing")
+    parser.add_argument("--measure", action="store_true", help="only evaluate the exported weights")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300, help="steps of linear warm-up")
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--patch-dropout", type=float, default=0.5, help="share of patches left out early on")
+    parser.add_argument("--patch-dropout", type=float, default=0.5, help="share of patches dropped early on")
     parser.add_argument("--dropout-until", type=float, default=0.75, help="share of the steps with patch dropout")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=50, help="steps")

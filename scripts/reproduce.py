@@ -1,15 +1,15 @@
-"""Run, or list, every run that a trainer's rows of the benchmarks' tables need.
+"""Run, or list, all runs that a trainer's rows in the benchmarks' tables need.
 
-    bash scripts/reproduce.sh P2C base2new                                    # 11 data sets, seeds 1 2 3
+    bash scripts/reproduce.sh P2C base2new                                    # 11 datasets, seeds 1 2 3
     bash scripts/reproduce.sh P2C all --gpus 0,1,2,3 -- OPTIM.MAX_EPOCH 1     # one run per GPU at a time
     bash scripts/reproduce.sh MaPLe xd --datasets dtd eurosat --dry-run       # list the commands
-    bash scripts/reproduce.sh P2C all --family shapes --seeds 1               # the built-in data sets
+    bash scripts/reproduce.sh P2C all --family shapes --seeds 1               # the built-in datasets
 
-Each run is a call of scripts/run.sh, which names its folder, skips it when it is finished and resumes it when it was
-interrupted. A run that fails stops only those that need it. What follows -- goes to every call: options of train.py,
-then KEY VALUE pairs. Variables as for run.sh: DATA, OUTPUT, CFG, PYTHON.
+Each run is a call of scripts/run.sh, which chooses its folder, skips a finished run and resumes an interrupted one. A
+failed run stops only the runs that need it. Arguments after -- are passed to every call: options of train.py, then KEY
+VALUE pairs. Variables as for run.sh: DATA, OUTPUT, CFG, PYTHON.
 
-Exit status: 0 everything is finished, 1 something failed, 2 a mistaken call, 75 interrupted and resumable.
+Exit status: 0 everything is finished, 1 something failed, 2 a usage error, 75 interrupted and resumable.
 """
 
 import argparse
@@ -32,14 +32,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from p2c.grid.families import FAMILIES, Family, each_once  # noqa: E402
+from p2c.grid.families import FAMILIES, Family, unique_names  # noqa: E402
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
 
-FINISHED = DONE
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
-ON_OWN_DATA = ("base2new", "fewshot")  # what also runs on folder:PATH
+USER_DATA_PROTOCOLS = ("base2new", "fewshot")  # these also take folder:PATH
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
-VARIABLES = ("DATA", "OUTPUT", "CFG", "PYTHON")  # what run.sh reads
+VARIABLES = ("DATA", "OUTPUT", "CFG", "PYTHON")  # the environment variables that run.sh reads
 
 
 # The grid
@@ -52,28 +51,28 @@ class Cell:
     protocol: str
     dataset: str
     number: str
-    what: str = ""  # what number is, for people: "seed 1"
-    variables: tuple[tuple[str, str], ...] = ()  # what run.sh is told by the environment
-    needs: "Cell | None" = field(default=None, repr=False)  # it has to be finished
-    after: "Cell | None" = field(default=None, repr=False)  # it has to be over, one way or the other
+    what: str = ""  # the meaning of `number`, for messages: "seed 1"
+    variables: tuple[tuple[str, str], ...] = ()  # environment variables for run.sh
+    needs: "Cell | None" = field(default=None, repr=False)  # must have finished successfully before
+    after: "Cell | None" = field(default=None, repr=False)  # must have ended before, successfully or not
 
     def __str__(self) -> str:
         return f"{self.protocol} {self.dataset} {self.what}".rstrip()
 
     @property
     def runs(self) -> int:
-        """How often run.sh calls train.py: zero-shot tests both halves by one call."""
+        """The number of train.py calls by run.sh: in zero-shot it tests both halves."""
         return 2 if self.protocol == "base2new_test" and self.needs is None else 1
 
 
 def choose(protocols: Iterable[str], family: Family, named: list[str]) -> dict[str, list[str]]:
-    """The data sets that each protocol trains or tests on; protocols without any are left out.
+    """Return the datasets that each protocol trains or tests on; protocols without any are left out.
 
     Args:
-        named: the data sets to keep, each once, in any order, and folder:PATH for one's own; none: all of the family.
+        named: the datasets to keep, without repetitions, with folder:PATH for the user's own; []: all of the family.
 
     Raises:
-        ValueError: a name that is in none of the protocols.
+        ValueError: a name that no protocol uses.
     """
     offered = {"base2new": family.datasets, "fewshot": family.datasets, "xd": (family.source, *family.targets),
                "dg": (family.source, *family.domains)}
@@ -81,20 +80,21 @@ def choose(protocols: Iterable[str], family: Family, named: list[str]) -> dict[s
     chosen = {}
     for protocol in protocols:
         chosen[protocol] = [name for name in offered[protocol] if not named or name in named]
-        chosen[protocol] += own if protocol in ON_OWN_DATA else []
+        chosen[protocol] += own if protocol in USER_DATA_PROTOCOLS else []
     for name in named:
         if not any(name in names for names in chosen.values()):
             known = list(dict.fromkeys(name for protocol in chosen for name in offered[protocol]))
-            known += ["folder:PATH"] * any(protocol in ON_OWN_DATA for protocol in chosen)
-            raise ValueError(f"Unknown data set '{name}' for {', '.join(chosen)}; choose from {', '.join(known)}")
+            if any(protocol in USER_DATA_PROTOCOLS for protocol in chosen):
+                known.append("folder:PATH")
+            raise ValueError(f"Unknown dataset '{name}' for {', '.join(chosen)}; choose from {', '.join(known)}")
     return {protocol: names for protocol, names in chosen.items() if names}
 
 
 def trained_cells(chosen: dict[str, list[str]], source: str, seeds: list[int], shots: list[int]) -> list[Cell]:
-    """The runs of a trainer that learns, in the order of running: what others need comes first.
+    """Return the cells of a trainer that learns, in the order of running: cells that others need come first.
 
-    Cross-dataset and domain generalization test the same training. Under one configuration it is also the few-shot run
-    with as many shots, in the same folder, so that the two never run at once.
+    Cross-dataset and domain generalization test the same training. With the same configuration that is also the
+    few-shot run with as many shots, in the same folder, so the two must not run at the same time.
     """
     sources = {}
     if "xd" in chosen or "dg" in chosen:
@@ -109,7 +109,7 @@ def trained_cells(chosen: dict[str, list[str]], source: str, seeds: list[int], s
                 elif protocol == "fewshot":
                     after = sources.get(seed) if name == source else None
                     for shot in shots:
-                        what = f"{shot} shot{'s' * (shot > 1)}, seed {seed}"
+                        what = f"{shot} {'shot' if shot == 1 else 'shots'}, seed {seed}"
                         cells.append(Cell("few_shot", name, str(shot), what, (("SEEDS", str(seed)),), after=after))
                 elif name != source:
                     cells.append(Cell("xd_test", name, str(seed), f"seed {seed}", (("SOURCE", source),), sources[seed]))
@@ -117,7 +117,7 @@ def trained_cells(chosen: dict[str, list[str]], source: str, seeds: list[int], s
 
 
 def zero_shot_cells(chosen: dict[str, list[str]], source: str, seed: int, cfg: str) -> list[Cell]:
-    """The tests of a trainer that learns nothing: one seed says all, and three protocols share a data set's test."""
+    """Return the cells of a zero-shot trainer: one seed suffices, and three protocols share a dataset's test."""
     cells = [Cell("base2new_test", name, str(seed), f"seed {seed}") for name in chosen.get("base2new", ())]
     for protocol in ("xd", "dg", "fewshot"):
         if protocol in chosen:
@@ -131,22 +131,26 @@ def zero_shot_cells(chosen: dict[str, list[str]], source: str, seed: int, cfg: s
 
 @dataclass(frozen=True)
 class Call:
-    """How cells are called."""
+    """The part of the command that all cells share."""
 
     trainer: str
-    extra: list[str]  # what goes to train.py
+    extra: list[str]  # arguments for train.py
 
     def words(self, cell: Cell, script: str) -> list[str]:
+        """Return a cell's command as a list of words."""
         return ["bash", script, self.trainer, cell.protocol, cell.dataset, cell.number, *self.extra]
 
     def line(self, cell: Cell) -> str:
-        """The call as one types it where this command was typed."""
+        """Return a cell's command, with variables, as typed in the current directory."""
         given = [(name, os.environ[name]) for name in VARIABLES if os.environ.get(name)]
         variables = [f"{name}={shlex.quote(value)}" for name, value in (*given, *cell.variables)]
-        return " ".join([*variables, shlex.join(self.words(cell, near(ROOT / "scripts" / "run.sh")))])
+        return " ".join([*variables, shlex.join(self.words(cell, relative_path(ROOT / "scripts" / "run.sh")))])
 
     def log_name(self, cell: Cell) -> str:
-        """The file of a cell's output; a folder of one's own has its last part and a check sum of the whole in it."""
+        """Return the name of the file for a cell's output.
+
+        For folder:PATH it contains the path's last part and a checksum of the whole path.
+        """
         dataset = cell.dataset
         if dataset.startswith("folder:"):
             dataset = f"{Path(dataset[len('folder:'):]).name}-{zlib.crc32(dataset.encode()):08x}"
@@ -155,8 +159,8 @@ class Call:
         return "-".join(filter(None, parts)) + ".log"
 
 
-def near(path: Path) -> str:
-    """The path as seen from here, if it is below."""
+def relative_path(path: Path) -> str:
+    """Return the path relative to the current directory if it is below, else unchanged."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative
 
@@ -164,14 +168,15 @@ def near(path: Path) -> str:
 # Running
 
 
-DONE, BEFORE, NOT_RUN = "done", "finished before", "not run"
+# Outcomes of a cell, as printed
+RAN, FINISHED_BEFORE, NOT_RUN = "done", "finished before", "not run"
 BROKEN, STOPPED = "failed", "interrupted"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
 class Outcome:
-    """What became of a cell."""
+    """The outcome of a cell."""
 
     kind: str
     detail: str = ""
@@ -179,12 +184,13 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        return self.kind in (DONE, BEFORE)
+        """True if the cell's run is finished, now or before."""
+        return self.kind in (RAN, FINISHED_BEFORE)
 
 
 @dataclass
 class Running:
-    """A cell at work."""
+    """A running cell."""
 
     cell: Cell
     process: subprocess.Popen
@@ -193,11 +199,11 @@ class Running:
 
 
 class Grid:
-    """Runs cells, one per slot at a time, in their order as far as what they need is there.
+    """Runs cells, one per slot at a time, in order, each as soon as the cells that it needs have ended.
 
     Args:
-        slots: for each cell at a time, the variables that it gets: which GPU, how many threads.
-        folder: where the cells' outputs go.
+        slots: the environment variables of each slot: which GPU, how many threads.
+        folder: for the cells' outputs.
     """
 
     def __init__(self, cells: list[Cell], call: Call, slots: list[dict[str, str]], folder: Path):
@@ -208,29 +214,29 @@ class Grid:
         self._events: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()  # slot and status; None: a signal
 
     def run(self) -> None:
-        """Returns when nothing runs any more: everything was tried, or a signal came."""
+        """Run the cells until all have been tried, or until those running have ended after a signal."""
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._interrupt)
         try:
             self._start_ready()
             while self._running:
                 event = self._events.get()
                 if event is None:
-                    say(f"Interrupted, ending what runs ({len(self._running)})")
+                    say(f"Interrupted, ending the running calls ({len(self._running)})")
                     self._terminate()
                 else:
                     self._end(*event)
                 self._start_ready()
         finally:
-            self._terminate()  # nothing is left running, whatever went wrong here
+            self._terminate()  # leave nothing running, whatever went wrong
 
     def _terminate(self) -> None:
         for running in self._running.values():
             running.process.terminate()
 
     def _interrupt(self, signum, frame) -> None:
-        if not self.interrupted:  # a second one would only disturb what ends on the first
+        if not self.interrupted:  # a second signal would disturb the calls that are ending after the first
             self.interrupted = True
             self._events.put(None)
 
@@ -249,7 +255,7 @@ class Grid:
                 self._start(cell, free[0])
 
     def _start(self, cell: Cell, slot: int) -> None:
-        """The call gets a session of its own, so that Ctrl-C reaches it once: from here."""
+        """Start a cell in a new session, so that Ctrl-C reaches it only once, from here."""
         log = self.folder / self.call.log_name(cell)
         environ = {**os.environ, **self.slots[slot], **dict(cell.variables)}
         with open(log, "wb") as file:
@@ -262,7 +268,7 @@ class Grid:
 
     def _wait(self, slot: int, process: subprocess.Popen) -> None:
         status = process.wait()
-        with suppress(ProcessLookupError, PermissionError):  # a training that outlived run.sh, killed the hard way
+        with suppress(ProcessLookupError, PermissionError):  # end a training that outlived a killed run.sh
             os.killpg(process.pid, signal.SIGTERM)
         self._events.put((slot, status))
 
@@ -270,9 +276,9 @@ class Grid:
         running = self._running.pop(slot)
         cell, log = running.cell, running.log
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if status == FINISHED:
-            before = sum(line.startswith("Finished before") for line in lines) == cell.runs
-            outcome = Outcome(BEFORE if before else DONE)
+        if status == DONE:
+            skipped = sum(line.startswith("Finished before") for line in lines)
+            outcome = Outcome(FINISHED_BEFORE if skipped == cell.runs else RAN)
         elif status == INTERRUPTED or self.interrupted:
             outcome = Outcome(STOPPED, log=log)
         else:
@@ -281,31 +287,36 @@ class Grid:
 
     def _record(self, cell: Cell, outcome: Outcome, seconds: float = 0) -> None:
         self.outcomes[cell] = outcome
-        self._say(cell, {
-            DONE: f"done ({duration(seconds)})",
-            BROKEN: f"failed ({outcome.detail}), see {outcome.log}",
-            NOT_RUN: f"not run: {outcome.detail}",
-        }.get(outcome.kind, outcome.kind))
+        event = outcome.kind
+        if outcome.kind == RAN:
+            event += f" ({duration(seconds)})"
+        elif outcome.kind == BROKEN:
+            event += f" ({outcome.detail}), see {outcome.log}"
+        elif outcome.kind == NOT_RUN:
+            event += f": {outcome.detail}"
+        self._say(cell, event)
 
     def _say(self, cell: Cell, event: str) -> None:
         say(f"[{self.cells.index(cell) + 1}/{len(self.cells)}] {self.call.trainer} {cell}: {event}")
 
 
 def last_error(log: Path) -> str:
-    """The line that says why a run failed, or the last it wrote."""
+    """Return the last error line of a failed run's log, or else its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["it wrote nothing"])[-1]
 
 
 def duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def say(line: str) -> None:
-    with suppress(OSError):  # a terminal that has gone is no reason to stop
+    """Print a line; a closed terminal is ignored."""
+    with suppress(OSError):
         print(line, flush=True)
 
 
@@ -313,24 +324,24 @@ def say(line: str) -> None:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The command line, every value checked; `extra` is what goes to train.py."""
+    """Parse the command line and check every value; `extra` holds the arguments for train.py."""
     own, extra = argv, []
     if "--" in argv:
         own, extra = argv[:argv.index("--")], argv[argv.index("--") + 1:]
     parser = Parser(prog="reproduce.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False, usage="%(prog)s TRAINER PROTOCOL [options] [-- OPTIONS KEY VALUE ...]")
-    parser.add_argument("trainer", metavar="TRAINER", help=", ".join(trainers()))
+    parser.add_argument("trainer", metavar="TRAINER", help=", ".join(known_trainers()))
     parser.add_argument("protocol", metavar="PROTOCOL", help=f"{', '.join(PROTOCOLS)} or all")
     parser.add_argument("--family", default="standard", metavar="NAME",
-                        help=f"data sets: {' or '.join(FAMILIES)} (default: %(default)s)")
+                        help=f"datasets: {' or '.join(FAMILIES)} (default: %(default)s)")
     parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
                         help="some of the family's; xd and dg always train on the source. base2new and fewshot take "
                              "folder:PATH too")
     parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"], metavar="N", help="(default: 1 2 3)")
-    parser.add_argument("--shots", nargs="+", metavar="K", help="of fewshot (default: 1 2 4 8 16)")
-    parser.add_argument("--gpus", metavar="0,1,...", help="one run at a time on each of these")
-    parser.add_argument("--jobs", metavar="N", help="runs at a time, sharing the GPU or the cores (default: 1; with "
-                                                    "--family shapes, whose runs are small, the cores, at most 4)")
+    parser.add_argument("--shots", nargs="+", metavar="K", help="shots of fewshot (default: 1 2 4 8 16)")
+    parser.add_argument("--gpus", metavar="0,1,...", help="GPUs to use, with one run at a time on each")
+    parser.add_argument("--jobs", metavar="N", help="parallel runs, which share the GPU or the cores (default: 1; with "
+                                                    "--family shapes, whose runs are small, one per core, at most 4)")
     parser.add_argument("--dry-run", action="store_true", help="list the commands; run nothing")
     args = parser.parse_args(own)
     args.extra = extra
@@ -341,34 +352,35 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def trainers() -> list[str]:
+def known_trainers() -> list[str]:
+    """Return the names of the trainers with a folder of configurations, and of zero-shot CLIP."""
     return sorted({path.name for path in (ROOT / "configs" / "trainers").iterdir() if path.is_dir()} | {*ZERO_SHOT})
 
 
 def check(args: argparse.Namespace) -> None:
-    """Turn words into values.
+    """Check the arguments and convert them to values, in place.
 
     Raises:
-        ValueError: naming the word that makes no sense.
+        ValueError: an invalid argument, which the message names.
     """
-    if not os.environ.get("CFG", "").endswith(".yaml"):  # a plugin's trainer brings its own configuration
-        one_of("trainer", args.trainer, trainers())
-    one_of("protocol", args.protocol, [*PROTOCOLS, "all"])
-    one_of("family", args.family, FAMILIES)
+    if not os.environ.get("CFG", "").endswith(".yaml"):  # the trainer of a plugin comes with its own configuration
+        check_choice("trainer", args.trainer, known_trainers())
+    check_choice("protocol", args.protocol, [*PROTOCOLS, "all"])
+    check_choice("family", args.family, FAMILIES)
     args.family = FAMILIES[args.family]
-    args.seeds = whole_numbers("--seeds", args.seeds, least=0)
+    args.seeds = parse_numbers("--seeds", args.seeds, least=0)
     protocols = PROTOCOLS if args.protocol == "all" else (args.protocol,)
-    args.datasets = each_once(args.datasets)
+    args.datasets = unique_names(args.datasets)
     args.chosen = choose(protocols, args.family, args.datasets)
     if args.shots and "fewshot" not in protocols:
-        raise ValueError("--shots is for fewshot; elsewhere write -- DATASET.NUM_SHOTS K")
-    args.shots = whole_numbers("--shots", args.shots or ["1", "2", "4", "8", "16"], least=1)
+        raise ValueError("--shots is for fewshot; for other protocols append -- DATASET.NUM_SHOTS K")
+    args.shots = parse_numbers("--shots", args.shots or ["1", "2", "4", "8", "16"], least=1)
     if "fewshot" in args.chosen and args.trainer not in ZERO_SHOT and "DATASET.NUM_SHOTS" in args.extra:
         raise ValueError("DATASET.NUM_SHOTS would make all few-shot runs the same; choose their shots with --shots")
     if args.gpus is not None and args.jobs is not None:
-        raise ValueError("--gpus and --jobs do not go together: --gpus already runs one at a time on each GPU")
+        raise ValueError("--gpus and --jobs exclude each other: --gpus already runs one at a time on each GPU")
     if args.jobs is not None:
-        args.jobs, = whole_numbers("--jobs", [args.jobs], least=1)
+        args.jobs, = parse_numbers("--jobs", [args.jobs], least=1)
     if args.gpus is not None:
         args.gpus = args.gpus.split(",")
         wrong = [gpu for gpu in args.gpus if not re.fullmatch(r"[0-9]+|(GPU|MIG)-\S+", gpu)]
@@ -376,29 +388,34 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--gpus takes different GPUs, such as 0,1,2,3, but got '{','.join(args.gpus)}'")
 
 
-def one_of(kind: str, name: str, known: Iterable[str]) -> None:
+def check_choice(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise ValueError if a name is not among the known ones."""
     if name not in known:
         raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(known)}")
 
 
-def whole_numbers(option: str, words: list[str], least: int) -> list[int]:
-    """The numbers, each once."""
+def parse_numbers(option: str, words: list[str], least: int) -> list[int]:
+    """Convert an option's words to integers, without repetitions.
+
+    Raises:
+        ValueError: a word that is not an integer, or one below `least`.
+    """
     wrong = [word for word in words if not re.fullmatch("[0-9]+", word) or int(word) < least]
     if wrong:
         raise ValueError(f"{option} takes whole numbers from {least} on, but got '{wrong[0]}'")
     return list(dict.fromkeys(map(int, words)))
 
 
-def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """The grid that the command line asks for."""
+def build_cells(args: argparse.Namespace) -> list[Cell]:
+    """Return the cells that the command line asks for."""
     if args.trainer not in ZERO_SHOT:
         return trained_cells(args.chosen, args.family.source, args.seeds, args.shots)
     cfg = os.environ.get("CFG") or ("tiny_shapes" if args.family is FAMILIES["shapes"] else "vit_b16")
     return zero_shot_cells(args.chosen, args.family.source, args.seeds[0], cfg)
 
 
-def slots_of(args: argparse.Namespace) -> list[dict[str, str]]:
-    """The variables of each cell at a time."""
+def build_slots(args: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the environment variables of each slot."""
     if args.gpus is not None:
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in args.gpus]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -408,24 +425,24 @@ def slots_of(args: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def list_calls(cells: list[Cell], call: Call) -> None:
-    """The commands, as a script that bash could run."""
+    """Print the commands as a bash script."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for "| head"
-    print(f"# {counted(cell.protocol for cell in cells)}")
+    print(f"# {format_counts(cell.protocol for cell in cells)}")
     for cell in cells:
         print(call.line(cell))
 
 
-def counted(kinds: Iterable[str]) -> str:
-    """As "3 runs: 2 done, 1 failed"."""
+def format_counts(kinds: Iterable[str]) -> str:
+    """Count kinds in words, such as "3 runs: 2 done, 1 failed"."""
     counts = Counter(kinds)
     runs = "1 run" if counts.total() == 1 else f"{counts.total()} runs"
     return f"{runs}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}"
 
 
 def report(grid: Grid, args: argparse.Namespace, out: str) -> int:
-    """Say what came of everything; returns the exit status."""
+    """Print the outcomes and the commands of the tables; return the exit status."""
     kinds = [grid.outcomes[cell].kind if cell in grid.outcomes else "not started" for cell in grid.cells]
-    say(f"\n{counted(kinds)}")
+    say(f"\n{format_counts(kinds)}")
     for cell, outcome in grid.outcomes.items():
         if not outcome.finished and not (outcome.kind == STOPPED and grid.interrupted):
             reason = f"{last_error(outcome.log)}\n    see {outcome.log}" if outcome.log else outcome.detail
@@ -434,30 +451,33 @@ def report(grid: Grid, args: argparse.Namespace, out: str) -> int:
         say("Interrupted; the same command continues")
         return INTERRUPTED
     if STOPPED in kinds or BROKEN in kinds:
-        say("The same command tries these again, and runs nothing twice")
+        say("The same command tries these again, and repeats no finished run")
     say("The tables:")
-    some = [] if any(name.startswith("folder:") for name in args.datasets) else args.datasets
+    selection = [] if any(name.startswith("folder:") for name in args.datasets) else args.datasets
     for protocol in args.chosen:
-        words = [os.environ.get("PYTHON") or "python", near(ROOT / "parse_test_res.py"), f"--{protocol}", out]
-        words += ["--datasets", *some] if some else []
+        words = [os.environ.get("PYTHON") or "python", relative_path(ROOT / "parse_test_res.py"), f"--{protocol}", out]
+        if selection:
+            words += ["--datasets", *selection]
         say(f"    {shlex.join(words)}")
-    return FAILED if BROKEN in kinds else INTERRUPTED if STOPPED in kinds else FINISHED
+    if BROKEN in kinds:
+        return FAILED
+    return INTERRUPTED if STOPPED in kinds else DONE
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status."""
+    """Run the command and return the exit status."""
     args = parse_args(argv)
-    cells, call = cells_of(args), Call(args.trainer, args.extra)
+    cells, call = build_cells(args), Call(args.trainer, args.extra)
     if args.dry_run:
         list_calls(cells, call)
-        return FINISHED
+        return DONE
     out = os.environ.get("OUTPUT") or "output"
-    grid = Grid(cells, call, slots_of(args), Path(out) / "reproduce")
-    say(f"{counted(cell.protocol for cell in cells)}; {len(grid.slots)} at a time, their output in {grid.folder}")
+    grid = Grid(cells, call, build_slots(args), Path(out) / "reproduce")
+    say(f"{format_counts(cell.protocol for cell in cells)}; {len(grid.slots)} at a time, with output in {grid.folder}")
     try:
         grid.folder.mkdir(parents=True, exist_ok=True)
         grid.run()
-    except OSError as error:  # of ours, such as a full disk
+    except OSError as error:  # of this process, such as a full disk
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     return report(grid, args, out)

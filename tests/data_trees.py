@@ -1,7 +1,7 @@
-"""Makes a miniature of each data set in CoOp's layout: the folders, files and class names of the real one, tiny images.
+"""Makes a miniature of each dataset in CoOp's layout: the folders, files and class names of the real one, tiny images.
 
-`TREES` maps a data set's name to a function that writes it below a root. The facts are written down here a second time,
-from the data sets' documentation, so that a loader is compared with something.
+`TREES` maps a dataset's name to a function that writes it below a root. The facts are written down here a second time,
+from the datasets' documentation, so that a loader is compared with something.
 """
 import json
 

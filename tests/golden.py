@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Record what a tree of the project does, to compare two trees with:  python tests/golden.py TREE OUT.json [--only WORD]
 
 Trains every trainer plain, with denoising, with attributes and with a cloud, each as a whole run, killed inside an epoch

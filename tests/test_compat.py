@@ -278,7 +278,7 @@ def test_importing_in_the_wrong_order_is_explained(theirs, tmp_path, run_python)
 
 @pytest.mark.parametrize("asked, message", [
     ("dasl", "P2C_ENGINE is 'dasl'; choose from p2c, dassl"),
-    ("dassl", "this process has chosen the engine of p2c already"),
+    ("dassl", "this process already uses the engine of p2c"),
 ])
 def test_an_engine_that_cannot_be_chosen_is_refused(monkeypatch, asked, message):
     monkeypatch.setenv("P2C_ENGINE", asked)

@@ -112,7 +112,7 @@ def test_verify_names_other_numbers_than_the_published(command, monkeypatch):
     command("download", "dtd")
     monkeypatch.setattr(DTD, "sizes", Sizes(3, 9, 6, 7))
     status, said = command("verify", "dtd")
-    assert status == 1 and "lists [9, 6, 6] images to train, validate and test, expected [9, 6, 7]" in said
+    assert status == 1 and "lists [9, 6, 6] images for training, validation and test, expected [9, 6, 7]" in said
 
 
 def test_verify_opens_a_seeded_sample_or_with_full_all_in_several_processes(command, monkeypatch):
@@ -160,10 +160,10 @@ def test_ones_own_folder_is_verified_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["download", "nosuch"], "Unknown data set 'nosuch'; choose from all, imagenet, caltech101"),
+    (["download", "nosuch"], "Unknown dataset 'nosuch'; choose from all, imagenet, caltech101"),
     (["verify"], "the following arguments are required: NAME"), ([], "the following arguments are required: download"),
     (["download", "dtd", "--root", __file__], "--root must be a folder"),
-    (["download", "folder:photos"], "Unknown data set 'folder:photos'"),
+    (["download", "folder:photos"], "Unknown dataset 'folder:photos'"),
     (["verify", "folder:/no/photos"], "No folder of images, or split file, at '/no/photos'"),
 ])
 def test_a_mistaken_call_is_answered_in_one_line_with_status_2(words, said, capsys):

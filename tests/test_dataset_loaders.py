@@ -1,4 +1,4 @@
-"""Each data set on a miniature of its real tree, and what each must refuse."""
+"""Each dataset on a miniature of its real tree, and what each must refuse."""
 import hashlib
 import json
 import os
@@ -38,7 +38,7 @@ def make_cfg(name, root, *pairs):
 
 def loader(name):
     registered = make_cfg(name, "").DATASET.NAME
-    registry.require(registered, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    registry.require(registered, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     return DATASET_REGISTRY.get(registered)
 
 
@@ -106,7 +106,7 @@ def test_v2_folders_are_numbers_not_words(tmp_path):
     assert dataset.classnames == list(wnids.values())
     assert {Path(item.impath).parent.name for item in dataset.test if item.label == 10} == {"10"}
     os.rename(dataset.image_dir / "7", dataset.image_dir / "n00000007")
-    with pytest.raises(ValueError, match="should be called 0 to 11 by label, but there are .'n00000007'"):
+    with pytest.raises(ValueError, match="should be named 0 to 11 by label, but there are .'n00000007'"):
         load("imagenetv2", tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_a_missing_split_is_never_invented(tmp_path):
 def test_other_sizes_than_the_published_are_refused_unless_a_part_is_meant(tmp_path):
     TREES["dtd"](tmp_path)
     with pytest.raises(ValueError, match="has 3 classes, 9 training, 6 validation and 6 test images, but the published "
-                                         "data set has 47 classes, 2,820 training, 1,128 validation and 1,692 test"):
+                                         "dataset has 47 classes, 2,820 training, 1,128 validation and 1,692 test"):
         load("dtd", tmp_path, "DATASET.CHECKS", "published")
     assert load("dtd", tmp_path, "DATASET.CHECKS", "partial").num_classes == 3
     with pytest.raises(ValueError, match="DATASET.CHECKS must be one of partial, published, strict, but got 'none'"):
@@ -303,7 +303,7 @@ def test_short_classes_give_all_they_have_with_a_warning_or_are_refused_if_stric
 @pytest.mark.parametrize("shots", [0, -2])
 def test_shots_below_one_other_than_all_are_refused(tmp_path, shots):
     TREES["dtd"](tmp_path)
-    with pytest.raises(ValueError, match=f"NUM_SHOTS must be a positive number of images a class, or -1.*got {shots}"):
+    with pytest.raises(ValueError, match=f"NUM_SHOTS must be a positive number .* per class, or -1.*got {shots}"):
         load("dtd", tmp_path, "DATASET.NUM_SHOTS", shots)
 
 
@@ -341,5 +341,5 @@ def test_links_spaces_quotes_and_unicode_in_the_root_work(tmp_path):
     (root / "dtd").symlink_to(tmp_path / "real" / "dtd")
     assert len(load("dtd", root, "DATASET.NUM_SHOTS", 1).train_x) == 3
     (root / "eurosat").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="eurosat, which is a link to nothing"):
+    with pytest.raises(FileNotFoundError, match="eurosat, which is a broken link"):
         load("eurosat", root)

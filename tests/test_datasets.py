@@ -1,4 +1,4 @@
-"""The shared base of the data sets: CoOp's few-shot draw item for item, upstream's cache, base and new classes."""
+"""The shared base of the datasets: CoOp's few-shot draw item for item, upstream's cache, base and new classes."""
 import hashlib
 import json
 import pickle
@@ -19,7 +19,7 @@ from p2c.framework import get_cfg_default
 
 
 def make(root, labels, per_class=10, val_per_class=10):
-    """A data set whose labels first appear in the given order; images 0..n-1 of a class in order."""
+    """A dataset whose labels first appear in the given order; images 0..n-1 of a class in order."""
     folder = root / "oxford_pets"
     (folder / "images").mkdir(parents=True)
     split = {"train": [], "val": [], "test": []}

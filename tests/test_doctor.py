@@ -27,7 +27,7 @@ def no_weights_and_no_gpu(monkeypatch, tmp_path):
 
 @pytest.fixture
 def published_sizes(monkeypatch):
-    """Call with names: their miniatures count as the published data sets."""
+    """Call with names: their miniatures count as the published datasets."""
     def pretend(*names):
         for name in names:
             kind, classes = doctor.benchmark_classes()[name], len(CLASSES[name])
@@ -51,11 +51,11 @@ def test_where_nothing_is_there_nothing_is_wrong_and_every_line_says_how_to_get_
     status, report = lines(capsys, "--root", tmp_path)
     assert status == 0 and report[-1] == "Nothing is wrong"
     for name in NAMES:
-        assert f"  absent  {name}: `python -m p2c data download {name}` gets it" in report
+        assert f"  absent  {name}: `python -m p2c data download {name}` downloads it" in report
     assert any(line.startswith("  absent  ViT-B/16: fetched at first use; or put https://") for line in report)
     assert f"torch {torch.__version__}" in report[2] and "yacs 0" in report[2]
-    dtd, eurosat = (f"{name} (`python -m p2c data download {name}` gets it)" for name in ("dtd", "eurosat"))
-    assert f"  absent  not compared: that takes the weights of ViT-B/16 and {dtd} or {eurosat}" in report
+    dtd, eurosat = (f"{name} (`python -m p2c data download {name}` downloads it)" for name in ("dtd", "eurosat"))
+    assert f"  absent  not compared: that needs the weights of ViT-B/16 and {dtd} or {eurosat}" in report
 
 
 def test_the_quick_report_leaves_the_comparison_out(tmp_path, capsys, monkeypatch):
@@ -119,9 +119,9 @@ def test_requirements_that_are_not_met_are_named(monkeypatch, requirement, messa
 
 
 def test_a_device_that_multiplies_rightly_is_told_from_one_that_does_not(monkeypatch):
-    assert doctor.multiplies("cpu")
+    assert doctor.multiplies_correctly("cpu")
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.full_like(a, 64.0625))
-    assert not doctor.multiplies("cpu")
+    assert not doctor.multiplies_correctly("cpu")
 
 
 @pytest.mark.parametrize("visible, mark, message", [
@@ -163,7 +163,7 @@ def test_data_is_absent_whole_or_wrong_and_a_missing_split_says_where_to_get_it(
     assert found["dtd"] == (OK, "dtd: 3 classes, 9 training, 6 validation and 6 test images")
     assert found["eurosat"].mark == WRONG and "no split file" in found["eurosat"].text
     assert "drive.google.com/file/d/1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o" in found["eurosat"].text
-    assert found["food101"].mark == WRONG and "but the published data set has 101 classes" in found["food101"].text
+    assert found["food101"].mark == WRONG and "but the published dataset has 101 classes" in found["food101"].text
     assert found["imagenet"].mark == WRONG and found["ucf101"].mark == ABSENT
 
 

@@ -10,7 +10,7 @@ from download_fixtures import files_below, start, tar_of, until, zip_of
 from p2c.download import extract as extracting
 from p2c.download import places
 from p2c.download.extract import extract
-from p2c.download.fetch import Unfit
+from p2c.download.fetch import InvalidFile
 
 FILES = {"top/a.jpg": b"a" * 1000, "top/sub/b c.jpg": b"b" * 2000, "top/\u00e9.txt": b""}
 
@@ -49,7 +49,7 @@ def test_what_an_archive_is_its_content_tells(tmp_path, content, name):
 @pytest.mark.parametrize("pack", [tar_of, lambda files: zip_of({zip_entry(name): files[name] for name in files})],
                          ids=["tar", "zip"])
 def test_a_name_that_leads_out_refuses_the_archive_and_is_said(tmp_path, name, pack):
-    with pytest.raises(Unfit, match="leads out of the folder") as error:
+    with pytest.raises(InvalidFile, match="leads out of the folder") as error:
         unpack(tmp_path, pack({"top/a.jpg": b"a", name: b"evil"}))
     assert repr(name) in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["archive", "here"] and os.listdir(tmp_path / "here") == ["draft"]
@@ -58,12 +58,12 @@ def test_a_name_that_leads_out_refuses_the_archive_and_is_said(tmp_path, name, p
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../secret", "..\\secret", "C:/secret"])
 def test_a_link_out_of_the_folder_refuses_the_archive(tmp_path, kind, target):
-    with pytest.raises(Unfit, match="leads out of the folder"):
+    with pytest.raises(InvalidFile, match="leads out of the folder"):
         unpack(tmp_path, tar_of({entry("top/link", kind, target): None}))
 
 
 def test_a_link_out_of_the_folder_in_a_zip_refuses_the_archive(tmp_path):
-    with pytest.raises(Unfit, match="leads out of the folder"):
+    with pytest.raises(InvalidFile, match="leads out of the folder"):
         unpack(tmp_path, zip_of({zip_entry("top/link", stat.S_IFLNK | 0o777): b"../../secret"}))
 
 
@@ -86,10 +86,10 @@ def test_zip_links_within_become_copies(tmp_path):
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_refuse_the_archive(tmp_path, kind):
-    with pytest.raises(Unfit, match="'top/device' is a device"):
+    with pytest.raises(InvalidFile, match="'top/device' is a device"):
         unpack(tmp_path, tar_of({entry("top/device", kind): None}))
     (tmp_path / "zip").mkdir()
-    with pytest.raises(Unfit, match="'top/device' is a device"):
+    with pytest.raises(InvalidFile, match="'top/device' is a device"):
         unpack(tmp_path / "zip", zip_of({zip_entry("top/device", stat.S_IFCHR | 0o644): b""}))
 
 
@@ -103,21 +103,21 @@ def test_owners_modes_and_other_rights_of_members_are_not_taken_over(tmp_path):
 def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(extracting, "SLACK", 10_000)
     content = tar_of({f"top/{index}": bytes(100_000) for index in range(20)})  # 2 MB of zeros in a few kB
-    with pytest.raises(Unfit, match=r"unpacks to more than .* \(at 'top/0'\)"):
+    with pytest.raises(InvalidFile, match=r"unpacks to more than .* \(at 'top/0'\)"):
         unpack(tmp_path, content)
     assert sum(len(file) for file in files_below(tmp_path / "here").values()) < 100_000
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(extracting, "MEMBERS", 10)
-    with pytest.raises(Unfit, match="more than 10 files"):
+    with pytest.raises(InvalidFile, match="more than 10 files"):
         unpack(tmp_path, zip_of({f"{index}": b"" for index in range(20)}))
 
 
 def test_copies_of_links_count_towards_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(extracting, "SLACK", 0)
     links = {entry(f"top/{index}", tarfile.LNKTYPE, "top/a"): None for index in range(100)}
-    with pytest.raises(Unfit, match="unpacks to more"):
+    with pytest.raises(InvalidFile, match="unpacks to more"):
         unpack(tmp_path, tar_of({"top/a": os.urandom(50_000), **links}))
 
 
@@ -135,7 +135,7 @@ def test_a_disk_that_is_too_full_is_said_before_unpacking(tmp_path, monkeypatch)
     tar_of({"a": b"", "a/b": b""}),
 ], ids=["gz cut", "tar cut", "zip cut", "zip checksum", "gz checksum", "no archive", "file and folder"])
 def test_damaged_archives_are_refused(tmp_path, content):
-    with pytest.raises(Unfit, match="damaged"):
+    with pytest.raises(InvalidFile, match="damaged"):
         unpack(tmp_path, content)
 
 
@@ -145,7 +145,7 @@ def test_what_file_managers_add_is_dropped(tmp_path):
 
 
 def test_an_unsafe_name_is_not_excused_by_being_junk(tmp_path):
-    with pytest.raises(Unfit):
+    with pytest.raises(InvalidFile):
         unpack(tmp_path, tar_of({"../._evil": b""}))
 
 
@@ -157,7 +157,7 @@ def test_archives_in_an_archive_are_unpacked_into_folders_of_their_names(tmp_pat
 
 
 def test_an_archive_in_an_archive_cannot_leave_either(tmp_path):
-    with pytest.raises(Unfit, match="leads out"):
+    with pytest.raises(InvalidFile, match="leads out"):
         unpack(tmp_path, tar_of({"n01.tar": tar_of({"../evil": b""}, "")}, ""), inner="n*")
 
 
@@ -167,7 +167,7 @@ def test_a_target_in_the_way_is_kept_under_another_name(tmp_path):
     for name, content in (("images", b"mine"), ("images.old-1", b"older"), ("new", b"new")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_bytes(content)
-    places.place(tmp_path / "new", tmp_path / "images")
+    places.move_into_place(tmp_path / "new", tmp_path / "images")
     assert files_below(tmp_path) == {"images/x": b"new", "images.old-1/x": b"older", "images.old-2/x": b"mine"}
 
 
@@ -177,15 +177,15 @@ def test_an_empty_folder_or_the_same_file_is_not_in_the_way(tmp_path):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "list.txt").write_bytes(b"list")
     (tmp_path / "list.txt").write_bytes(b"list")
-    places.place(tmp_path / "draft/images", tmp_path / "images")
-    places.place(tmp_path / "draft/list.txt", tmp_path / "list.txt")
+    places.move_into_place(tmp_path / "draft/images", tmp_path / "images")
+    places.move_into_place(tmp_path / "draft/list.txt", tmp_path / "list.txt")
     assert sorted(os.listdir(tmp_path)) == ["draft", "images", "list.txt"]
 
 
 def test_a_link_to_nothing_in_the_way_is_kept(tmp_path):
     (tmp_path / "images").symlink_to(tmp_path / "gone")
     (tmp_path / "new").mkdir()
-    places.place(tmp_path / "new", tmp_path / "images")
+    places.move_into_place(tmp_path / "new", tmp_path / "images")
     assert (tmp_path / "images").is_dir() and (tmp_path / "images.old-1").is_symlink()
 
 

@@ -1,4 +1,4 @@
-"""From archives to CoOp's folders: each data set by a miniature archive with the real one's inner paths, and what users
+"""From archives to CoOp's folders: each dataset by a miniature archive with the real one's inner paths, and what users
 may have in their folders already."""
 import hashlib
 import json
@@ -81,7 +81,7 @@ def shown(caplog):
 
 @pytest.fixture
 def mini(tmp_path, monkeypatch):
-    """mini(name): a miniature's tree, outside the root; the data set's class takes its numbers for the published."""
+    """mini(name): a miniature's tree, outside the root; the dataset's class takes its numbers for the published."""
     def make(name):
         kind, classes = class_of(name), len(CLASSES[name])
         tree = TREES[name](tmp_path / "original")
@@ -104,7 +104,7 @@ def known(archive, content, *urls):
 
 
 def serve(server, name, tree, **faults):
-    """The data set's entry with its archives on the server."""
+    """The dataset's entry with its archives on the server."""
     def put(archive):
         content = ARCHIVES[name][archive.name](tree)
         return known(archive, content, server.put(f"/{archive.name}", content, **faults))
@@ -186,9 +186,9 @@ def write_imagenet_archives(folder, monkeypatch):
     monkeypatch.setattr(ImageNet, "sizes", Sizes(2, 4, 0, 3))
     (folder / "classnames.txt").write_text("".join(f"{wnid} name of it\n" for wnid in wnids))
     (train_part,), (val_part,) = SOURCES["imagenet"].parts
-    devkit = known(val_part.beside, contents["devkit"])
+    devkit = known(val_part.companion, contents["devkit"])
     return replace(SOURCES["imagenet"], parts=((known(train_part, contents["train"]),),
-                                               (replace(known(val_part, contents["val"]), beside=devkit),)))
+                                               (replace(known(val_part, contents["val"]), companion=devkit),)))
 
 
 def test_imagenets_own_archives_are_unpacked_and_its_validation_images_sorted(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_imagenet_without_its_archives_fails_with_the_steps(tmp_path, monkeypatc
     (folder / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     (folder / "ILSVRC2012_img_train.tar").unlink()
     train, val = install("imagenet", source, tmp_path, drive=no_drive)
-    assert "ILSVRC2012_img_train.tar is not there" in train and "ILSVRC2012_devkit_t12.tar.gz is needed" in val
+    assert "ILSVRC2012_img_train.tar is missing" in train and "ILSVRC2012_devkit_t12.tar.gz is needed" in val
     assert any("image-net.org" in line for line in steps_by_hand("imagenet", source, tmp_path))
     assert not (folder / "images").exists()
 
@@ -270,7 +270,7 @@ def test_a_split_that_drive_refuses_comes_from_the_second_source(tmp_path, mini,
 
 
 @pytest.mark.parametrize("content, reason", [
-    (HTML, "web page"), (b'{"train": [["a.jpg", 0, "a"], ["b.', "no split file"), (b"{}", "no split file"),
+    (HTML, "web page"), (b'{"train": [["a.jpg", 0, "a"], ["b.', "not a split file"), (b"{}", "not a split file"),
     (b'{"train": [["/etc/a.jpg", 0, "a"]], "val": [], "test": [["b.jpg", 0, "a"]]}', "must be a path below"),
     (b'{"train": [["a.jpg", 0, "a"]], "val": [], "test": [["b.jpg", 0, "a"]]}', "lists [1, 0, 1] images"),
 ])
@@ -350,7 +350,7 @@ def test_an_archive_that_is_another_is_not_used_and_not_overwritten(tmp_path, mi
     own.write_bytes(other := tar_of({"x": b""}))
     source = serve(server, "dtd", tree, status=404)
     fault, = get("dtd", source, root, tree)
-    assert f"{own} is there but not used: it has" in fault and "none of the sources" in fault
+    assert f"{own} exists but is not used: it has" in fault and "none of the sources" in fault
     server.pages["/dtd-r1.0.1.tar.gz"].status = 200
     assert get("dtd", source, root, tree) == [] and own.read_bytes() == other
 
@@ -362,7 +362,7 @@ def test_what_was_fetched_and_refused_is_not_fetched_again_until_it_is_deleted(t
     for _ in range(2):
         fault, = get("ucf101", Source(((archive,),)), root, tree)
         assert "should hold UCF-101-midframes, but holds other" in fault and len(server.requests) == 1
-    assert "delete it to have it fetched again" in fault
+    assert "delete it to fetch it again" in fault
 
 
 @pytest.mark.parametrize("spoil, reason", [

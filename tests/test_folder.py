@@ -151,7 +151,7 @@ def test_the_template_is_a_setting(tmp_path):
 
 
 def spoil(root, what):
-    """A folder that makes no data set."""
+    """A folder that makes no dataset."""
     if what == "loose images":
         save_image(root / "0.jpg")
     elif what == "no test":

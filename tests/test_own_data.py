@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def draw_photos(folder, labels, count):
-    """Pictures of some classes of shapes, in class folders, that are in no data set."""
+    """Pictures of some classes of shapes, in class folders, that are in no dataset."""
     for label in labels:
         place = folder / COMPOSITIONS[label].replace(" ", "_")
         place.mkdir(parents=True)

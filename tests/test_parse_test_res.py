@@ -225,7 +225,7 @@ def test_a_metric_that_is_not_a_number_does_not_count(tmp_path, parse):
     assert f"not counted: {tmp_path}/seed2: accuracy is nan\n" in parse(tmp_path)[1]
 
 
-# The base-to-novel table. Data sets of no family (birds, plants) are expected where another trainer has them
+# The base-to-novel table. Datasets of no family (birds, plants) are expected where another trainer has them
 
 
 def run_folder(root: Path, half: str, dataset: str, seed: int, trainer: str = "P2C") -> Path:
@@ -238,7 +238,7 @@ def write_pair(root: Path, dataset: str, seed: int, base: float, novel: float, t
 
 
 def table(out: str) -> dict[tuple[str, str], dict[str, float]]:
-    """The CSV's rows: (trainer, data set) -> column -> number."""
+    """The CSV's rows: (trainer, dataset) -> column -> number."""
     names = ("base", "base_std", "novel", "novel_std", "hm", "hm_std")
     return {
         (row["trainer"], row["dataset"]): {name: float(row[name]) for name in names if row[name]}
@@ -274,9 +274,9 @@ def test_means_spreads_and_harmonic_means_follow_the_field(tmp_path, parse):
 @pytest.mark.parametrize(
     "style, line",
     [
-        ("text", "plants      90.00 ± 1.00  50.00 ± 0.00  64.29 ± 0.26  1, 2\n"),
-        ("markdown", "| plants     | 90.00 ± 1.00 | 50.00 ± 0.00 | 64.29 ± 0.26 | 1, 2    |\n"),
-        ("latex", r" plants     & 90.00 $\pm$ 1.00 & 50.00 $\pm$ 0.00 & 64.29 $\pm$ 0.26 & 1, 2    \\" "\n"),
+        ("text", "plants     90.00 ± 1.00  50.00 ± 0.00  64.29 ± 0.26  1, 2\n"),
+        ("markdown", "| plants    | 90.00 ± 1.00 | 50.00 ± 0.00 | 64.29 ± 0.26 | 1, 2    |\n"),
+        ("latex", r" plants    & 90.00 $\pm$ 1.00 & 50.00 $\pm$ 0.00 & 64.29 $\pm$ 0.26 & 1, 2    \\" "\n"),
     ],
     ids=["text", "markdown", "latex"],
 )
@@ -314,11 +314,11 @@ def test_several_trainers_end_with_a_summary(tmp_path, parse):
     write_pair(tmp_path, "shapes", 1, 90, 70)
     write_pair(tmp_path / "other", "shapes", 1, 88, 66, trainer="MaPLe")
     _, out, _ = parse(tmp_path, tmp_path / "other", "--base2new")
-    summary = out[out.index("Averages over data sets") :]
+    summary = out[out.index("Averages over datasets") :]
     assert [line.split()[:4] for line in summary.splitlines()[3:5]] == [
         ["MaPLe", "tiny_shapes", "16", "1"], ["P2C", "tiny_shapes", "16", "1"],
     ]  # fmt: skip
-    assert "Averages over data sets" not in parse(tmp_path, "--base2new")[1]
+    assert "Averages over datasets" not in parse(tmp_path, "--base2new")[1]
 
 
 def test_a_row_uses_the_seeds_of_both_halves_and_says_so(tmp_path, parse):
@@ -342,7 +342,7 @@ def test_what_is_missing_is_named(tmp_path, parse):
     assert status == 0
     assert f"not counted: {run_folder(tmp_path, 'test_new', 'birds', 1, 'MaPLe')}: not finished" in out
     assert "MaPLe, tiny_shapes, 16 shots: birds: base has seed 1, novel no results: left out" in out
-    assert "MaPLe, tiny_shapes, 16 shots: no result for birds; its average is over 1 of 2 data sets" in out
+    assert "MaPLe, tiny_shapes, 16 shots: no result for birds; its average is over 1 of 2 datasets" in out
 
 
 def test_an_average_over_unequal_seeds_has_no_spread(tmp_path, parse):
@@ -357,7 +357,7 @@ def test_the_same_run_in_two_roots_counts_once(tmp_path, parse):
     write_pair(tmp_path / "a", "shapes", 1, 90, 70)
     write_pair(tmp_path / "b", "shapes", 1, 10, 10)
     _, out, err = parse(tmp_path / "a", tmp_path / "b", "--base2new", "--format", "csv")
-    assert table(out)["P2C", "shapes"]["base"] == 90 and "a directory given before has the same run" in err
+    assert table(out)["P2C", "shapes"]["base"] == 90 and "the same run is in a directory given before" in err
 
 
 def test_the_harmonic_mean_of_nothing_is_zero():

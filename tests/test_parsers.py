@@ -17,7 +17,7 @@ from p2c.datasets.splits import PARTS, Item, check_items, read_split, sha256
 from p2c.engine import build_evaluator
 from p2c.engine.curves import CurveWriter, cut_back
 from p2c.framework import get_cfg_default, read_results, write_json
-from p2c.tables.folders import TESTED, TRAINED, ZERO_SHOT, Group, half, matches
+from p2c.tables.folders import TESTED, TRAINED, ZERO_SHOT, Group, half_layout, matches
 from p2c.tables.runs import END_OF_TRAINING, read_run
 
 JSON = st.recursive(
@@ -114,7 +114,7 @@ def test_the_folders_of_the_tables_say_what_ran(tmp_path_factory, trainer, confi
         (TESTED, f"evaluation/{trainer}/{config}_{shots}shots/{dataset}/seed{seed}", Group(trainer, config, shots),
          str(seed)),
         (ZERO_SHOT, f"ZeroshotCLIP/{config}/{dataset}", Group("ZeroshotCLIP", config, 0), ""),
-        (half("test_new"), f"test_new/{dataset}/shots_{shots}/{trainer}/{config}/seed{seed}",
+        (half_layout("test_new"), f"test_new/{dataset}/shots_{shots}/{trainer}/{config}/seed{seed}",
          Group(trainer, config, shots), str(seed)),
     ):
         os.makedirs(root / path, exist_ok=True)
@@ -185,7 +185,7 @@ def test_any_text_is_a_csv_of_images_or_refused_by_name(place, content, header):
 
 def test_a_csv_of_a_field_beyond_reading_is_named(tmp_path):
     (tmp_path / "any.csv").write_text(f"path,class\n\"{'a' * 200_000}\n")
-    with pytest.raises(ValueError, match="any.csv is no table"):
+    with pytest.raises(ValueError, match="any.csv is not a valid CSV file"):
         read_csv(tmp_path / "any.csv")
 
 

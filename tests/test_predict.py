@@ -24,7 +24,7 @@ from p2c.clip.loading import load_backbone
 from p2c.framework import UnreadableImage, read_image, read_json, write_json
 from p2c.inference.predictor import Predictor
 from p2c.inference.records import checked_names, recorded_cfg
-from p2c.trainers.base import PromptTrainer
+from p2c.model import PromptedCLIP
 from p2c.utils.checksums import sealed
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
@@ -124,8 +124,8 @@ def test_other_classes_are_what_a_test_on_those_classes_sees(runs, trainer):
 
 
 def test_the_class_texts_are_encoded_once_for_all_batches(runs, monkeypatch):
-    encode, calls = PromptTrainer.encode_text, []
-    monkeypatch.setattr(PromptTrainer, "encode_text", lambda *inputs: calls.append(1) or encode(*inputs))
+    encode, calls = PromptedCLIP.encode_text, []
+    monkeypatch.setattr(PromptedCLIP, "encode_text", lambda *inputs: calls.append(1) or encode(*inputs))
     Predictor.from_run(runs.of("P2C")).predict(runs.images["base"], batch_size=1)
     assert len(calls) == 1
 
@@ -215,7 +215,7 @@ def test_the_plugin_of_a_run_is_loaded_before_its_settings(runs, copy_of, tmp_pa
     (tmp_path / "plugin_of_a_run.py").write_text("def extend_cfg(cfg):\n    cfg.MINE = 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     folder = copy_of(change=lambda record: record["config"].update(PLUGIN="plugin_of_a_run", MINE=1))
-    assert Predictor.from_run(folder).trainer.cfg.MINE == 1
+    assert Predictor.from_run(folder).cfg.MINE == 1
 
 
 def test_files_that_the_training_started_from_are_not_needed(runs, copy_of):

@@ -184,15 +184,14 @@ def entries(contents):
                                       "it has 3 image prompts in a layer, here 2 (N_CTX_VISION)"]),
     ("VPT", vpt(tokens=4), vpt(), ["it has 4 image prompts in a layer, here 8 (N_CTX_VISION)"]),
     ("COCOOP", cocoop(1024), cocoop(), ["its feature width is 1024, tiny-shapes's is 128: another backbone"]),
-    ("COOP", coop(classes=4), coop(), ["it has a context for each class, here one context for all classes (CSC)"]),
-    ("COOP", coop(), coop(classes=4), ["it has one context for all classes, here a context for each class (CSC)"]),
+    ("COOP", coop(classes=4), coop(), ["it has class-specific contexts, here one context for all classes (CSC)"]),
+    ("COOP", coop(), coop(classes=4), ["it has one context for all classes, here class-specific contexts (CSC)"]),
     ("COOP", coop(classes=37), coop(classes=4),
-     ["its contexts belong to the 37 classes of its training, here are 4; with a context for each class, class count "
+     ["its contexts belong to the 37 classes of its training, here are 4; with class-specific contexts, class count "
       "and order must be the same (CSC)"]),
-    ("COOP", cocoop(), coop(), ["it holds prompts as CoCoOp learns them, here are prompts as CoOp learns them"]),
-    ("COOP", vpt(), coop(), ["it holds prompts as VPT learns them, here are prompts as CoOp learns them"]),
-    ("MAPLE", ivlp(), maple(), ["it holds prompts as IVLP or PromptSRC learns them, here are prompts as MaPLe or P2C "
-                                "learns them"]),
+    ("COOP", cocoop(), coop(), ["it holds prompts of CoCoOp, but the learner is of CoOp"]),
+    ("COOP", vpt(), coop(), ["it holds prompts of VPT, but the learner is of CoOp"]),
+    ("MAPLE", ivlp(), maple(), ["it holds prompts of IVLP or PromptSRC, but the learner is of MaPLe or P2C"]),
     ("MAPLE", ([("x", "x", (3,))], {}), maple(), []),
 ])
 def test_another_backbone_depth_or_method_is_said_in_words(node, file, here, faults):
@@ -203,7 +202,7 @@ def test_another_backbone_depth_or_method_is_said_in_words(node, file, here, fau
 @pytest.mark.parametrize("contents, message", [
     (maple(depth=9), r"it has text prompts in 9 layers, the settings say 3 \(PROMPT_DEPTH\)$"),
     (maple(width=512), "its text width is 512, tiny-shapes's is 128: another backbone$"),
-    (ivlp(), "it holds prompts as IVLP or PromptSRC learns them"),
+    (ivlp(), "it holds prompts of IVLP or PromptSRC"),
     (([("x", "prompt_learner.x", (3,))], {}), "missing: ctx, .*unexpected: x$"),
     ((maple()[0] + [("x", "prompt_learner.x", (3,))], {}), "unexpected: x$"),
     (([entry for entry in maple()[0] if entry[0] != "proj.bias"], {}), "missing: proj.bias$"),

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 import p2c
 from p2c.datasets import drawing, shapes
-from p2c.datasets.drawing import Dice, Wish, read_wish
+from p2c.datasets.drawing import PictureSpec, RandomStream, parse_spec
 
 FEW = {"train": 2, "val": 1, "test": 1}
 WEIGHTS = Path(p2c.__file__).parent / "clip" / "builtin"
 
-# SHA-256 over the pixels of pictures 0 of every second class, clean and in style; a change here changes the data sets
+# SHA-256 over the pixels of pictures 0 of every second class, clean and in style; a change here changes the datasets
 DIGESTS = {
     "shapes": "65b17f8ccab3adfa73caa9e32cfe687650264d3476923a3ab90ee6fd708a417b",
     "shapes_dark": "fe9fb7a0bf4e05b872a504d1ae38f9aa87607e5bc4e0fc0cb56e629a90bb6e61",
@@ -54,7 +54,7 @@ def test_pixels_match_the_committed_digest(name):
 @pytest.mark.parametrize("name", shapes.FAMILY)
 def test_no_floating_point_number_touches_a_picture(name):
     clean = shapes.picture(name, "train", 0, 0, styled=False).astype(np.int32)
-    assert shapes.FAMILY[name].style(clean, Dice("any")).dtype == np.int32
+    assert shapes.FAMILY[name].style(clean, RandomStream("any")).dtype == np.int32
 
 
 def test_pictures_differ_between_data_sets_streams_classes_and_indices():
@@ -150,19 +150,20 @@ def test_a_folder_that_holds_something_else_is_an_error_and_stays(tmp_path):
 
 
 def test_a_phrase_is_read_into_what_its_picture_must_show():
-    assert read_wish("three dotted hearts") == Wish(count="three", fill="dotted", shape="heart")
-    assert read_wish("big red ring on a tan background") == Wish(size="big", color="red", shape="ring", tone="tan")
-    assert read_wish("blue star above a pink heart") == Wish(
+    assert parse_spec("three dotted hearts") == PictureSpec(count="three", fill="dotted", shape="heart")
+    expected = PictureSpec(size="big", color="red", shape="ring", tone="tan")
+    assert parse_spec("big red ring on a tan background") == expected
+    assert parse_spec("blue star above a pink heart") == PictureSpec(
         color="blue", shape="star", relation="above", second="heart", second_color="pink")
     with pytest.raises(ValueError, match="Unknown word 'wooden' in 'wooden star'"):
-        read_wish("wooden star")
+        parse_spec("wooden star")
 
 
 @pytest.mark.parametrize("shape", drawing.SHAPES)
 def test_every_shape_fits_its_radius_and_shows_in_every_fill(shape):
     for fill in drawing.FILLS:
         picture = np.zeros((64, 64, 3), np.int32)
-        drawing.paint(picture, drawing.Item(shape, fill, (0, 200, 0), 256, 256, 160))
+        drawing.paint(picture, drawing.PlacedShape(shape, fill, (0, 200, 0), 256, 256, 160))
         ys, xs = np.nonzero(picture[:, :, 1])
         assert len(ys) > 100
         assert (np.hypot(ys - 31.5, xs - 31.5) <= 1.1 * 20 + 1).all()
@@ -170,9 +171,9 @@ def test_every_shape_fits_its_radius_and_shows_in_every_fill(shape):
 
 def test_a_shape_may_lie_partly_or_wholly_outside_the_picture():
     picture = np.zeros((64, 64, 3), np.int32)
-    drawing.paint(picture, drawing.Item("circle", "solid", (9, 9, 9), 4000, -4000, 80))
+    drawing.paint(picture, drawing.PlacedShape("circle", "solid", (9, 9, 9), 4000, -4000, 80))
     assert not picture.any()
-    drawing.paint(picture, drawing.Item("circle", "solid", (9, 9, 9), 0, 0, 80))
+    drawing.paint(picture, drawing.PlacedShape("circle", "solid", (9, 9, 9), 0, 0, 80))
     assert picture[0, 0, 0] == 9 and picture[63, 63, 0] == 0
 
 

@@ -56,14 +56,14 @@ def write_zero_shot(root, dataset, value, cfg="vit_b16", **settings) -> None:
 
 
 def tiny(root, write, datasets, **settings) -> None:
-    """The same run for several data sets of the shapes family, with values 60, 61, ... in their order."""
+    """The same run for several datasets of the shapes family, with values 60, 61, ... in their order."""
     for value, dataset in enumerate(datasets, start=60):
         write(root, dataset, value, cfg="tiny_shapes", backbone="tiny-shapes", weights="builtin", **settings)
 
 
 @pytest.fixture
 def rows(parse):
-    """The CSV of a benchmark by (trainer, config, shots, data set), and what went to standard error."""
+    """The CSV of a benchmark by (trainer, config, shots, dataset), and what went to standard error."""
 
     def read(*arguments) -> tuple[dict[tuple[str, str, str, str], dict[str, str]], str]:
         status, out, err = parse(*arguments, "--format", "csv")
@@ -124,7 +124,7 @@ def test_an_incomplete_average_is_marked_and_not_compared(tmp_path, parse, rows)
     average = next(line for line in out.splitlines() if line.startswith("average"))
     assert re.fullmatch(r"average \(10 of 11\) +[^/]+82.28 / 75.14 / 78.55 +1", average)
     command = f"OUTPUT={tmp_path} CFG={CFG} bash scripts/run.sh MaPLe base2new_train sun397 1, then base2new_test"
-    note = f"- MaPLe, {CFG}, 16 shots: no result for sun397; its average is over 10 of 11 data sets"
+    note = f"- MaPLe, {CFG}, 16 shots: no result for sun397; its average is over 10 of 11 datasets"
     assert f"{note}; begin with {command}\n" in out
     table, _ = rows("--base2new", tmp_path)
     average, sun = (table["MaPLe", CFG, "16", name] for name in ("average", "sun397"))
@@ -279,7 +279,7 @@ def test_missing_targets_and_seeds_are_marked_and_can_be_filled(tmp_path, parse)
     label = "- MaPLe, tiny_shapes, 16 shots:"
     begin = f"begin with OUTPUT={tmp_path} CFG=tiny_shapes bash scripts/run.sh MaPLe"
     assert status == 0 and f"- not counted: {stopped}: not finished" in out
-    assert (f"{label} no result for shapes_counts; its average is over 3 of 4 data sets; {begin} xd_test "
+    assert (f"{label} no result for shapes_counts; its average is over 3 of 4 datasets; {begin} xd_test "
             "shapes_counts 1\n") in out
     assert (f"{label} different seeds in a row: shapes has seed 1; shapes_sizes has seed 1; others seeds 1, 2; {begin} "
             "xd_train shapes 2\n") in out
@@ -316,7 +316,7 @@ def test_few_shot_averages_over_data_sets_for_each_number_of_shots(tmp_path, row
     averages = {key[2]: float(row["accuracy"]) for key, row in table.items() if key[3] == "average"}
     assert averages == {"0": 61, "1": 52, "2": 53, "4": 55, "8": 59, "16": 67} and err == ""
     out = parse("--fewshot", tmp_path)[1].splitlines()
-    assert out[1].split() == ["Data", "set", "Trainer", "Config", "0", "1", "2", "4", "8", "16", "Seeds"]
+    assert out[1].split() == ["Dataset", "Trainer", "Config", "0", "1", "2", "4", "8", "16", "Seeds"]
     assert out[3].split()[:5] == ["shapes", "MaPLe", "tiny_shapes", "51.00", "±"]
     assert out[4].split() == ["ZeroshotCLIP", "tiny_shapes", "60.00"]
 
@@ -347,7 +347,7 @@ def test_missing_shots_are_marked(tmp_path, parse):
     shapes = next(line for line in out.splitlines() if line.startswith("shapes "))
     assert re.split("  +", shapes)[3:] == ["–", "52.00* ± 0.00", "–", "–", "66.00 ± 0.00", "82.00* ± 0.00", "1, 2"]
     begin = f"begin with OUTPUT={tmp_path} CFG=tiny_shapes"
-    assert (f"- MaPLe, tiny_shapes, 1, 4, 8 shots: no result for any data set; {begin} SEEDS='1 2' bash scripts/run.sh "
+    assert (f"- MaPLe, tiny_shapes, 1, 4, 8 shots: no result for any dataset; {begin} SEEDS='1 2' bash scripts/run.sh "
             "MaPLe few_shot shapes 1\n") in out
     assert "- MaPLe, tiny_shapes, 32 shots: no result for shapes_counts, shapes_grounds" in out
     assert f"others seeds 1, 2; {begin} SEEDS=2 bash scripts/run.sh MaPLe few_shot shapes 2\n" in out
@@ -409,7 +409,7 @@ def test_a_seed_that_is_not_what_its_folder_says_is_named(tmp_path, parse):
     (tmp_path / "base2new" / "test_new" / "dtd" / "shots_16" / "MaPLe" / CFG / "seed1").rename(
         tmp_path / "base2new" / "test_new" / "dtd" / "shots_16" / "MaPLe" / CFG / "seed2")
     assert notes_of(parse, tmp_path) == [
-        f"- MaPLe, {CFG}, 16 shots: dtd: mixed seeds: what is called seed 2 ran with SEED 1"]
+        f"- MaPLe, {CFG}, 16 shots: dtd: mixed seeds: the folder of seed 2 ran with SEED 1"]
 
 
 # Formats
@@ -439,8 +439,8 @@ def test_nothing_found_is_one_line(tmp_path, parse, benchmark):
     "arguments, message",
     [
         (("--xd", "--dg"), "not allowed with"),
-        (("--xd", "--test-log"), "--xd finds out itself"),
-        (("--xd", "--curves", "a.png"), "--curves goes with --fewshot"),
+        (("--xd", "--test-log"), "--xd does not take --test-log"),
+        (("--xd", "--curves", "a.png"), "--curves needs --fewshot"),
         (("--fewshot", "--curves", "a.svg"), "--curves a.svg must end with .png or .pdf"),
     ],
 )

@@ -434,8 +434,8 @@ def broken(tmp_path, change):
 
 @pytest.mark.parametrize("change, message", [
     (lambda split: "<html>quota</html>", "this is a web page, not a split file"),
-    (lambda split: split.pop("val"), "is no split file"),
-    (lambda split: "[" * 100_000, "is no split file"),
+    (lambda split: split.pop("val"), "is not a split file"),
+    (lambda split: "[" * 100_000, "is not a split file"),
     (lambda split: split["train"][0].__setitem__(1, 10**9), "must be 0 to"),
     (lambda split: split["train"][0].__setitem__(2, " "), "label 0 needs a class name"),
     (lambda split: split["train"][0].__setitem__(0, "../secret.png"), "must be a path below"),

@@ -102,7 +102,8 @@ class PromptTrainer(CloudTests, TrainerX):
                 raise ValueError(f"TRAINER.{cls.node}.{argument.upper()} {rest}") from error
             raise
         if denoising.NOISE_UNIT == "embedding" and model.draw(Step()):
-            log.info(f"Noise levels are in units of {clip.token_std:.6f}, the standard deviation of the token embedding")
+            log.info(f"Noise levels are in units of {clip.token_std:.6f}, the standard deviation of the token "
+                     "embedding")
         return model
 
     def build_model(self) -> None:

@@ -1,1 +1,1 @@
-"""Prompts in files: published layouts."""
+"""Checkpoints of prompts in the layouts of published code."""

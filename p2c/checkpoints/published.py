@@ -1,8 +1,8 @@
-"""Published checkpoints by our names, and in words what about a file does not fit.
+"""Published checkpoints: their entries under our names, and messages for those that do not fit.
 
-Files of CoOp and CoCoOp hold the learner alone; those of MaPLe, IVLP, VPT and PromptSRC hold all of CLIP beside
-`prompt_learner.*`, the deep prompts of the last three inside the towers (`VPT`, `VPT_shallow`). ATPrompt's and those of
-P2C's preview are like CoOp's or MaPLe's.
+Files of CoOp and CoCoOp hold only the learner. Those of MaPLe, IVLP, VPT and PromptSRC hold all of CLIP as well as
+`prompt_learner.*`; the deep prompts of the last three are inside the towers (`VPT`, `VPT_shallow`). Files of ATPrompt
+and of P2C's preview are like CoOp's or MaPLe's.
 """
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -10,20 +10,20 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor
 
 DEEP = re.compile(r"(image|text)_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow")
-CLIP = ("image_encoder.", "text_encoder.", "ZS_image_encoder.", "logit_scale")  # CLIP's own tensors start so
+CLIP = ("image_encoder.", "text_encoder.", "ZS_image_encoder.", "logit_scale")  # prefixes of CLIP's own tensors
 
 
 def learned_entries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is learned in a state dict of ours or of the published code, by our names.
+    """Return the learned entries, under our names, of a state dict of ours or of the published code.
 
-    CLIP's own tensors are left out. The embeddings of class names stay: `trainable.load_state_dict` ignores them.
+    CLIP's own tensors are left out. Embeddings of class names are kept: `trainable.load_state_dict` ignores them.
     """
     names = {key: _our_name(key) for key in state}
     return {name: state[key] for key, name in names.items() if name is not None}
 
 
 def _our_name(key: str) -> str | None:
-    """Our name of a published entry, or of one of ours; None for CLIP's own tensors."""
+    """Return our name of an entry of the published code or of ours; None for CLIP's own tensors."""
     name = key.removeprefix("prompt_learner.")
     if name == "image_encoder.VPT":
         return "images.0"
@@ -36,18 +36,18 @@ def _our_name(key: str) -> str | None:
 
 def differences(saved: Mapping[str, Tensor], learner: Mapping[str, Tensor], settings: Collection[str],
                 backbone: str) -> list[str]:
-    """In words, how prompts in a file are of another method, backbone or size than a learner's; none: nothing is seen.
+    """Describe how the prompts in a file differ from a learner's in method, backbone or size; [] if they do not.
 
     Args:
-        saved, learner: entries by our names.
-        settings: the keys that the learner was built by, to be named.
-        backbone: name of the learner's.
+        saved, learner: entries under our names.
+        settings: the keys of the settings that the learner was built from, which messages may name.
+        backbone: name of the learner's backbone.
     """
     kinds = _kind(saved), _kind(learner)
     if not all(kinds):
         return []
     if kinds[0] != kinds[1]:
-        return [f"it holds prompts as {kinds[0]} learns them, here are prompts as {kinds[1]} learns them"]
+        return [f"it holds prompts of {kinds[0]}, but the learner is of {kinds[1]}"]
     file, here = _sizes(saved), _sizes(learner)
 
     def compare(what: str, sentence: str, *keys: str) -> list[str]:
@@ -66,8 +66,8 @@ def differences(saved: Mapping[str, Tensor], learner: Mapping[str, Tensor], sett
         *compare("image tokens", "it has {} image prompts in a layer, here {}", "N_CTX_VISION"),
         *compare("mapper", "its mapper of the input prompts is {}, here {}", "MAPPER"),
         *compare("contexts", "it has {}, here {}", "CSC"),
-        *compare("classes", "its contexts belong to the {} classes of its training, here are {}; with a context for "
-                 "each class, class count and order must be the same", "CSC"),
+        *compare("classes", "its contexts belong to the {} classes of its training, here are {}; with class-specific "
+                 "contexts, class count and order must be the same", "CSC"),
         *compare("attributes", "it has {}, here {} (TRAINER.ATPROMPT.USE_ATPROMPT)"),
         *(fault for i in (1, 2, 3) for fault in
           compare(f"attribute {i}", f"its attribute {i} has {{}} tokens, here {{}} (TRAINER.ATPROMPT.N_ATT{i})")),
@@ -75,26 +75,29 @@ def differences(saved: Mapping[str, Tensor], learner: Mapping[str, Tensor], sett
 
 
 def class_differences(saved: Mapping[str, Tensor], trained: Sequence[str] | None, here: Sequence[str]) -> list[str]:
-    """In words, the first class that is not the one of the training, where each has a context of its own.
+    """Describe the first class that is not that of the training, if contexts are class-specific; [] if all agree.
 
     Args:
-        trained: the names that a file gives; None: it gives none.
+        trained: class names in the file; None if it has none.
+        here: class names of the learner.
     """
     if not per_class(saved) or trained is None:
         return []
-    pairs = enumerate(zip(trained, here, strict=False))
-    return next(([f"its contexts belong to the {len(trained)} classes of its training, and class {label} was {old!r} "
-                  f"there, here it is {new!r}; with a context for each class (CSC), class count and order must be the "
-                  "same"] for label, (old, new) in pairs if old != new), [])
+    for label, (old, new) in enumerate(zip(trained, here, strict=False)):
+        if old != new:
+            return [f"its contexts belong to the {len(trained)} classes of its training, and class {label} was {old!r} "
+                    f"there, here it is {new!r}; with class-specific contexts (CSC), class count and order must be the "
+                    "same"]
+    return []
 
 
 def per_class(entries: Mapping[str, Tensor]) -> bool:
-    """Whether each class has a context of its own (CoOp's CSC)."""
+    """Return whether the contexts are class-specific (CoOp's CSC)."""
     return "ctx" in entries and entries["ctx"].ndim == 3
 
 
 def _kind(names: Collection[str]) -> str:
-    """Whose prompts these are, by their names; "" if unknown."""
+    """Return which method's prompts these are, by their names; "" if unknown."""
     def some(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
@@ -108,7 +111,7 @@ def _kind(names: Collection[str]) -> str:
 
 
 def _sizes(entries: Mapping[str, Tensor]) -> dict[str, int | str | None]:
-    """What the shapes say; None where nothing does."""
+    """Return the sizes that can be read from the entries' shapes; None for each other one."""
     def size(name: str, axis: int) -> int | None:
         return entries[name].shape[axis] if name in entries and entries[name].ndim in (2, 3) else None
 
@@ -116,6 +119,11 @@ def _sizes(entries: Mapping[str, Tensor]) -> dict[str, int | str | None]:
         return sum(name.startswith(starts) for name in entries)
 
     hidden, linear = size("proj.0.weight", 0), size("proj.weight", 0)
+    mapper = None
+    if hidden:
+        mapper = f"an MLP with {hidden} hidden units (proj.0, proj.2)"
+    elif linear:
+        mapper = "one Linear (proj.weight)"
     classes = size("ctx", 0) if per_class(entries) else None
     return {
         "text width": size("ctx", -1),
@@ -125,9 +133,8 @@ def _sizes(entries: Mapping[str, Tensor]) -> dict[str, int | str | None]:
         "image layers": count("images."),
         "tokens": size("ctx", -2),
         "image tokens": size("images.0", 0),
-        "mapper": f"an MLP with {hidden} hidden units (proj.0, proj.2)" if hidden else linear and
-            "one Linear (proj.weight)",
-        "contexts": "a context for each class" if classes else "one context for all classes",
+        "mapper": mapper,
+        "contexts": "class-specific contexts" if classes else "one context for all classes",
         "classes": classes,
         "attributes": "attributes" if count("ctx_att") else "no attributes",
         **{f"attribute {i}": size(f"ctx_att{i}", 0) for i in (1, 2, 3)},

@@ -1,12 +1,12 @@
-"""Is this set-up right?
+"""Check the installation, the weights and the datasets.
 
     python -m p2c doctor [--root DIR] [--quick]
 
-Tells which versions run on which device, which of CLIP's weights and which data sets are here, and, with ViT-B/16's
-weights and DTD or EuroSAT at hand, whether zero-shot CLIP reaches its published accuracy: the one way to know that a
-set-up is right. What is merely absent is no fault.
+Reports the versions, the device, and which of CLIP's weights and of the datasets are present. If the weights of
+ViT-B/16 and DTD or EuroSAT are, it also compares zero-shot CLIP with its published accuracy, which tests the set-up as
+a whole. Missing weights and datasets are no faults.
 
-Exit status: 0 nothing is wrong, 1 something is (the line says what to do), 2 a mistaken call.
+Exit status: 0 nothing is wrong, 1 something is wrong (its line says what to do), 2 a usage error.
 """
 import argparse
 import importlib
@@ -19,15 +19,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from p2c.utils.console import Parser, one_line
+from p2c.utils.console import DONE, FAILED, Parser, one_line
 
-# The rest is imported where it is needed: an installation that is broken must not break the report of it.
+# Everything else is imported where it is needed, so that a broken installation can be reported.
 
-FINE, FAULTY = 0, 1
 OK, ABSENT, AGREES, WRONG, DIFFERS = "ok", "absent", "agrees", "WRONG", "DIFFERS"
-MODULES = ("torch", "torchvision", "open_clip", "yacs", "p2c.inference.predictor")  # the last needs all that ours need
+MODULES = ("torch", "torchvision", "open_clip", "yacs", "p2c.inference.predictor")  # the last imports all dependencies
 BACKBONE, TRAINER, CONFIG, SHOTS = "ViT-B/16", "ZeroshotCLIP", "vit_b16", 16  # of the published numbers
-COMPARED = ("dtd", "eurosat")  # one is enough; the first has the fewest images
+COMPARED = ("dtd", "eurosat")  # datasets to compare on: the first one that is present
 TOLERANCE = 0.3  # percentage points
 
 
@@ -39,12 +38,12 @@ class Finding(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report; returns the exit status."""
+    """Print the report and return the exit status."""
     parser = Parser(prog="python -m p2c doctor", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("DATA") or "data"),
-                        help="folder that holds all data sets (default: $DATA, else data/)")
-    parser.add_argument("--quick", action="store_true", help="leave the zero-shot comparison out")
+                        help="folder that holds all datasets (default: $DATA, else data/)")
+    parser.add_argument("--quick", action="store_true", help="skip the zero-shot comparison")
     args = parser.parse_args(argv)
     try:
         faults = show("Software", check_software())
@@ -56,28 +55,28 @@ def main(argv: Sequence[str]) -> int:
                 faults += show("Zero-shot accuracy as published (minutes without a GPU)", check_accuracy(args.root))
     except KeyboardInterrupt:
         print("Interrupted", file=sys.stderr)
-        return FAULTY
+        return FAILED
     if faults:
         print(f"\nSomething is wrong: see the {faults} marked {WRONG} or {DIFFERS}")
     else:
         print("\nNothing is wrong")
-    return FAULTY if faults else FINE
+    return FAILED if faults else DONE
 
 
 def show(title: str, findings: Iterator[Finding]) -> int:
-    """Print findings as they come; returns how many are faults. A check that breaks is one."""
+    """Print findings as they are made and return the number of faults; an exception in a check is a fault."""
     print(f"\n{title}", flush=True)
     faults = 0
     try:
         for finding in findings:
             faults += print_finding(finding)
-    except Exception as error:  # whatever breaks a check is what the user came to hear
+    except Exception as error:  # report whatever a check raises
         faults += print_finding(Finding(WRONG, f"{type(error).__name__}: {one_line(error)}"))
     return faults
 
 
 def print_finding(finding: Finding) -> bool:
-    """Returns whether it is a fault."""
+    """Print a finding and return whether it is a fault."""
     print(f"  {finding.mark:8}{finding.text}", flush=True)
     return finding.mark in (WRONG, DIFFERS)
 
@@ -86,12 +85,12 @@ def print_finding(finding: Finding) -> bool:
 
 
 def check_software() -> Iterator[Finding]:
-    """Whether everything imports and is of a version that this package takes."""
+    """Check that all packages can be imported and have supported versions."""
     broken = False
     for name in MODULES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # binary packages that do not match raise anything
+        except Exception as error:  # mismatched binary packages may raise anything
             broken = True
             yield Finding(WRONG, f"{name} cannot be imported ({type(error).__name__}: {one_line(error)}); install it "
                                  "again, torch and torchvision together")
@@ -103,11 +102,11 @@ def check_software() -> Iterator[Finding]:
     engine = TrainerX.__module__.partition(".")[0]
     found = {**versions(), "yacs": metadata.version("yacs")}
     yield Finding(OK, ", ".join(f"{name} {version}" for name, version in found.items()))
-    yield Finding(OK, f"engine: {'our own' if engine == 'p2c' else engine}")
+    yield Finding(OK, f"engine: {engine}")
 
 
 def check_requirements() -> Iterator[Finding]:
-    """The packages that the installed p2c asks for; of a checkout that is not installed nothing is known."""
+    """Check the versions of the packages that the installed p2c requires; an uninstalled checkout is not checked."""
     from packaging.requirements import Requirement
 
     try:
@@ -127,18 +126,19 @@ def check_requirements() -> Iterator[Finding]:
 
 
 def check_device() -> Iterator[Finding]:
-    """The GPUs that torch can use, each tried, or the CPU."""
+    """Report and test the GPUs that torch can use, or report the CPU."""
     import torch
 
     if torch.cuda.is_available():
         drivers = nvidia_gpus()
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            if not multiplies(f"cuda:{index}"):
-                yield Finding(WRONG, f"GPU {index} multiplies wrongly")
+            if not multiplies_correctly(f"cuda:{index}"):
+                yield Finding(WRONG, f"GPU {index} computes a wrong matrix product")
             yield Finding(OK, f"GPU {index}: {torch.cuda.get_device_name(index)}, {total / 2**30:.0f} GiB of memory, "
                               f"{free / 2**30:.0f} free")
-        yield Finding(OK, f"CUDA {torch.version.cuda} in torch" + "".join(f"; driver: {line}" for line in drivers[:1]))
+        driver = f"; driver: {drivers[0]}" if drivers else ""
+        yield Finding(OK, f"CUDA {torch.version.cuda} in torch{driver}")
         return
     if (gpus := nvidia_gpus()) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs only"
@@ -148,16 +148,16 @@ def check_device() -> Iterator[Finding]:
         yield Finding(OK, f"CPU, {torch.get_num_threads()} threads; no GPU, which {BACKBONE} needs to train in minutes")
 
 
-def multiplies(device: str) -> bool:
-    """Return whether a device's ("cpu", "cuda:0") matrix product in half precision is right."""
+def multiplies_correctly(device: str) -> bool:
+    """Return whether a device ("cpu", "cuda:0") computes a matrix product in half precision correctly."""
     import torch
 
     ones = torch.ones(64, 64, dtype=torch.float16, device=device)
-    return (ones @ ones).sum(dtype=torch.float32).item() == 64**3  # half precision ends at 65504
+    return (ones @ ones).sum(dtype=torch.float32).item() == 64**3  # summed in float32: 64**3 overflows float16
 
 
 def nvidia_gpus() -> list[str]:
-    """Name and driver of each GPU by NVIDIA's own account; none where its tool is not installed."""
+    """Return name and driver of each GPU according to nvidia-smi; none if that is not installed."""
     if not (tool := shutil.which("nvidia-smi")):
         return []
     done = subprocess.run([tool, "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True,
@@ -169,11 +169,11 @@ def nvidia_gpus() -> list[str]:
 
 
 def check_weights() -> Iterator[Finding]:
-    """The built-in weights, and OpenAI's as far as they are on this machine; their hashes where OpenAI gives them."""
+    """Check the built-in weights, and those of OpenAI's that are on this machine, with their hashes if published."""
     from p2c.clip.loading import CLIP_CACHE, CLIP_NAMES, TINY, load_backbone, openai_file, openai_url
 
     load_backbone(TINY, "builtin")
-    yield Finding(OK, f"{TINY}: ships with the package, and loads")
+    yield Finding(OK, f"{TINY}: part of the package, and loads")
     for name in CLIP_NAMES:
         try:
             path = openai_file(name)
@@ -187,7 +187,7 @@ def check_weights() -> Iterator[Finding]:
 
 
 def check_data(root: Path) -> Iterator[Finding]:
-    """Each data set of the benchmarks: absent, whole by its names and numbers, or what is wrong with it."""
+    """Report each dataset of the benchmarks as absent, complete by its names and numbers, or faulty."""
     for name, kind in benchmark_classes().items():
         if not is_there(kind, root):
             yield Finding(ABSENT, f"{name}: {how_to_get(name)}")
@@ -198,11 +198,12 @@ def check_data(root: Path) -> Iterator[Finding]:
 
 
 def how_to_get(name: str) -> str:
-    return f"`python -m p2c data download {name}` gets it"
+    """Return the command that downloads a dataset, for messages."""
+    return f"`python -m p2c data download {name}` downloads it"
 
 
 def benchmark_classes() -> dict[str, type]:
-    """The data sets' classes by the names of configs/datasets/NAME.yaml, in the order of the papers' tables."""
+    """Return the datasets' classes by the names of configs/datasets/NAME.yaml, in the order of the papers' tables."""
     from p2c.download.contents import class_of
     from p2c.grid.families import FAMILIES
 
@@ -210,11 +211,12 @@ def benchmark_classes() -> dict[str, type]:
 
 
 def is_there(kind: type, root: Path) -> bool:
+    """Return whether a dataset's folder exists."""
     return (root / kind.folder).exists()
 
 
 def fault_of(kind: type, root: Path) -> str:
-    """What a trainer would be told on reading a data set; "" if it can be read."""
+    """Return the error of reading a dataset as a trainer does; "" if there is none."""
     from p2c.download.contents import load_cfg
     from p2c.framework import only_warnings
 
@@ -230,16 +232,17 @@ def fault_of(kind: type, root: Path) -> str:
 
 
 def check_accuracy(root: Path) -> Iterator[Finding]:
-    """Zero-shot CLIP on both halves of a data set's classes, as in base-to-novel, where weights and data are here."""
+    """Compare zero-shot CLIP on both halves of a dataset's classes, as in base-to-novel, if weights and data exist."""
     from p2c.clip.loading import openai_file
 
     classes = benchmark_classes()
-    name = next((name for name in COMPARED if is_there(kind := classes[name], root) and not fault_of(kind, root)), None)
-    needed = [] if openai_file(BACKBONE) else [f"the weights of {BACKBONE}"]
+    usable = (name for name in COMPARED if is_there(classes[name], root) and not fault_of(classes[name], root))
+    name = next(usable, None)
+    missing = [] if openai_file(BACKBONE) else [f"the weights of {BACKBONE}"]
     if name is None:
-        needed.append(" or ".join(f"{name} ({how_to_get(name)})" for name in COMPARED))
-    if needed:
-        yield Finding(ABSENT, f"not compared: that takes {' and '.join(needed)}")
+        missing.append(" or ".join(f"{name} ({how_to_get(name)})" for name in COMPARED))
+    if missing:
+        yield Finding(ABSENT, f"not compared: that needs {' and '.join(missing)}")
         return
     from p2c.tables.folders import Group
     from p2c.tables.published import published
@@ -250,24 +253,25 @@ def check_accuracy(root: Path) -> Iterator[Finding]:
 
 def compare(kind: type, root: Path, published: dict[str, float], config: str = CONFIG,
             pairs: Sequence = ()) -> Iterator[Finding]:
-    """Measure zero-shot CLIP and compare with the published accuracy (percent) of each half of the classes.
+    """Measure zero-shot CLIP and compare it with the published accuracy (percent) on each half of the classes.
 
     Args:
-        config: one of ZeroshotCLIP's.
-        pairs: KEY, value, ... that win over it.
+        published: half ("base", "new") -> accuracy.
+        config: name of a configuration of ZeroshotCLIP.
+        pairs: KEY, value, ... that override it.
     """
     for half, expected in published.items():
         accuracy = zero_shot_accuracy(kind, root, half, config, pairs)
-        figures = f"{kind.name}, {half} classes: {accuracy:.2f}, published {expected:.2f}"
+        comparison = f"{kind.name}, {half} classes: {accuracy:.2f}, published {expected:.2f}"
         if abs(accuracy - expected) <= TOLERANCE:
-            yield Finding(AGREES, figures)
+            yield Finding(AGREES, comparison)
         else:
-            yield Finding(DIFFERS, f"{figures}, more than {TOLERANCE} apart; look at the images with `python -m "
-                                   f"p2c data verify {kind.name} --full`, and fetch the weights of {BACKBONE} again")
+            yield Finding(DIFFERS, f"{comparison}, more than {TOLERANCE} apart; check the images with `python -m "
+                                   f"p2c data verify {kind.name} --full`, and download the weights of {BACKBONE} again")
 
 
 def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Sequence = ()) -> float:
-    """Percent of the test images of a half of the classes that zero-shot CLIP gets right."""
+    """Return the accuracy of zero-shot CLIP in percent on the test images of a half of the classes."""
     from p2c import registry
     from p2c.config import config_file
     from p2c.download.contents import load_cfg

@@ -1,10 +1,10 @@
-"""The transformer blocks of both towers in the parts that prompts need: queries, keys and values, attention, the rest.
+"""The transformer blocks of both towers, divided into queries, keys and values, attention, and the rest.
 
-open_clip's own block attends from all its tokens to all its tokens. Here a block's queries may be fewer than its keys
-(of the last block one token is read), and its keys may begin with those of a prefix. Weights are frozen, so what a
-block keeps for the backward pass is what its attention, layer norms and activation need.
+open_clip's own block attends from all its tokens to all its tokens. Here a block may have fewer queries than keys (only
+one token of the last block is read), and its keys may begin with those of a prefix. Weights are frozen, so a block
+keeps only what its attention, layer norms and activation need for the backward pass.
 
-Shapes: N sequences, T tokens, S of them asking, D width, H heads.
+Shapes: N sequences, T tokens, S of them with queries, D width, H heads.
 """
 import torch
 import torch.nn.functional as F
@@ -15,24 +15,24 @@ QUICK = 1.702  # of quick-GELU, x * sigmoid(1.702 x)
 
 
 def query(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """Queries (..., D) of states (..., D) that have passed `ln_1`."""
+    """Return queries (..., D) of states (..., D) that have passed `ln_1`."""
     width = x.shape[-1]
     return F.linear(x, block.attn.in_proj_weight[:width], block.attn.in_proj_bias[:width])
 
 
 def keys_values(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """Keys and behind them values (..., 2 D) of states (..., D) that have passed `ln_1`."""
+    """Return keys and values, concatenated to (..., 2 D), of states (..., D) that have passed `ln_1`."""
     width = x.shape[-1]
     return F.linear(x, block.attn.in_proj_weight[width:], block.attn.in_proj_bias[width:])
 
 
 def attend(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, mask: Tensor | None = None,
            causal: bool = False) -> Tensor:
-    """What queries (N, S, D) read from keys and values (N, T, 2 D), as (N, S, D).
+    """Return the attention (N, S, D) of queries (N, S, D) to keys and values (N, T, 2 D), before its output projection.
 
     Args:
-        mask: what is added to the products (S, T), or (N, 1, S, T).
-        causal: no query sees keys behind its own place; with S = T.
+        mask: (S, T) or (N, 1, S, T), added to the products of queries and keys.
+        causal: a query does not see the keys after its own position; needs S = T.
     """
     heads = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
     attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal)  # (N, H, S, D/H)
@@ -40,13 +40,13 @@ def attend(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, mask: Tensor | 
 
 
 def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block on states (..., D) after its attention (..., D)."""
+    """Apply the rest of a block to states (..., D), given the result (..., D) of `attend`."""
     x = x + block.ls_1(block.attn.out_proj(attended))
     return x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
 
 
 def self_attention(block: ResidualAttentionBlock, x: Tensor, first_only: bool = False) -> Tensor:
-    """A whole block on states (N, T, D); with `first_only` just the first token's new state (N, 1, D)."""
+    """Apply a whole block to states (N, T, D); with `first_only` return only the first token's new state (N, 1, D)."""
     normed = block.ln_1(x)
     kv = keys_values(block, normed)
     if first_only:
@@ -55,10 +55,10 @@ def self_attention(block: ResidualAttentionBlock, x: Tensor, first_only: bool = 
 
 
 def _mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
-    """The two linear layers of a block and the activation between them.
+    """Apply the two linear layers of a block and the activation between them.
 
-    Quick-GELU is silu(1.702 x) / 1.702, and the matrix products take the factors along: one pass instead of three over
-    the widest states, of which one tensor instead of two is kept for the backward pass.
+    Quick-GELU is silu(1.702 x) / 1.702. The factors are folded into the matrix products: that takes one pass instead of
+    three over the widest states, and keeps one tensor instead of two for the backward pass.
     """
     if not isinstance(mlp.gelu, QuickGELU):
         return mlp(x)

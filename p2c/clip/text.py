@@ -1,13 +1,13 @@
 """CLIP's frozen text tower on prompts that share a prefix (shared-prefix encoding, exact up to rounding).
 
-Attention is causal and the feature is read at [EOT]. So nothing after [EOT] is computed, and the tokens that all
-classes begin with ([SOS], the learned context, fixed words) are computed once: their states do not depend on the class
-names, in no layer, deep prompts included, since these replace positions of the prefix only. Where classes have contexts
-of their own, or the context stands behind the class name, only [SOS] is shared. Suffixes stand one after the other in
-buckets of like lengths: all but the attention runs on the whole row of tokens at once.
+Attention is causal and the feature is read at [EOT]. So nothing after [EOT] is computed, and the prefix that all
+classes share ([SOS], the learned context, fixed words) is computed once: its states depend on the class names in no
+layer. Deep prompts do not change this, since they replace positions of the prefix only. With class-specific contexts,
+or a context after the class name, only [SOS] is shared. Suffixes of similar lengths form buckets, and all suffixes are
+concatenated: everything but the attention runs on all their tokens at once.
 
 Shapes: C classes, n of them in a bucket, M learned tokens, N of them replaced in deeper layers, L tokens of the prefix,
-S of a bucket's suffixes, T of all suffixes, P prefixes (1, or one an image), D text width, E width of the features.
+S of each suffix in a bucket, T of all suffixes, P prefixes (1, or one per image), D text width, E feature width.
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -23,51 +23,51 @@ from torch.utils.checkpoint import checkpoint
 
 from p2c.clip.blocks import attend, finish, keys_values, query
 
-PADDING = 0.15  # at most this share of the suffixes' tokens pads them
+PADDING = 0.15  # the largest share of padding among the suffixes' tokens
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Classes whose suffixes are padded to one length. The masks are what is added to the attention's products."""
+    """Classes whose suffixes are padded to one length. The masks are added to the products of queries and keys."""
 
     classes: int  # n
     length: int  # S
-    mask: Tensor  # (S, L + S): a token sees the whole prefix, and of the suffix what is not later
+    mask: Tensor  # (S, L + S): a token sees the whole prefix and the suffix up to itself
     last: Tensor  # (n, 1, 1, L + S): the row of the mask at each class's [EOT]
 
     def part(self, start: int, stop: int) -> "Bucket":
-        """Its classes from start to before stop."""
+        """Return the bucket of the classes from `start` to before `stop`."""
         return Bucket(stop - start, self.length, self.mask, self.last[start:stop])
 
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """The prompts of C classes as embeddings of a shared prefix and of each class's own suffix, positions added."""
+    """The prompts of C classes: embeddings, with positions, of a shared prefix and of each class's own suffix."""
 
     prefix: Tensor  # (L, D)
-    suffix: Tensor  # (T, D), the buckets' classes one after the other, in the tower's precision
+    suffix: Tensor  # (T, D), all suffixes in the order of the buckets, in the tower's precision
     buckets: tuple[Bucket, ...]
-    eot: Tensor  # (C,) places of [EOT] in the suffixes, in the order of the buckets
-    order: Tensor  # (C,) where in the order of the buckets each class stands
-    slots: Tensor  # (M,) places of the learned tokens in the prefix, or (C, M) in the suffixes
+    eot: Tensor  # (C,) indices of [EOT] in the suffixes, in the order of the buckets
+    order: Tensor  # (C,) index of each class in the order of the buckets
+    slots: Tensor  # (M,) indices of the learned tokens in the prefix, or (C, M) in the suffixes
     positions: Tensor  # (M, D) or (C, M, D) position embeddings of the learned tokens
 
     @property
     def own(self) -> bool:
-        """Whether the learned tokens stand in each class's suffix."""
+        """True if the learned tokens are in each class's suffix, not in the prefix."""
         return self.slots.ndim == 2
 
 
 class TextTower:
-    """Runs the frozen text tower of a CLIP with prompts.
+    """The frozen text tower of a CLIP, run with prompts.
 
     Args:
         model: an open_clip CLIP.
-        sot, eot: ids of the tokens that begin and end every text.
+        sot, eot: ids of [SOS] and [EOT].
         memory: bytes that the suffixes' activations may take.
 
     Raises:
-        ValueError: a tower whose causality or pooling the shared-prefix encoding cannot rely on.
+        ValueError: the tower is not causal, or its pooling or blocks do not allow shared-prefix encoding.
     """
 
     def __init__(self, model: nn.Module, sot: int, eot: int, memory: float = inf):
@@ -86,22 +86,22 @@ class TextTower:
 
     @property
     def width(self) -> int:
-        """D."""
+        """The text width D."""
         return self._clip.token_embedding.weight.shape[1]
 
     @property
     def feature_width(self) -> int:
-        """E."""
+        """The feature width E."""
         return self._clip.text_projection.shape[1]
 
     @property
     def layers(self) -> int:
-        """Number of transformer blocks."""
+        """The number of transformer blocks."""
         return len(self._blocks)
 
     @property
     def context_length(self) -> int:
-        """The most tokens a text may have, [SOS] and [EOT] included."""
+        """The largest number of tokens of a text, [SOS] and [EOT] included."""
         return self._clip.positional_embedding.shape[0]
 
     @property
@@ -111,18 +111,18 @@ class TextTower:
     @torch.no_grad()
     def prepare(self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]] = (), own: bool = False) \
             -> ClassPrompts:
-        """Embed the prompts of all classes; done once, since only the context changes while training.
+        """Embed the prompts of all classes, once: only the context changes during training.
 
         Args:
             rows: token ids of each class's prompt with [SOS] and [EOT]; learned tokens hold any id.
             slots: for each class the positions of its learned tokens, in the context's order; (): nothing is learned.
-            own: whether each class has a context of its own.
+            own: True for class-specific contexts.
 
         Raises:
             ValueError: no prompts, or a prompt longer than the tower's context.
         """
         if not rows:
-            raise ValueError("There are no class names to make prompts of")
+            raise ValueError("There are no class names to make prompts from")
         longest = max(rows, key=len)
         if len(longest) > self.context_length:
             raise ValueError(f"The prompt of label {rows.index(longest)} has {len(longest)} tokens, but the text tower "
@@ -155,23 +155,26 @@ class TextTower:
             buckets.append(Bucket(len(ends), size, mask, mask[on_device(ends)][:, None, None]))
         suffixes = [[*rows[c][shared:], *[self.eot] * (padded[c] - lengths[c])] for c in by_length]
         places = [[starts[c] + place - shared for place in slots[c]] for c in range(len(rows))] if own else slots[0]
+        order = [0] * len(rows)  # the inverse of by_length
+        for index, c in enumerate(by_length):
+            order[c] = index
         return ClassPrompts(prefix=embed([rows[0][:shared]], 0), suffix=embed(suffixes, shared).to(self._dtype),
                             buckets=tuple(buckets), eot=on_device([starts[c] + lengths[c] - 1 for c in by_length]),
-                            order=on_device(sorted(range(len(rows)), key=by_length.__getitem__)),
-                            slots=on_device(places), positions=positions[on_device(slots if own else slots[0])])
+                            order=on_device(order), slots=on_device(places),
+                            positions=positions[on_device(slots if own else slots[0])])
 
     def encode(self, prompts: ClassPrompts, context: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
-        """Text features (C, E), not normalised; (P, C, E) for P contexts.
+        """Return text features (C, E), not normalised; (P, C, E) for P contexts.
 
-        The memory for activations is bounded: what does not fit is encoded in parts, and while training encoded again
-        in the backward pass.
+        The memory of activations is bounded: suffixes that do not fit are encoded in parts, which in training are
+        encoded again in the backward pass.
 
         Args:
-            context: learned tokens at the input, without positions: (M, D); or (C, M, D), one of each class, where the
-                prompts were prepared as such; or (P, M, D), several to encode all classes with, where these share the
-                places of the learned tokens. None: the prompts as they were written.
-            deep: prompts (N, D) that replace the states of the last N learned tokens at the entrance of layers 1, 2,
-                ...; only where all classes share the context.
+            context: learned tokens at the input, without positions: (M, D); or class-specific ones, (C, M, D), if the
+                prompts were prepared for these; or else (P, M, D), with each of which all classes are encoded. None:
+                the prompts as they were written.
+            deep: prompts (N, D) that replace the states of the last N learned tokens at the input of layers 1, 2, ...;
+                only if all classes share the context.
         """
         prefix, suffix = prompts.prefix, prompts.suffix
         several = context is not None and context.ndim == 3 and not prompts.own
@@ -192,29 +195,29 @@ class TextTower:
         features = []
         for buckets, states, eot, start in zip(parts, suffix.split(tokens), ends, starts, strict=True):
             inputs = states, eot - start, buckets, shared
-            # The last part keeps its activations: it is the first in the backward pass, and gone when the others begin.
+            # The last part keeps its activations: the backward pass starts with it, and frees them before other parts.
             features.append(self._encode_suffixes(*inputs) if buckets is parts[-1] or not training else
                             checkpoint(self._encode_suffixes, *inputs, use_reentrant=False, preserve_rng_state=False))
         features = torch.cat(features, dim=1).index_select(1, prompts.order)            # (P, C, E)
         return features if several else features[0]
 
     def _encode_prefix(self, prefix: Tensor, deep: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
-        """The keys and values (P, L, 2 D) that prefixes (P, L, D) give to the suffixes in each layer."""
+        """Return the keys and values (P, L, 2 D) of prefixes (P, L, D) in each layer, for the suffixes."""
         shared = []
         for layer, block in enumerate(self._blocks):
             if 0 < layer <= len(deep):
                 prefix = _put(prefix, slots[-len(deep[layer - 1]):], deep[layer - 1])
             normed = block.ln_1(prefix)
             shared.append(keys_values(block, normed))
-            if layer < self.layers - 1:  # nobody reads what the last block makes of the prefix
+            if layer < self.layers - 1:  # the last block's states of the prefix are never read
                 prefix = finish(block, prefix, attend(block, query(block, normed), shared[-1], causal=True))
         return shared
 
     def _encode_suffixes(self, x: Tensor, eot: Tensor, buckets: Sequence[Bucket], shared: Sequence[Tensor]) -> Tensor:
-        """Features (P, C, E) of the suffixes x (T, D) of C classes, behind each of P prefixes.
+        """Return features (P, C, E) of the suffixes x (T, D) of C classes, after each of P prefixes.
 
         Args:
-            eot: (C,) places of [EOT] in x.
+            eot: (C,) indices of [EOT] in x.
             shared: the prefixes' keys and values (P, L, 2 D) in each layer.
         """
         x = x[None]                                                                     # (1 or P, T, D)
@@ -222,14 +225,14 @@ class TextTower:
             last = layer == self.layers - 1
             normed = block.ln_1(x)
             kv = keys_values(block, normed)
-            if last:  # nothing but the states at [EOT] is read
+            if last:  # only the states at [EOT] are read
                 x, normed = x.index_select(1, eot), normed.index_select(1, eot)         # (P, C, D)
             q = query(block, normed)
             x = finish(block, x, torch.cat(_attend_buckets(block, q, kv, prefix, buckets, last), dim=1))
         return self._clip.ln_final(x) @ self._clip.text_projection
 
     def _parts(self, buckets: Sequence[Bucket], prefixes: int, shared: int, training: bool) -> list[list[Bucket]]:
-        """The buckets in as few parts as stay within the memory; the last part is as large as it can be."""
+        """Divide the buckets into as few parts as fit into the memory; the last part is as large as possible."""
         limit = self._memory / (prefixes * self._token_bytes(buckets, shared, training))
         parts = [[]]
         for bucket in reversed(buckets):
@@ -245,13 +248,13 @@ class TextTower:
         return parts[::-1]
 
     def _token_bytes(self, buckets: Sequence[Bucket], shared: int, training: bool) -> float:
-        """Bytes of activations for one token of the suffixes behind one prefix.
+        """Estimate the bytes of activations per token of the suffixes and prefix.
 
-        While training every layer keeps: the states before both layer norms (2 D, in the residual stream's precision);
-        the queries (D), the prefix's and the own keys and values (2 D (L + S) / S), what the attention returns (D) and
-        the input of the activation (4 D), in the precision of matrix products; and in float32 the layer norms'
-        statistics and the attention's normalisers (4 + H). Without gradients only the block that runs has any: its
-        states, twice the activation's input at most.
+        In training every layer keeps: the states before both layer norms (2 D, in the residual stream's precision); the
+        queries (D), the keys and values of prefix and suffix (2 D (L + S) / S), the attention's result (D) and the
+        input of the activation (4 D), in the precision of matrix products; and in float32 the layer norms' statistics
+        and the attention's normalisers (4 + H, for H heads). Without gradients only the running block has activations:
+        its states, and at most twice the activation's input.
         """
         residual = self._clip.text_projection.element_size()
         device = self._clip.text_projection.device.type
@@ -264,31 +267,40 @@ class TextTower:
 
 
 def bucket_lengths(lengths: Sequence[int], padding: float = PADDING) -> list[int]:
-    """To which lengths to pad sequences so that padding is at most a share of all tokens.
+    """Return the lengths to which sequences are padded, so that at most a share of all tokens is padding.
 
-    As few lengths as that allows, and of these the ones with the least padding.
+    There are as few lengths as that allows, and of these the ones with the least padding.
     """
     counts = Counter(lengths)
     distinct = sorted(counts)
-    below = [0, *accumulate(counts[length] for length in distinct)]
-    # best[j]: tokens, and their lengths, of the sequences of the j shortest distinct lengths in so many buckets
+    sequences = [0, *accumulate(counts[length] for length in distinct)]  # [j]: number with the j shortest lengths
+    # best[j]: (tokens with padding, bucket lengths) for the sequences with the j shortest distinct lengths. It starts
+    # without buckets, which is impossible (inf) for any sequence; each round adds one bucket.
     best = [(0, [])] + [(inf, [])] * len(distinct)
     while best[-1][0] * (1 - padding) > sum(lengths):
-        best = [(inf, [])] + [
-            min((best[i][0] + (below[j] - below[i]) * distinct[j - 1], [*best[i][1], distinct[j - 1]])
-                for i in range(j)) for j in range(1, len(distinct) + 1)]
+        shorter, best = best, [(inf, [])]
+        for j, longest in enumerate(distinct, 1):
+            # The new bucket holds the sequences of the distinct lengths i to j - 1, padded to the longest of these.
+            candidates = []
+            for i in range(j):
+                tokens, chosen = shorter[i]
+                new_tokens = (sequences[j] - sequences[i]) * longest
+                candidates.append((tokens + new_tokens, [*chosen, longest]))
+            best.append(min(candidates))
     return best[-1][1]
 
 
 def shared_length(rows: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common prefix of all rows that leaves each row at least one token of its own."""
+    """Return the length of the longest common prefix of all rows that leaves each row at least one token."""
     limit = min(map(len, rows)) - 1
-    first = rows[0]
-    return next((i for i in range(limit) if any(row[i] != first[i] for row in rows)), limit)
+    for i in range(limit):
+        if any(row[i] != rows[0][i] for row in rows):
+            return i
+    return limit
 
 
 def _put(states: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
-    """States (L, D) or (P, L, D) with tokens (M, D) or (P, M, D) in their slots (M,)."""
+    """Return states (L, D) or (P, L, D) with tokens (M, D) or (P, M, D) in their slots (M,)."""
     if tokens.ndim > states.ndim:
         states = states.expand(len(tokens), -1, -1)
     elif tokens.ndim < states.ndim:
@@ -297,18 +309,18 @@ def _put(states: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _mask(prefix: int, suffix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A bucket's mask (S, L + S) for S tokens behind L: 0 where a token sees, -inf where it does not."""
+    """Return a bucket's mask (S, L + S) for S tokens after L: 0 where a token sees another, else -inf."""
     return torch.full((suffix, prefix + suffix), -inf, dtype=dtype, device=device).triu(prefix + 1)
 
 
 def _tokens(buckets: Sequence[Bucket]) -> int:
-    """T."""
+    """Count the tokens of some buckets' suffixes, T."""
     return sum(bucket.classes * bucket.length for bucket in buckets)
 
 
 def _attend_buckets(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, prefix: Tensor, buckets: Sequence[Bucket],
                     last: bool) -> list[Tensor]:
-    """What the tokens of each bucket read, (P, T, D); in the last block only [EOT] asks, (P, C, D).
+    """Return each bucket's part of the attention (P, T, D); in the last block only [EOT] has queries, (P, C, D).
 
     Args:
         q, kv: (1 or P, T or C, D) and (1 or P, T, 2 D), the queries, keys and values of all suffixes.
@@ -316,12 +328,13 @@ def _attend_buckets(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, prefix
     """
     prefixes, attended = len(prefix), []
     sizes = [bucket.classes * bucket.length for bucket in buckets]
-    asking = [bucket.classes for bucket in buckets] if last else sizes
-    for bucket, some, own in zip(buckets, q.split(asking, 1), kv.split(sizes, 1), strict=True):
+    query_sizes = [bucket.classes for bucket in buckets] if last else sizes
+    for bucket, bucket_q, bucket_kv in zip(buckets, q.split(query_sizes, 1), kv.split(sizes, 1), strict=True):
         n = bucket.classes
-        some, own = (x.expand(prefixes, -1, -1).unflatten(1, (n, -1)) for x in (some, own))
-        seen = torch.cat([prefix[:, None].expand(-1, n, -1, -1), own], dim=2)           # (P, n, L + S, 2 D)
+        bucket_q = bucket_q.expand(prefixes, -1, -1).unflatten(1, (n, -1))              # (P, n, S or 1, D)
+        bucket_kv = bucket_kv.expand(prefixes, -1, -1).unflatten(1, (n, -1))            # (P, n, S, 2 D)
+        seen = torch.cat([prefix[:, None].expand(-1, n, -1, -1), bucket_kv], dim=2)     # (P, n, L + S, 2 D)
         mask = bucket.last.repeat(prefixes, 1, 1, 1) if last else bucket.mask
-        found = attend(block, some.flatten(0, 1), seen.flatten(0, 1), mask)             # (P n, S or 1, D)
-        attended.append(found.unflatten(0, (prefixes, n)).flatten(1, 2))
+        result = attend(block, bucket_q.flatten(0, 1), seen.flatten(0, 1), mask)        # (P n, S or 1, D)
+        attended.append(result.unflatten(0, (prefixes, n)).flatten(1, 2))
     return attended

@@ -1,6 +1,6 @@
-"""What the prompt noise is drawn from: a Gaussian mixture or the standard normal (paper, "Dynamic Prompt Denoising").
+"""Distributions of the prompt noise: a Gaussian mixture or the standard normal (paper, "Dynamic Prompt Denoising").
 
-Every element of a draw is independent. Draws are made on the CPU from a generator that the caller gives, in float32.
+All elements of a sample are independent. Samples are drawn on the CPU, in float32, from the caller's generator.
 """
 import math
 import warnings
@@ -19,15 +19,16 @@ class StandardNormal:
     std = 1.0
 
     def sample(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Independent draws of the given shape, float32 on the CPU."""
+        """Draw independent samples of the given shape, float32 on the CPU."""
         return torch.randn(*shape, generator=generator)
 
 
 class GaussianMixture:
-    """sum_k w_k N(mu_k, s_k^2), with `weights` normalised to sum to 1 (uniform unless given).
+    """The mixture sum_k w_k N(mu_k, s_k^2), with `weights` normalised to sum to 1 (uniform by default).
 
     Raises:
-        ValueError: lengths that differ, no component, a std that is not positive, weights negative or all zero.
+        ValueError: different lengths, no component, a number that is not finite, a std that is not positive, or weights
+            that are negative or all zero.
     """
 
     def __init__(self, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = ()):
@@ -35,30 +36,30 @@ class GaussianMixture:
         if not (len(means) == len(stds) == len(weights) > 0):
             raise ValueError("A Gaussian mixture needs as many means as stds (and weights, if given) and at least one, "
                              f"but got means {tuple(means)}, stds {tuple(stds)}, weights {weights}")
-        if any(not (math.isfinite(x)) for x in (*means, *stds, *weights)):
+        if not all(map(math.isfinite, (*means, *stds, *weights))):
             raise ValueError(f"A Gaussian mixture needs finite numbers, but got means {tuple(means)}, stds "
                              f"{tuple(stds)}, weights {weights}")
         if min(stds) <= 0:
             raise ValueError(f"The stds of a Gaussian mixture must be positive, but got {tuple(stds)}")
         if min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(f"The weights of a Gaussian mixture must not be negative nor all zero, but got {weights}")
+            raise ValueError(f"The weights of a Gaussian mixture must not be negative or all zero, but got {weights}")
         self.means, self.stds = tuple(means), tuple(stds)
         self.weights = tuple(w / sum(weights) for w in weights)
 
     @property
     def mean(self) -> float:
-        """sum w mu."""
+        """The mean, sum_k w_k mu_k."""
         return sum(w * mu for w, mu in zip(self.weights, self.means, strict=True))
 
     @property
     def std(self) -> float:
-        """sqrt(sum w (s^2 + mu^2) - (sum w mu)^2), as the sum of w (s^2 + (mu - mean)^2), which does not cancel."""
+        """The standard deviation, sqrt(sum_k w_k (s_k^2 + (mu_k - mean)^2)); this form avoids cancellation."""
         mean = self.mean
         return math.sqrt(sum(w * (s * s + (mu - mean) ** 2)
                              for w, mu, s in zip(self.weights, self.means, self.stds, strict=True)))
 
     def sample(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Independent draws of the given shape, float32 on the CPU: a component for each element, then its normal."""
+        """Draw independent samples of the given shape, float32 on the CPU: for each a component, then its normal."""
         k = torch.multinomial(torch.tensor(self.weights), math.prod(shape), replacement=True, generator=generator)
         eps = torch.randn(math.prod(shape), generator=generator)
         return (torch.tensor(self.means)[k] + torch.tensor(self.stds)[k] * eps).reshape(*shape)
@@ -70,10 +71,10 @@ NOISE_TYPES = ("gaussian_mixture", "gaussian")
 
 def build_noise(name: str, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = (),
                 components: int | None = None) -> Noise:
-    """The distribution called `name`; means, stds, weights and the number of components describe the mixture only.
+    """Return the distribution called `name`; the other arguments describe the mixture only.
 
     Raises:
-        ValueError: unknown name, a faulty mixture, or `components` that disagrees with the number of means.
+        ValueError: an unknown name, an invalid mixture, or a number of components other than that of the means.
     """
     if name not in NOISE_TYPES:
         raise ValueError(f"Unknown noise type '{name}'; choose from {', '.join(NOISE_TYPES)}")

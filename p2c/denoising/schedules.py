@@ -1,7 +1,7 @@
-"""How the prompt noise anneals while training (paper, "Dynamic Prompt Denoising").
+"""Annealing schedules of the prompt noise (paper, "Dynamic Prompt Denoising").
 
-Each schedule maps tau, the training progress after the noise warm-up in [0, 1], to the noise level as a fraction of its
-start. All but `constant` begin at 1, never rise and end at 0.
+Each schedule maps tau, the training progress in [0, 1] after the noise warm-up, to the noise level as a fraction of its
+initial value. All but `constant` start at 1, never rise and end at 0.
 """
 import math
 from collections.abc import Callable
@@ -12,27 +12,28 @@ Schedule = Callable[[float], float]
 
 
 def cosine(tau: float) -> float:
-    """(1 + cos(pi tau)) / 2."""
+    """Return (1 + cos(pi tau)) / 2."""
     return (1 + math.cos(math.pi * tau)) / 2
 
 
 def linear(tau: float) -> float:
-    """1 - tau."""
+    """Return 1 - tau."""
     return 1 - tau
 
 
 def sigmoid(tau: float, k: float = SIGMOID_K) -> float:
-    """A falling logistic curve of steepness k > 0, rescaled so that it runs from exactly 1 to exactly 0.
+    """Return a falling logistic curve of steepness k > 0, rescaled to run from exactly 1 to exactly 0.
 
-    (The authors' preview subtracts this curve from one, so that its noise grows in training; we take that for a slip.)
+    (The authors' preview subtracts this curve from one, so that its noise grows during training; we take that for a
+    mistake.)
     """
-    # S(t) = 1 / (1 + exp(k (t - 1/2))) = (1 - tanh(k (t - 1/2) / 2)) / 2, which neither overflows nor cancels.
+    # S(t) = 1 / (1 + exp(k (t - 1/2))) = (1 - tanh(k (t - 1/2) / 2)) / 2; the tanh form neither overflows nor cancels.
     end = math.tanh(k / 4)
     return (end - math.tanh(k * (tau - 0.5) / 2)) / (2 * end)
 
 
 def constant(tau: float) -> float:
-    """No annealing."""
+    """Return 1: no annealing."""
     return 1.0
 
 
@@ -40,10 +41,10 @@ SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "linear": linear, "sigmoid":
 
 
 def build_schedule(name: str, sigmoid_k: float = SIGMOID_K) -> Schedule:
-    """The schedule called `name`.
+    """Return the schedule called `name`; `sigmoid_k` is the steepness of the sigmoid.
 
     Raises:
-        ValueError: unknown name, or a steepness that is not positive.
+        ValueError: an unknown name, or a steepness that is not positive.
     """
     if name not in SCHEDULES:
         raise ValueError(f"Unknown noise schedule '{name}'; choose from {', '.join(SCHEDULES)}")
@@ -55,10 +56,10 @@ def build_schedule(name: str, sigmoid_k: float = SIGMOID_K) -> Schedule:
 
 
 def progress(epoch: float, epochs: int, warmup_epochs: int = 0) -> float:
-    """tau = clip((e - E_w) / (E - E_w), 0, 1), for epoch e counted from 0, possibly fractional.
+    """Return tau = clip((e - E_w) / (E - E_w), 0, 1) for epoch e, which counts from 0 and may be fractional.
 
     Raises:
-        ValueError: the warm-up leaves no epoch to anneal in.
+        ValueError: the warm-up E_w is negative, or not shorter than the training of E epochs.
     """
     if not 0 <= warmup_epochs < epochs:
         raise ValueError(f"Noise warm-up of {warmup_epochs} epochs must be at least 0 and shorter than the training of "

@@ -1,6 +1,6 @@
-"""Getting the data sets: from archives somewhere to folders as CoOp lays them out, and whether these are right.
+"""Download, unpack and verify the datasets, in CoOp's folder layout.
 
-`sources` says where each data set comes from. `fetch` gets one file and `extract` unpacks one archive, both whole or
-not at all; `places` moves things without losing any; `contents` tells whether a folder holds what it should; `install`
-joins them for one data set, and `verify` looks at the result.
+`sources` lists where each dataset comes from. `fetch` downloads one file and `extract` unpacks one archive, each
+completely or not at all. `places` moves files without overwriting any, and `contents` checks what a folder holds.
+`install` combines these for one dataset; `verify` checks the result.
 """

@@ -1,4 +1,4 @@
-"""Whether a folder holds what a data set needs, by what the data set's class says of itself."""
+"""Checks of whether a folder holds what a dataset needs, according to the dataset's class."""
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,33 +11,38 @@ from p2c.datasets.splits import read_lines, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default, read_json
 
-OWN = "folder:"
-MARKER = ".complete.json"  # in a data set's folder: which archives it was unpacked from
+FOLDER_PREFIX = "folder:"
+MARKER = ".complete.json"  # in a dataset's folder: the archives it was unpacked from
 
 
 def load_cfg(name: str, root: Path):
-    """The configuration of configs/datasets/NAME.yaml for a root, its class imported.
+    """Return the configuration of configs/datasets/NAME.yaml with DATASET.ROOT set, and import the dataset's class.
 
-    folder:PATH is one's own data, as in the scripts: a folder of images, or a split file in it.
+    folder:PATH names the user's own data, as in the scripts: a folder of images, or a split file in it.
+
+    Raises:
+        ValueError: an unknown dataset.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    own = Path(name.removeprefix(OWN)) if name.startswith(OWN) else None
-    cfg.merge_from_file(config_file("datasets", "folder" if own else name))
-    if own:
-        root, cfg.DATASET.FOLDER.SPLIT = (own.parent, own.name) if own.is_file() else (own, "")
-    cfg.DATASET.ROOT, cfg.SEED = str(root), 1  # nothing is drawn: all shots
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    if name.startswith(FOLDER_PREFIX):
+        path = Path(name.removeprefix(FOLDER_PREFIX))
+        cfg.merge_from_file(config_file("datasets", "folder"))
+        root, cfg.DATASET.FOLDER.SPLIT = (path.parent, path.name) if path.is_file() else (path, "")
+    else:
+        cfg.merge_from_file(config_file("datasets", name))
+    cfg.DATASET.ROOT, cfg.SEED = str(root), 1  # the seed has no effect: all images are used
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     return cfg
 
 
 def class_of(name: str) -> type[FewShotDataset]:
-    """The class of a data set's configuration."""
+    """Return the class of a dataset by the name of its configuration."""
     return DATASET_REGISTRY.get(load_cfg(name, Path()).DATASET.NAME)
 
 
 def read_marker(folder: Path) -> dict[str, dict]:
-    """What a data set's folder was unpacked from, as far as known: archive -> its bytes, hash and parts."""
+    """Return the archives that a dataset's folder was unpacked from, as far as known: name -> bytes, hash and parts."""
     try:
         return dict(read_json(folder / MARKER))
     except (OSError, ValueError, TypeError):
@@ -45,16 +50,19 @@ def read_marker(folder: Path) -> dict[str, dict]:
 
 
 def find_split(kind: type[FewShotDataset], root: Path) -> Path | None:
-    """A data set's split file or file of class names; ImageNet's serves its variants too."""
-    places = [root / kind.folder, *([root / ImageNet.folder] if kind.split == CLASSNAMES else [])]
-    return next((place / kind.split for place in places if (place / kind.split).is_file()), None)
+    """Find a dataset's split file or file of class names; ImageNet's variants may use ImageNet's file."""
+    folders = [kind.folder]
+    if kind.split == CLASSNAMES:
+        folders.append(ImageNet.folder)
+    paths = [root / folder / kind.split for folder in folders]
+    return next(filter(Path.is_file, paths), None)
 
 
 def check_split(kind: type[FewShotDataset], path: Path) -> None:
-    """Make sure that a file can be a data set's split, or its class names.
+    """Check that a file is a valid split, or file of class names, of a dataset.
 
     Raises:
-        ValueError: it is something else, or of another size than the published one.
+        ValueError: it is not, or its numbers differ from the published ones.
     """
     if kind.split == CLASSNAMES:
         found, expected = len(read_classnames(path)), ImageNet.sizes.classes
@@ -64,11 +72,11 @@ def check_split(kind: type[FewShotDataset], path: Path) -> None:
         split = read_split(path, Path(kind.images), "fetch it again")
         found, expected = list(map(len, split.parts)), list(kind.sizes[1:])
         if found != expected:
-            raise ValueError(f"{path}: it lists {found} images to train, validate and test, expected {expected}")
+            raise ValueError(f"{path}: it lists {found} images for training, validation and test, expected {expected}")
 
 
-def sound_split(kind: type[FewShotDataset], root: Path) -> Path | None:
-    """`find_split`, if that file can be one."""
+def find_valid_split(kind: type[FewShotDataset], root: Path) -> Path | None:
+    """Return what `find_split` finds if `check_split` accepts it, else None."""
     path = find_split(kind, root)
     try:
         if path:
@@ -79,23 +87,25 @@ def sound_split(kind: type[FewShotDataset], root: Path) -> Path | None:
 
 
 def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: Path) -> str:
-    """What is wrong with a folder (or file) that is or will be `part` of a data set's folder; "" if nothing is seen.
+    """Return what is wrong with a folder or file that is, or is to become, `part` of a dataset; "" if nothing.
 
-    Only names are looked at, not what is in the images.
+    Only names are checked; no image is opened.
     """
-    images = not kind.images or part == kind.images or part.startswith(f"{kind.images}/")
-    if not (folder.is_dir() if images else folder.is_file()):
+    holds_images = not kind.images or part == kind.images or part.startswith(f"{kind.images}/")
+    if not (folder.is_dir() if holds_images else folder.is_file()):
         return f"{folder} is missing"
-    if not images:
+    if not holds_images:
         return ""
     try:
         if kind.split == CLASSNAMES:
-            expected = {"train": kind.sizes.train, "val": kind.sizes.test}.get(Path(part).name, sum(kind.sizes[1:]))
-            found = list_classes(folder, kind.__name__)
-            images, classes, wanted = sum(map(len, found.values())), len(found), kind.sizes.classes
-            return "" if (images, classes) == (expected, wanted) else \
-                f"{folder} holds {images} images in {classes} class folders, expected {expected} in {wanted}"
-        listed = _listed(kind, split, part) if kind.split.endswith(".json") else _listed_beside(folder)
+            listing = list_classes(folder, kind.__name__)
+            found = sum(map(len, listing.values())), len(listing)
+            images = {"train": kind.sizes.train, "val": kind.sizes.test}.get(Path(part).name, sum(kind.sizes[1:]))
+            expected = images, kind.sizes.classes
+            if found == expected:
+                return ""
+            return "{} holds {} images in {} class folders, expected {} in {}".format(folder, *found, *expected)
+        listed = _listed_in_split(kind, split, part) if kind.split.endswith(".json") else _listed_by_aircraft(folder)
         check_images_exist(folder, listed, kind.__name__, "the split lists them")
     except (OSError, ValueError) as error:
         return str(error)
@@ -103,25 +113,24 @@ def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: 
 
 
 def faults_of_parts(kind: type[FewShotDataset], split: Path | None, root: Path, parts: Iterable[str]) -> Iterator[str]:
-    """What is wrong with parts of the data set's folder below `root`, part by part."""
+    """Yield what is wrong with each faulty one of `parts` of the dataset's folder below `root`."""
     return filter(None, (fault_of(kind, split, part, root / kind.folder / part) for part in parts))
 
 
-def _listed_beside(images: Path) -> list[str]:
-    """The images that FGVC Aircraft's lists beside the image folder name."""
-    return [f"{line.partition(' ')[0]}.jpg" for name in LISTS.values() if (images.parent / name).is_file()
-            for line in read_lines(images.parent / name)]
+def _listed_by_aircraft(images: Path) -> list[str]:
+    """Return the names of the images in FGVC Aircraft's lists, which lie next to the image folder."""
+    lists = [images.parent / name for name in LISTS.values()]
+    lines = [line for path in lists if path.is_file() for line in read_lines(path)]
+    return [f"{line.partition(' ')[0]}.jpg" for line in lines]
 
 
-def _listed(kind: type[FewShotDataset], split: Path | None, part: str) -> list[str]:
-    """The images that a split lists in a part, as paths in it; none if it is no split, which `check_split` tells."""
+def _listed_in_split(kind: type[FewShotDataset], split: Path | None, part: str) -> list[str]:
+    """Return the paths, relative to a part, of the images that a split lists there; none for an invalid split."""
+    if not split:
+        return []
     try:
-        listed = read_split(split, Path(kind.images), "") if split else None
-    except ValueError:
-        listed = None
-    if not listed:
+        listed = read_split(split, Path(kind.images), "")
+    except ValueError:  # `check_split` reports it
         return []
     paths = (f"{kind.images}/{path}".lstrip("/") for path in listed.paths)
     return [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
-
-

@@ -1,7 +1,8 @@
-"""Archives into folders, without a way out of the folder.
+"""Safe extraction of archives.
 
-Nothing but plain files and folders is written, whatever the archive asks for: no owner, mode, device or link. A name
-that leads elsewhere refuses the whole archive. What an archive is, its content tells, not its name.
+Only plain files and folders are written; owners, modes, devices and links in the archive are ignored or refused. An
+archive with a member name that leads out of the target folder is refused as a whole. The format is detected from the
+content, not from the file name.
 """
 import fnmatch
 import gzip
@@ -18,64 +19,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from p2c.download.fetch import CHUNK, Unfit, bar
-from p2c.download.places import check_space, in_words
+from p2c.download.fetch import CHUNK, InvalidFile, bar
+from p2c.download.places import check_space, format_size
 
-GROWTH, SLACK = 4, 64 * 2**20  # images hardly grow: an archive may unpack to 4 times its size, and 64 MB
-MEMBERS = 1_500_000  # ImageNet, the largest, has 1.3 million images
-STEP = 256 * 2**20  # bytes written between looks at the disk's free space
-JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers add, beside names in ._
+GROWTH, SLACK = 4, 64 * 2**20  # an archive may unpack to 4 times its size plus 64 MiB; images hardly compress
+MEMBERS = 1_500_000  # ImageNet, the largest dataset, has 1.3 million images
+STEP = 256 * 2**20  # bytes written between checks of the disk's free space
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # added by file managers, as are names that begin with ._
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError,
           gzip.BadGzipFile, RuntimeError,  # encrypted, or an unknown compression
-          FileExistsError, NotADirectoryError, IsADirectoryError)  # a name that is a file and a folder
+          FileExistsError, NotADirectoryError, IsADirectoryError)  # one name for both a file and a folder
 DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of an archive. `target` is what a link leads to, from the archive's root."""
+    """One entry of an archive. `target` is the target of a link, relative to the archive's root."""
 
     name: str
-    kind: str  # file, folder, link, or what else it is
+    kind: str  # file, folder, link, or another kind, which is refused
     size: int = 0
     target: str = ""
     open: Callable[[], IO[bytes]] | None = None
 
 
 class Budget:
-    """What an archive may still write: bytes, members, and room on the disk.
+    """The limits on what an archive may write: bytes, members and free disk space.
 
     Raises:
-        Unfit: an archive wants more than an honest one would.
-        NoSpace: the disk fills up.
+        InvalidFile: the archive exceeds a limit.
+        NoSpace: the disk is too full.
     """
 
     def __init__(self, archive: Path, folder: Path):
         size = archive.stat().st_size
         self.folder, self.limit, self.what = folder, GROWTH * size + SLACK, f"unpacking {archive.name}"
-        self.written = self.looked = self.seen = 0
+        self.members = self.written = self.checked = 0  # `checked`: bytes written at the last check of the disk
         check_space(folder, size, self.what)
 
     def charge(self, member: Member, size: int) -> None:
-        """Count a member that writes `size` bytes, before it does."""
-        self.seen += 1
+        """Count a member of `size` bytes before it is written."""
+        self.members += 1
         self.written += size
-        if self.seen > MEMBERS or self.written > self.limit:
-            raise Unfit(f"it unpacks to more than {MEMBERS:,} files or {in_words(self.limit)} (at "
-                        f"{member.name!r}), more than an honest archive of its size")
-        if size > STEP or self.written - self.looked > STEP:
+        if self.members > MEMBERS or self.written > self.limit:
+            raise InvalidFile(f"it unpacks to more than {MEMBERS:,} files or {format_size(self.limit)} (at "
+                              f"{member.name!r}), too much for an archive of its size")
+        if size > STEP or self.written - self.checked > STEP:
             check_space(self.folder, size, self.what)
-            self.looked = self.written
+            self.checked = self.written
 
 
 def extract(archive: Path, folder: Path, inner: str = "") -> None:
-    """Unpack a tar (plain or compressed) or zip into a folder, which exists.
+    """Unpack a tar (plain or compressed) or zip archive into an existing folder.
 
     Args:
-        inner: a pattern of members that are archives themselves; X.tar.gz is unpacked into the folder X.
+        inner: pattern of the members that are archives themselves; X.tar.gz is unpacked into the folder X.
 
     Raises:
-        Unfit: the archive is damaged, unsafe, or a bomb; the folder is to be thrown away then.
+        InvalidFile: the archive is damaged, unsafe or a decompression bomb; the caller must discard the folder.
         OSError: a file cannot be written.
     """
     with open(archive, "rb") as file, bar(archive.stat().st_size, f"unpacking {archive.name}") as progress:
@@ -83,16 +84,17 @@ def extract(archive: Path, folder: Path, inner: str = "") -> None:
             _unpack(file, folder, Budget(archive, folder), inner,
                     lambda: progress.update(max(0, file.tell() - progress.n)))
         except DAMAGE as error:
-            raise Unfit(f"it is damaged ({error or type(error).__name__})") from error
+            raise InvalidFile(f"it is damaged ({error or type(error).__name__})") from error
 
 
 def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
             advance: Callable[[], object] = lambda: None) -> None:
+    """Unpack an open archive; `advance` is called after each member, to show progress."""
     links = []
     for member in _members(file):
         parts = _parts(member.name, member.name)
         if member.kind not in ("file", "folder", "link"):
-            raise Unfit(f"its member {member.name!r} is a {member.kind}")
+            raise InvalidFile(f"its member {member.name!r} is a {member.kind}")
         if member.kind == "link":
             links.append((member, parts, _parts(posixpath.normpath(member.target), member.name)))
         if not parts or parts[-1].startswith("._") or any(part in JUNK for part in parts):
@@ -113,7 +115,7 @@ def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
             budget.charge(member, 0)
             path.mkdir(parents=True, exist_ok=True)
         advance()
-    for member, parts, target in links:  # a link becomes a copy: no path in the folder leads anywhere else
+    for member, parts, target in links:  # a link becomes a copy, so that no path in the folder leads out of it
         source, path = folder.joinpath(*target), folder.joinpath(*parts)
         if source.is_file() and source != path:
             budget.charge(member, source.stat().st_size)
@@ -122,20 +124,20 @@ def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
 
 
 def _parts(name: str, member: str) -> list[str]:
-    """The components of a member's name or of a link's target.
+    """Return the path components of a member's name or of a link's target.
 
     Raises:
-        Unfit: it leads out of the folder, or would on some system.
+        InvalidFile: the path leads out of the folder on some operating system.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or any(map(DRIVE_LETTER.match, parts)):
         leads = "" if name == member else f", a link to {name!r},"
-        raise Unfit(f"its member {member!r}{leads} leads out of the folder")
+        raise InvalidFile(f"its member {member!r}{leads} leads out of the folder")
     return parts
 
 
 def _members(file: IO[bytes]) -> Iterator[Member]:
-    """The members of a tar or zip in order; after the last, all checksums have been compared."""
+    """Yield the members of a tar or zip in order; once exhausted, all checksums have been verified."""
     try:
         tar = tarfile.open(fileobj=file, mode="r:*")
     except tarfile.ReadError:
@@ -146,7 +148,7 @@ def _members(file: IO[bytes]) -> Iterator[Member]:
     with tar:
         for info in tar:
             yield _tar_member(tar, info)
-        while tar.fileobj.read(CHUNK):  # the checksum of the compression comes after the last member
+        while tar.fileobj.read(CHUNK):  # read to the end: the compression's checksum follows the last member
             pass
 
 

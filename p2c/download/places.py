@@ -1,4 +1,4 @@
-"""Moving files and folders into place: nothing is overwritten, nothing half done bears a final name."""
+"""Moves of files and folders to their final names, which never overwrite anything and never expose partial results."""
 import contextlib
 import filecmp
 import os
@@ -15,9 +15,9 @@ from p2c.utils.logs import get_logger
 log = get_logger(__name__)
 
 LOCK = ".download.lock"
-FETCHED = "fetched"  # folder in a data set's folder for what has been fetched, until the data set is complete
-DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")  # what `draft` calls its folders
-RESERVE = 64 * 2**20  # bytes of the disk that are left free
+FETCHED = "fetched"  # subfolder of a dataset's folder for downloaded files, removed when the dataset is complete
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")  # names of the folders that `draft` makes
+RESERVE = 64 * 2**20  # bytes of the disk to leave free
 
 
 class NoSpace(OSError):
@@ -25,19 +25,19 @@ class NoSpace(OSError):
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Make sure that a folder's disk has room for `needed` bytes.
+    """Check that a folder's disk has room for `needed` bytes.
 
     Raises:
-        NoSpace: it has not.
+        NoSpace: it does not.
     """
     free = shutil.disk_usage(folder).free
     if free < needed + RESERVE:
-        raise NoSpace(f"{what} needs {in_words(needed)} in {folder}, but its disk has {in_words(free)} free; make room "
-                      "and run the command again")
+        raise NoSpace(f"{what} needs {format_size(needed)} in {folder}, but its disk has {format_size(free)} free; "
+                      "make room and run the command again")
 
 
-def in_words(size: int) -> str:
-    """A number of bytes to three digits: 792 MB."""
+def format_size(size: int) -> str:
+    """Format a number of bytes with three significant digits, such as "792 MB"."""
     number, unit = float(size), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if number < 999.5:
@@ -48,7 +48,7 @@ def in_words(size: int) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that fetch the same data set waiting; a killed process holds no lock."""
+    """Hold the lock of a dataset's folder, waiting for other processes; a killed process releases its lock."""
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -63,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def draft(target: Path) -> Iterator[Path]:
-    """A new folder beside a target, to build it in; removed afterwards."""
+    """Create a folder next to a target, in which to build it; remove that folder afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     folder.mkdir()
@@ -74,23 +74,25 @@ def draft(target: Path) -> Iterator[Path]:
 
 
 def drafts_in(folder: Path) -> list[Path]:
-    """The drafts in a folder: those of other processes at work, or, for the holder of the lock, of killed ones."""
-    return [path for path in (folder.iterdir() if folder.is_dir() else ())
+    """List the drafts in a folder. For the holder of the lock these are leftovers of killed processes."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir()
             if DRAFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
-def place(source: Path, target: Path) -> None:
-    """Rename a file or folder to its final name; what bears that name and differs is set aside."""
+def move_into_place(source: Path, target: Path) -> None:
+    """Rename a file or folder to its final name, unless an equal file has it; set anything else of that name aside."""
     if source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
-    with contextlib.suppress(OSError):  # an empty folder is nothing to keep
+    with contextlib.suppress(OSError):  # an empty folder need not be kept
         target.rmdir()
     set_aside(target)
     os.rename(source, target)
 
 
 def set_aside(path: Path) -> None:
-    """Rename what is in the way, if anything, to the first free name PATH.old-N."""
+    """Rename the file or folder at a path, if any, to the first free name PATH.old-N."""
     if not os.path.lexists(path):
         return
     number = 1

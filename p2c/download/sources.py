@@ -1,7 +1,7 @@
-"""Where each data set comes from, and which of an archive's folders becomes which of the data set's.
+"""The sources of each dataset, and how the folders of its archives map to the dataset's folders.
 
-What the classes in datasets/ say of themselves (folder, split file, its hash, counts) is not repeated here. Sizes and
-hashes are those of torchvision and TensorFlow Datasets; md5 where nothing better is known.
+Facts stated by the classes in datasets/ (folder, split file, its hash, counts) are not repeated here. Sizes and hashes
+are those of torchvision and TensorFlow Datasets; MD5 where no SHA-256 is known.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_de
 
 from p2c.datasets.imagenet_variants import ImageNetV2
 from p2c.datasets.trees import list_images
-from p2c.download.fetch import Remote, Unfit
+from p2c.download.fetch import InvalidFile, Remote
 
 SPLITS = ("https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
           "ac9077ee4e422f768c9b9109551468605e33ec9a/splits/")  # copies of the nine split files
@@ -23,30 +23,35 @@ BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks/"
 
 @dataclass(frozen=True)
 class Archive(Remote):
-    """An archive, and what becomes of it.
+    """An archive, and how it is unpacked into a dataset's folder.
 
-    layout: (path in the archive, "." being all of it; path in the data set's folder), the images last.
-    inner: a pattern of its members that are archives themselves.
-    arrange: works on the unpacked archive before that; gets its folder and the file `beside`, which must lie there too.
+    Args:
+        layout: pairs (path in the archive, with "." for the whole of it; path in the dataset's folder), images last.
+        inner: pattern of the members that are archives themselves.
+        companion: another file that `arrange` needs and that the user must provide.
+        arrange: rearranges the unpacked folder before `layout` is applied; gets the folder and the companion's path.
     """
 
     layout: tuple[tuple[str, str], ...] = ()
     inner: str = ""
-    beside: Remote | None = None
+    companion: Remote | None = None
     arrange: Callable[[Path, Path | None], None] | None = None
 
     @property
     def targets(self) -> list[str]:
-        """What it brings, as paths in the data set's folder."""
+        """The parts that the archive provides, as paths in the dataset's folder."""
         return [target for _, target in self.layout]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its parts, each by the first of some archives that can be had.
+    """The sources of a dataset.
 
-    mirror: a third party's archive of all parts and the split, for --mirror; its inner folders are not known for sure.
-    note: what one should know before trying. by_hand: other places, which only a person can use.
+    Args:
+        parts: for each part the archives that provide it; the first that is available is used.
+        mirror: a third party's archive of all parts and the split, for --mirror; its inner layout is not certain.
+        note: a remark for the user, such as that a server is down.
+        by_hand: other addresses, for a manual download only.
     """
 
     parts: tuple[tuple[Archive, ...], ...]
@@ -56,7 +61,7 @@ class Source:
 
     @property
     def targets(self) -> list[str]:
-        """All parts, as paths in the data set's folder."""
+        """All parts, as paths in the dataset's folder."""
         return [target for archives in self.parts for target in archives[0].targets]
 
 
@@ -67,31 +72,32 @@ def sort_validation_images(folder: Path, devkit: Path) -> None:
     wnids = load_meta_file(scratch)[1]
     images = sorted(path for path in folder.iterdir() if path.is_file())
     if len(images) != len(wnids):
-        raise Unfit(f"it holds {len(images)} images, but {devkit.name} has labels for {len(wnids)}")
+        raise InvalidFile(f"it holds {len(images)} images, but {devkit.name} has labels for {len(wnids)}")
     for image, wnid in zip(images, wnids, strict=True):
         (folder / wnid).mkdir(exist_ok=True)
         image.rename(folder / wnid / image.name)
 
 
 def refuse_other_versions(folder: Path, _: Path | None) -> None:
-    """ImageNetV2 was also published with folders named by WordNet id, and with other numbers of images."""
+    """Raise InvalidFile for a version of ImageNetV2 with folders named by WordNet id or other numbers of images."""
     classes, images = ImageNetV2.sizes.classes, ImageNetV2.sizes.test // ImageNetV2.sizes.classes
     for place in filter(Path.is_dir, folder.iterdir()):
         counts = {path.name: len(list_images(path)) for path in place.iterdir() if path.is_dir()}
         if counts != {str(label): images for label in range(classes)}:
-            odd = next((f"{name} with {count}" for name, count in sorted(counts.items())
-                        if not name.isdigit() or count != images), f"{len(counts)} in all")
-            raise Unfit(f"{place.name} should hold the folders 0 to {classes - 1} with {images} images each, but has "
-                        f"{odd}: this is another version of ImageNetV2")
+            wrong = [f"{name} with {count}" for name, count in sorted(counts.items())
+                     if not name.isdigit() or count != images]
+            odd = wrong[0] if wrong else f"{len(counts)} in all"
+            raise InvalidFile(f"{place.name} should hold the folders 0 to {classes - 1} with {images} images each, but "
+                              f"has {odd}: this is another version of ImageNetV2")
 
 
-def _imagenet(part: str, **further) -> Archive:
+def _imagenet(part: str, **options) -> Archive:
     name, md5 = ARCHIVE_META[part]
-    return Archive(name, digest=f"md5:{md5}", **further)
+    return Archive(name, digest=f"md5:{md5}", **options)
 
 
 def _mirror(name: str, about: int | None = None, sha256: str = "") -> Remote:
-    """An archive of MIRROR. Its hash, where there is one, is what somebody found; the split tells what it is worth."""
+    """Return an archive of MIRROR. Its hash, if any, was not published by the authors, so a mismatch only warns."""
     return Remote(name, (MIRROR + name,), about=about, digest=sha256 and f"sha256:{sha256}", certain=False)
 
 
@@ -103,9 +109,9 @@ SOURCES = {
         parts=(
             (_imagenet("train", about=147_900_000_000, layout=((".", "images/train"),), inner="n*.tar"),),
             (_imagenet("val", about=6_700_000_000, layout=((".", "images/val"),), arrange=sort_validation_images,
-                       beside=_imagenet("devkit")),),
+                       companion=_imagenet("devkit")),),
         ),
-        note="only by hand: image-net.org asks to register; its archives are unpacked",
+        note="manual download only: image-net.org requires registration; its archives are then unpacked",
         by_hand=("https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",),
     ),
     "caltech101": Source(
@@ -143,7 +149,7 @@ SOURCES = {
                        "50812812f33534ef2906b992762f96e8a5bb57b0eedc53800e91b7ed599abf8e"),
         note="its server has answered 404 since May 2023; try --mirror",
         by_hand=("https://www.kaggle.com/datasets/rickyyyyyyy/torchvision-stanford-cars",
-                 "https://drive.google.com/file/d/150nwNkg7qXh28yabiqNAOfBMMll7ALlu (inner folders not known)"),
+                 "https://drive.google.com/file/d/150nwNkg7qXh28yabiqNAOfBMMll7ALlu (inner folders unknown)"),
     ),
     "oxford_flowers": Source(
         parts=((
@@ -168,7 +174,7 @@ SOURCES = {
         parts=((
             Archive("fgvc-aircraft-2013b.tar.gz", (f"{OXFORD}fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",),
                     about=2_750_000_000, digest="md5:d4acdd33327262359767eeaa97a4f732", layout=_AIRCRAFT),
-            # the same as some browsers save it, without the compression
+            # The same archive as some browsers save it: decompressed.
             Archive("fgvc-aircraft-2013b.tar.gz", size=2_770_575_360, layout=_AIRCRAFT,
                     digest="sha256:d5f68b1b81d6d7831eb9d5c5517074176b5dfbce6bcb43dc14ed1c66a87b8d75"),
         ),),
@@ -214,7 +220,7 @@ SOURCES = {
     ),
     "imagenetv2": Source(
         parts=((
-            # The hash is that of the file's former home; here it has not been compared.
+            # The hash is that of the file at its former address; it was not compared with this copy.
             Archive("imagenetv2-matched-frequency.tar.gz",
                     ("https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
                      "imagenetv2-matched-frequency.tar.gz",), about=1_253_959_680, certain=False,

@@ -1,4 +1,4 @@
-"""Whether a data set is as published: its counts, and its images, which are opened."""
+"""Verification that a dataset is as published: it compares the counts and opens images."""
 import multiprocessing
 import random
 import signal
@@ -16,41 +16,42 @@ from p2c.download.contents import (
     class_of,
     faults_of_parts,
     find_split,
+    find_valid_split,
     load_cfg,
     read_marker,
-    sound_split,
 )
 from p2c.download.sources import Source
 from p2c.engine.files import UnreadableImage, read_image
 from p2c.engine.logger import on_terminal
 from p2c.framework import DATASET_REGISTRY
 
-SAMPLE = 200  # images that are opened unless all are
+SAMPLE = 200  # images to open unless all are asked for
 
 
 @dataclass
 class Report:
-    """What was seen of a data set and, line by line, what is wrong with it."""
+    """Facts about a dataset, and its faults, one a line."""
 
     facts: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
 def state_of(name: str, source: Source, root: Path) -> str:
-    """What there is of a data set, by names alone: complete, split missing, images missing or absent."""
+    """Return the state of a dataset, judged by names alone: complete, split missing, images missing or absent."""
     kind = class_of(name)
-    split = sound_split(kind, root)
+    split = find_valid_split(kind, root)
     if any(faults_of_parts(kind, split, root, source.targets)):
-        there = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
-        return "images missing" if there else "absent"
+        found = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
+        return "images missing" if found else "absent"
     return "complete" if split else "split missing"
 
 
 def verify(name: str, source: Source | None, root: Path, full: bool = False) -> Report:
-    """Read a data set as a trainer does, and open a sample of its images, or all of them.
+    """Read a dataset as a trainer does, and open a sample of its images, or all of them.
 
     Args:
-        source: None for folder:PATH, one's own data, which comes from nowhere.
+        source: None for folder:PATH, the user's own data, which has no source.
+        full: open every image, not a sample of SAMPLE.
     """
     cfg = load_cfg(name, root)
     kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
@@ -76,7 +77,7 @@ def verify(name: str, source: Source | None, root: Path, full: bool = False) -> 
 
 
 def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[str]:
-    """All that is wrong with a data set by its names and its split; reading it ends at the first."""
+    """Return all faults of a dataset's split and file names; building the dataset reports only the first."""
     if not (root / kind.folder).is_dir():
         return []
     split = find_split(kind, root)
@@ -90,7 +91,7 @@ def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[st
 
 
 def open_images(paths: list[str], name: str) -> Iterator[str]:
-    """Read images whole, in several processes where there are many: what is wrong with each, or ""."""
+    """Decode images, in several processes if there are many; yield the fault of each, or ""."""
     progress = tqdm(total=len(paths), desc=f"opening images of {name}", unit="image", leave=False,
                     disable=not on_terminal())
     with progress:
@@ -110,7 +111,7 @@ def _leave_signals_to_parent() -> None:
 
 
 def fault_of_image(path: str) -> str:
-    """Why an image cannot be read; "" if it can."""
+    """Return why an image cannot be decoded; "" if it can."""
     try:
         read_image(path)
     except UnreadableImage as error:

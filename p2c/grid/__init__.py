@@ -1,1 +1,1 @@
-"""What the tables need: datasets of the benchmarks."""
+"""The runs that the benchmarks' tables need: so far, the datasets of each benchmark."""

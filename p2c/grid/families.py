@@ -1,7 +1,7 @@
-"""Which data sets the four benchmarks run on: the eleven of the papers, or the built-in shapes.
+"""The datasets of the four benchmarks: the papers' eleven, or the built-in shapes.
 
-Base-to-novel and few-shot train on several data sets of a family; cross-dataset and domain generalization train on its
-source and test elsewhere. Names are those of configs/datasets/NAME.yaml, in the order of the papers' tables.
+Base-to-novel and few-shot train on several datasets of a family. Cross-dataset and domain generalization train on its
+source and test on the other datasets. Names are those of configs/datasets/NAME.yaml, in the papers' order.
 """
 import os
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """The data sets of the benchmarks."""
+    """The datasets of each benchmark."""
 
     source: str
-    targets: tuple[str, ...]  # other classes than the source's (cross-dataset)
-    domains: tuple[str, ...]  # the source's classes, or some of them, in other styles (domain generalization)
-    datasets: tuple[str, ...]  # of base-to-novel and few-shot: the source first, then targets
+    targets: tuple[str, ...]  # cross-dataset: other classes than the source's
+    domains: tuple[str, ...]  # domain generalization: the source's classes, or some of them, in other styles
+    datasets: tuple[str, ...]  # base-to-novel and few-shot: the source, then targets
 
     @property
     def members(self) -> tuple[str, ...]:
-        """All of the family."""
+        """All datasets of the family."""
         return self.source, *self.targets, *self.domains
 
 
@@ -37,15 +37,15 @@ FAMILIES = {
         source="shapes",
         targets=("shapes_counts", "shapes_sizes", "shapes_pairs", "shapes_grounds"),
         domains=("shapes_dark", "shapes_blur", "shapes_noise", "shapes_texture", "shapes_sketch"),
-        datasets=("shapes", "shapes_counts", "shapes_grounds"),  # so that all four tables take minutes on two cores
+        datasets=("shapes", "shapes_counts", "shapes_grounds"),  # few, so that all tables take minutes on two cores
     ),
 }
 
 
-def each_once(names: Iterable[str]) -> list[str]:
-    """Return the names without repetitions; folder:PATH of one place in other words is one, and keeps the first."""
-    first: dict[str, str] = {}
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return the names without repetitions; of several folder:PATH that lead to one folder, the first is kept."""
+    unique: dict[str, str] = {}
     for name in names:
-        kind, colon, path = name.partition(":")
-        first.setdefault(os.path.realpath(path) if (kind, colon) == ("folder", ":") else name, name)
-    return list(first.values())
+        key = os.path.realpath(name.removeprefix("folder:")) if name.startswith("folder:") else name
+        unique.setdefault(key, name)
+    return list(unique.values())

@@ -1,1 +1,1 @@
-"""Prompt learners as modules: plain arguments in, prompts as tensors out. They know nothing of CLIP's towers or cfg."""
+"""Prompt learners as modules with plain arguments, which return prompts as tensors; independent of CLIP and the cfg."""

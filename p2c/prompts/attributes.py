@@ -1,8 +1,8 @@
-"""Attributes in the prompt: words such as "color", each behind learnable tokens (ATPrompt, arXiv 2412.09442).
+"""Attributes in the prompt: words such as "color", each after learnable tokens (ATPrompt, arXiv 2412.09442).
 
-The prompt is [SOS], tokens of attribute 1, its words, tokens of attribute 2, ..., context, name, full stop, [EOT]. All
-that comes before the name is shared by the classes. In deeper layers only the context is replaced; the attributes flow
-on. Words of several tokens are kept whole (the published code cuts "playfulness", of Oxford Pets, to "play").
+The prompt is [SOS], tokens of attribute 1, its words, tokens of attribute 2, ..., context, name, full stop, [EOT].
+Everything before the name is shared by all classes. In deeper layers only the context is replaced; the attributes'
+states are kept. Words of several tokens are kept whole (the published code cuts Oxford Pets' "playfulness" to "play").
 """
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-MOST = 3  # attributes
-INIT_STD = 0.01  # of their tokens
+MOST = 3  # the largest number of attributes
+INIT_STD = 0.01  # of the attributes' tokens
 
-# The published words (ATPrompt, table of the data sets' attributes), by registry name.
+# The published attributes (ATPrompt's table) by the dataset's registry name.
 _IMAGENET = ("color", "shape")
 PUBLISHED = {
     **dict.fromkeys(("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), _IMAGENET),
@@ -32,7 +32,7 @@ PUBLISHED = {
 
 
 class Attribute(NamedTuple):
-    """An attribute of a prompt: how many learnable tokens stand before its words."""
+    """An attribute of a prompt: its words, and the number of learnable tokens before them."""
 
     tokens: int
     words: str
@@ -74,7 +74,7 @@ def choose_attributes(settings: Mapping, dataset: str) -> Attributes:
         words = PUBLISHED[dataset]
     else:
         raise ValueError(f"No attributes are published for {dataset}; set TRAINER.ATPROMPT.ATT_NUM, ATT1_TEXT, ... "
-                         f"(published are those of {', '.join(PUBLISHED)})")
+                         f"(there are published ones for {', '.join(PUBLISHED)})")
     for i, word in enumerate(words, 1):
         if not word.strip() or word == "none":
             raise ValueError(f"TRAINER.ATPROMPT.ATT{i}_TEXT must give the words of attribute {i}, but is {word!r}")

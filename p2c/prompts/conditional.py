@@ -1,7 +1,6 @@
-"""CoCoOp's context: each image shifts it by what a small network makes of its feature (arXiv 2203.05557, section 3.2).
+"""CoCoOp's context, which a small network shifts depending on the image's feature (arXiv 2203.05557, section 3.2).
 
-Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E width of the
-features.
+Parameters are named as in CoCoOp's published code. Shapes: B images, M context tokens, D text width, E feature width.
 """
 from collections.abc import Callable
 
@@ -9,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from p2c.prompts.context import ContextLearner, reset_linear
 
-BOTTLENECK = 16  # the network's hidden layer is so many times narrower than the feature
+BOTTLENECK = 16  # feature width over hidden width of the network
 
 
 class MetaNet(nn.Module):
@@ -30,9 +29,9 @@ class ConditionalContextLearner(ContextLearner):
     """A context for all classes, and the network that shifts it.
 
     Args:
-        context: (M, D), the start.
+        context: (M, D), the initial context.
         feature_width: E.
-        init: gives the random stream that starts a parameter group.
+        init: returns the random stream that a parameter group starts from, by its name.
     """
 
     def __init__(self, context: Tensor, feature_width: int, init: Callable[[str], Generator]):
@@ -40,5 +39,5 @@ class ConditionalContextLearner(ContextLearner):
         self.meta_net = MetaNet(feature_width, context.shape[-1], init("meta_net"))
 
     def shifted(self, context: Tensor, features: Tensor) -> Tensor:
-        """Contexts (B, M, D): every token of the context (M, D) moved alike by what an image's feature (B, E) says."""
+        """Return contexts (B, M, D): all tokens of the context (M, D) plus the shift for an image's feature (B, E)."""
         return context + self.meta_net(features)[:, None]

@@ -1,6 +1,6 @@
-"""What all prompt learners share: the tokens of class prompts, the start of a context, and what a learner hands over.
+"""The common part of all prompt learners: tokens of class prompts, initial contexts, and the prompts of a learner.
 
-Shapes: M context tokens, J layers with prompts (the input included), D text width, D_v vision width.
+Shapes: C classes, M context tokens, J layers with prompts (the input included), D text width, D_v vision width.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ POSITIONS = {"end": lambda m: m, "middle": lambda m: m // 2, "front": lambda m: 
 
 
 class Prompts(NamedTuple):
-    """What a learner hands to the towers."""
+    """The prompts that a learner passes to the towers."""
 
-    context: Tensor | None  # (M, D) text context at the input, or (C, M, D), one a class; None: no text is learned
+    context: Tensor | None  # (M, D) text context at the input, or (C, M, D), class-specific; None: no text prompts
     deep_text: Sequence[Tensor] = ()  # (M, D) each, entering text layers 1..J-1
     visual: Tensor | None = None  # (M, D_v) image prompts at the input
     deep_visual: Sequence[Tensor] = ()  # (M, D_v) each, entering image layers 1..J-1
-    attributes: Sequence[Tensor] = ()  # (N_i, D) learned tokens of the attributes, which stand before the context
+    attributes: Sequence[Tensor] = ()  # (N_i, D) learned tokens of the attributes, which precede the context
 
 
 def readable(classname: str) -> str:
-    """A class name as it stands in a prompt: underscores become spaces."""
+    """Return a class name as it is written in a prompt: underscores become spaces."""
     return classname.replace("_", " ")
 
 
@@ -108,9 +108,9 @@ def length_and_words(n_ctx: int, ctx_init: str) -> tuple[int, str]:
 
 
 def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
-    """The ids that start an M-token context, and the ids of the initial text behind them, which stay fixed.
+    """Split an initial text into the ids that initialise an M-token context and those after them, which stay fixed.
 
-    Both are empty if there is no text to start from.
+    Both are empty for an empty text.
 
     Raises:
         ValueError: the text has fewer tokens than the context.
@@ -125,12 +125,12 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
 
 
 class ContextLearner(nn.Module):
-    """CoOp's learner: one context for all classes, or one a class (arXiv 2109.01134, section 3.2).
+    """CoOp's learner: one context for all classes, or class-specific contexts (arXiv 2109.01134, section 3.2).
 
     Args:
-        context: (M, D) or (C, M, D), the start.
-        attributes: starts (N_i, D) of the attributes' tokens, in use or not.
-        used: how many of these the prompts have.
+        context: (M, D) or (C, M, D), the initial context.
+        attributes: initial tokens (N_i, D) of the attributes, in use or not.
+        used: number of attributes that the prompts have.
     """
 
     def __init__(self, context: Tensor, attributes: Sequence[Tensor] = (), used: int = 0):
@@ -150,13 +150,13 @@ class ContextLearner(nn.Module):
 
 
 def random_context(shape: Sequence[int], generator: Generator) -> Tensor:
-    """A context drawn from N(0, 0.02^2)."""
+    """Draw a context of a given shape from N(0, 0.02^2)."""
     return INIT_STD * torch.randn(*shape, generator=generator)
 
 
 @torch.no_grad()
 def reset_linear(layer: nn.Linear, generator: Generator) -> nn.Linear:
-    """torch's own start of a Linear, U(-1/sqrt(in), 1/sqrt(in)) for weight and bias, but from a given generator."""
+    """Initialise a Linear as torch does, U(-1/sqrt(in), 1/sqrt(in)) for weight and bias, but from a given generator."""
     bound = 1 / math.sqrt(layer.in_features)
     layer.weight.uniform_(-bound, bound, generator=generator)
     layer.bias.uniform_(-bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""MaPLe's coupled prompts: text contexts, and mappers that make visual prompts of them (arXiv 2210.03117, section 3.3).
+"""MaPLe's coupled prompts: text contexts, and mappers from these to visual prompts (arXiv 2210.03117, section 3.3).
 
 Parameters are named as in MaPLe's published checkpoints. Shapes: M context tokens, J layers with prompts, D text width,
 D_v vision width.
@@ -16,11 +16,11 @@ class MultiModalPromptLearner(ContextLearner):
     """A text context for each of the first J layers, and a mapper from each to the image tower.
 
     Args:
-        context: (M, D) start of the input context.
+        context: (M, D), the initial context of the input.
         vision_width: D_v.
         depth: J, the input included.
-        hidden_width: of the input prompts' denoising mapper; None: one Linear, as in MaPLe.
-        init: gives the random stream that starts a parameter group.
+        hidden_width: hidden width of the denoising mapper of the input prompts; None: one Linear, as in MaPLe.
+        init: returns the random stream that a parameter group starts from, by its name.
         attributes, used: see ContextLearner.
     """
 
@@ -43,7 +43,7 @@ class MultiModalPromptLearner(ContextLearner):
         self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(first) for _ in range(depth - 1))
 
     def forward(self) -> Prompts:
-        """All prompts, the visual ones from the clean text contexts."""
+        """Return all prompts; the visual ones are mapped from the clean text contexts."""
         return super().forward()._replace(
             deep_text=list(self.compound_prompts_text),
             visual=self.proj(self.ctx),

@@ -1,7 +1,7 @@
 """Deep prompts of the two towers, learned independently (IVLP; of the image tower alone: VPT, arXiv 2203.12119).
 
-Shapes: M text and N image tokens per layer, J and K layers with them (the input included), D text width, D_v vision
-width.
+Shapes: M text tokens in each of J layers, N image tokens in each of K layers (the input included), D text width, D_v
+vision width.
 """
 from collections.abc import Callable
 
@@ -14,10 +14,12 @@ class IndependentPromptLearner(nn.Module):
     """Text contexts for the first J layers of the text tower, prompts for the first K of the image tower.
 
     Args:
-        context: (M, D) start of the text context; None: the text is not prompted.
-        text_depth: J; 1 where the text is not prompted.
-        image_tokens: N; image_width: D_v; image_depth: K, 0 for no image prompts.
-        init: gives the random stream that starts a parameter group.
+        context: (M, D), the initial text context; None: no text prompts.
+        text_depth: J; 1 without text prompts.
+        image_tokens: N.
+        image_width: D_v.
+        image_depth: K; 0 for no image prompts.
+        init: returns the random stream that a parameter group starts from, by its name.
     """
 
     def __init__(self, context: Tensor | None, text_depth: int, image_tokens: int, image_width: int, image_depth: int,

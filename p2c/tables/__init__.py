@@ -1,5 +1,5 @@
-"""The tables of the four benchmarks, from folders as the scripts write them.
+"""The tables of the four benchmarks, made from the folders that the scripts write.
 
-folders.py finds the runs, cells.py averages, rows.py puts a benchmark's cells into rows, published.py has the papers'
-numbers, notes.py says what is missing or mixed, printing.py and curves.py show it.
+folders.py finds the runs, cells.py averages them, rows.py arranges a benchmark's cells in rows, published.py holds the
+papers' numbers, notes.py reports what is missing or mixed, and printing.py and curves.py show the tables and curves.
 """

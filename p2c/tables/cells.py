@@ -1,8 +1,8 @@
-"""The numbers of a table's cells: means and spreads over seeds, averages over data sets, by the field's conventions.
+"""The numbers in a table's cells: means and spreads over seeds, and averages over datasets, by the field's conventions.
 
-A run of base-to-novel has two values, base and novel; a cell a third, their harmonic mean HM. Elsewhere there is one.
-A cell's HM is that of its means, its spread that of the seeds' own HMs. An average has the means over data sets and the
-HM of these means; its spread is over the seeds' averages.
+In base-to-novel a run has two values, base and novel, and a cell also their harmonic mean HM; elsewhere there is one
+value. A cell's HM is the HM of its means, but its spread is that of the seeds' HMs. An average holds the means over
+datasets and the HM of these means; its spread is that of the seeds' averages.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,26 +17,26 @@ Values = dict[str, tuple[float, ...]]  # seed -> value, or base and novel
 
 @dataclass(frozen=True)
 class Cell:
-    """What was reached on a data set, or on the average over several."""
+    """The result on a dataset, or the average over several."""
 
     means: tuple[float, ...]
-    spreads: tuple[float, ...] | None  # None: one run without a seed, or data sets with different seeds
-    seeds: tuple[str, ...]  # none in an average over data sets with different seeds
-    datasets: int = 1  # that the average is over
+    spreads: tuple[float, ...] | None  # None: one run without a seed, or datasets with different seeds
+    seeds: tuple[str, ...]  # empty for an average over datasets with different seeds
+    datasets: int = 1  # number of averaged datasets
 
 
-def cell(values: Values, spread: Spread, datasets: int = 1) -> Cell:
-    """Mean and spread over seeds."""
+def make_cell(values: Values, spread: Spread, datasets: int = 1) -> Cell:
+    """Return the mean and spread over seeds."""
     means = with_hm(averages(values.values()))
     spreads = tuple(spread(list(column)) for column in zip(*map(with_hm, values.values()), strict=True))
     return Cell(means, None if NO_SEED in values else spreads, tuple(values), datasets)
 
 
-def average(datasets: list[Values], spread: Spread) -> Cell:
-    """Mean over data sets; with a spread where all have the same seeds."""
+def make_average(datasets: list[Values], spread: Spread) -> Cell:
+    """Return the mean over datasets, with a spread if all have the same seeds."""
     seeds = list(datasets[0])
     if all(list(values) == seeds for values in datasets):
-        return cell({seed: averages(values[seed] for values in datasets) for seed in seeds}, spread, len(datasets))
+        return make_cell({seed: averages(values[seed] for values in datasets) for seed in seeds}, spread, len(datasets))
     means = averages(averages(values.values()) for values in datasets)
     return Cell(with_hm(means), None, (), len(datasets))
 

@@ -1,4 +1,4 @@
-"""Where the runs of the benchmarks lie below an output folder: as scripts/run.sh writes them, or CoOp's and MaPLe's."""
+"""The layout of the benchmarks' runs below an output folder, as written by scripts/run.sh and by CoOp's and MaPLe's."""
 
 import glob
 import itertools
@@ -9,31 +9,36 @@ from collections.abc import Callable, Iterable, Iterator
 from os import path as osp
 from typing import NamedTuple
 
-from p2c.tables.runs import Run, left_out, read_run
+from p2c.tables.runs import Run, describe_left_out, read_run
 
-NO_SEED = ""  # the seed of a run whose folder has no level for it: zero-shot CLIP is not trained
+NO_SEED = ""  # the seed of a run without a seed folder: zero-shot CLIP is not trained
 
 
 class Group(NamedTuple):
-    """What runs must share to be averaged."""
+    """What runs must have in common to be averaged."""
 
     trainer: str
     config: str
     shots: int  # 0: not trained
 
+    @property
+    def shots_text(self) -> str:
+        """The number of shots in words, such as "1 shot"."""
+        return "1 shot" if self.shots == 1 else f"{self.shots} shots"
+
     def __str__(self) -> str:
-        return f"{self.trainer}, {self.config}, {self.shots} shot{'' if self.shots == 1 else 's'}"
+        return f"{self.trainer}, {self.config}, {self.shots_text}"
 
 
 class Layout(NamedTuple):
-    """One kind of folder: how to list it, what the parts of its name are, and whether its logs are of evaluations."""
+    """One kind of run folder: how to list and parse its path, and whether its logs are those of evaluations."""
 
     globs: tuple[str, ...]
     pattern: re.Pattern[str]
     test_log: bool
 
 
-Found = dict[Group, dict[str, dict[str, Run]]]  # group -> data set -> seed -> run; seeds are in order
+Found = dict[Group, dict[str, dict[str, Run]]]  # group -> dataset -> seed -> run; seeds are sorted
 
 NAME = "[^/]+"
 GROUP = rf"(?P<trainer>{NAME})/(?P<config>{NAME})_(?P<shots>-?\d+)shots(?P<more>/{NAME})?"  # more: CoOp's variants
@@ -56,16 +61,16 @@ ZERO_SHOT = Layout(
 )
 
 
-def half(name: str) -> Layout:
-    """train_base, test_base or test_new, below base2new/."""
+def half_layout(name: str) -> Layout:
+    """Return the layout of train_base, test_base or test_new, below base2new/."""
     pattern = rf"{name}/{DATASET}/shots_(?P<shots>-?\d+)/(?P<trainer>{NAME})/(?P<config>{NAME})/{SEED}"
     return Layout((f"{name}/*/shots_*/*/*/seed*",), re.compile(pattern), test_log=name != "train_base")
 
 
-def collect(
+def collect_runs(
     roots: list[str], layout: Layout, keyword: str, notes: list[str], wanted: Callable[[Group, str], bool] | None = None
 ) -> Found:
-    """The runs of a layout, of wanted groups and data sets; a run that does not count is put into notes."""
+    """Read the runs of a layout, of wanted groups and datasets; add a note for each run that does not count."""
     found: Found = {}
     for folder, group, dataset, seed in matches(roots, layout):
         if wanted and not wanted(group, dataset):
@@ -73,19 +78,19 @@ def collect(
         runs = found.setdefault(group, {}).setdefault(dataset, {})
         run = read_run(folder, keyword, layout.test_log)
         if not run.counts:
-            notes.append(left_out(run))
+            notes.append(describe_left_out(run))
         elif seed in runs:
-            notes.append(f"not counted: {folder}: a directory given before has the same run")
+            notes.append(f"not counted: {folder}: the same run is in a directory given before")
         else:
             runs[seed] = run
-    return {
-        group: {name: {seed: runs[seed] for seed in in_order(runs)} for name, runs in datasets.items()}
-        for group, datasets in found.items()
-    }
+    for datasets in found.values():
+        for dataset, runs in datasets.items():
+            datasets[dataset] = {seed: runs[seed] for seed in sort_seeds(runs)}
+    return found
 
 
 def matches(roots: list[str], layout: Layout) -> Iterator[tuple[str, Group, str, str]]:
-    """The folders of a layout with what their names say: group, data set, seed."""
+    """Yield the folders of a layout as (folder, group, dataset, seed)."""
     for root, pattern in itertools.product(roots, layout.globs):
         for folder in filter(osp.isdir, sorted(glob.glob(osp.join(glob.escape(root), pattern)))):
             match = layout.pattern.fullmatch(osp.relpath(folder, root).replace(os.sep, "/"))
@@ -96,5 +101,6 @@ def matches(roots: list[str], layout: Layout) -> Iterator[tuple[str, Group, str,
                 yield folder, group, parts["dataset"], parts.get("seed", NO_SEED)
 
 
-def in_order(seeds: Iterable[str]) -> list[str]:
+def sort_seeds(seeds: Iterable[str]) -> list[str]:
+    """Sort seeds by number; other names come last."""
     return sorted(seeds, key=lambda seed: (int(seed) if seed.isdecimal() else math.inf, seed))

@@ -1,20 +1,20 @@
-"""What a reader of a table must know: which cells are missing, which mix seeds or configurations."""
+"""Notes on a table: which cells are missing, and which mix seeds or configurations."""
 
 import shlex
 from collections.abc import Callable, Hashable, Iterator
 
 from p2c.tables.folders import NO_SEED
 from p2c.tables.published import AVERAGE, STANDARD_SHOTS
-from p2c.tables.rows import OWN, Line, Row, named
+from p2c.tables.rows import OWN_DATA, Line, Row, format_seeds
 from p2c.tables.runs import Run
 
-# What differs between the seeds and the halves of any experiment. If that is all, the engine, which knows every setting
-# that may differ but takes seconds to import, need not be asked.
+# Settings that differ between the seeds and halves of every experiment. If no others do, the engine, which knows all
+# settings that may differ but takes seconds to import, is not needed.
 USUAL = ("OUTPUT_DIR", "TRAIN.CHECKPOINT_FREQ")
 
 
 def notes_on(row: Row, output: str | None) -> list[str]:
-    """The notes on a row; output is the folder that the scripts write to, None if it is not known."""
+    """Return the notes on a row; `output` is the folder that the scripts write to, None if unknown."""
     return [*missing(row, output), *different_seeds(row, output), *mixed(row)]
 
 
@@ -22,54 +22,56 @@ def notes_on(row: Row, output: str | None) -> list[str]:
 
 
 def missing(row: Row, output: str | None) -> list[str]:
+    """Return a note for each set of datasets without a result."""
     def absent(line: Line) -> tuple[str, ...]:
         return tuple(name for name in row.scope.columns if name not in line.cells)
 
     notes = []
-    for label, names, line in alike(row, absent):
-        what = ", ".join(names) if len(names) < len(row.scope.columns) else "any data set"
+    for label, names, line in group_lines(row, absent):
+        what = ", ".join(names) if len(names) < len(row.scope.columns) else "any dataset"
         over = ""
         if AVERAGE in line.cells and not row.all_datasets(line, AVERAGE):
             count = line.cells[AVERAGE].datasets
-            over = f"; its average is over {count} of {len(row.scope.averaged)} data sets"
+            over = f"; its average is over {count} of {len(row.scope.averaged)} datasets"
         notes.append(f"{label}: no result for {what}{over}" + remedy(row, line, names[0], row.seeds or ["1"], output))
     return notes
 
 
 def different_seeds(row: Row, output: str | None) -> list[str]:
+    """Return a note for each set of cells that lack seeds of the row."""
     def fewer(line: Line) -> tuple[tuple[str, tuple[str, ...]], ...]:
         names = (name for name in line.cells if name != AVERAGE and not row.all_seeds(line, name))
         return tuple((name, line.cells[name].seeds) for name in names)
 
     notes = []
-    for label, cells, line in alike(row, fewer):
-        what = "; ".join(f"{name} has {named(seeds)}" for name, seeds in cells)
+    for label, cells, line in group_lines(row, fewer):
+        what = "; ".join(f"{name} has {format_seeds(seeds)}" for name, seeds in cells)
         name, seeds = cells[0]
         lacking = [seed for seed in row.seeds if seed not in seeds]
-        notes.append(f"{label}: different seeds in a row: {what}; others {named(row.seeds)}"
+        notes.append(f"{label}: different seeds in a row: {what}; others {format_seeds(row.seeds)}"
                      + remedy(row, line, name, lacking, output))  # fmt: skip
     return notes
 
 
-def alike(row: Row, find: Callable[[Line], Hashable]) -> Iterator[tuple[str, Hashable, Line]]:
-    """What find finds in the row's lines: label of those with the same, that, and the first of them."""
+def group_lines(row: Row, find: Callable[[Line], Hashable]) -> Iterator[tuple[str, Hashable, Line]]:
+    """Group a row's lines by the result of `find`; yield a label, the result (if true) and the first line of each."""
     lines: dict[Hashable, list[Line]] = {}
     for line in row.lines:
         lines.setdefault(find(line), []).append(line)
     for found, same in lines.items():
         if found:
-            *others, last = (line.group for line in same)
-            shots = "".join(f"{group.shots}, " for group in others)
-            yield f"{last.trainer}, {last.config}, {shots}{str(last).rpartition(', ')[2]}", found, same[0]
+            last = same[-1].group
+            shots = ", ".join([*(str(line.group.shots) for line in same[:-1]), last.shots_text])
+            yield f"{last.trainer}, {last.config}, {shots}", found, same[0]
 
 
 def remedy(row: Row, line: Line, dataset: str, seeds: list[str], output: str | None) -> str:
-    """How to begin to fill the missing cells, with this seed of this data set; "" where the scripts cannot.
+    """Return the command that runs the first missing seed of a dataset, as the end of a note; "" if there is none.
 
-    What CoOp's config is called depends on the data set and the number of shots.
+    There is none for CoOp, whose config's name depends on the dataset and the number of shots.
     """
     trainer, config, shots = line.group
-    if output is None or row.scope.name == OWN or trainer == "CoOp":
+    if output is None or row.scope.name == OWN_DATA or trainer == "CoOp":
         return ""
     zero_shot = trainer.startswith("ZeroshotCLIP")
     variables = {"OUTPUT": output, "CFG": config}
@@ -93,7 +95,7 @@ def remedy(row: Row, line: Line, dataset: str, seeds: list[str], output: str | N
 
 
 def mixed(row: Row) -> list[str]:
-    """Seeds and halves of a cell that differ in more than they must."""
+    """Return a note for each cell whose seeds or halves ran with different settings."""
     notes = []
     for line in row.lines:
         for dataset, seeds in line.runs.items():
@@ -108,15 +110,18 @@ def mixed(row: Row) -> list[str]:
             for seed, runs in seeds.items():
                 ran = {str(run.config["SEED"]) for run in runs if "SEED" in run.config} - {seed}
                 if ran and seed != NO_SEED:
-                    notes.append(f"{where}: mixed seeds: what is called seed {seed} ran with SEED {', '.join(ran)}")
+                    notes.append(f"{where}: mixed seeds: the folder of seed {seed} ran with SEED {', '.join(ran)}")
     return notes
 
 
 def differing(runs: tuple[Run, ...], apart_from: tuple[str, ...]) -> list[str]:
-    """The settings in which runs differ from the first of them, but for those that may differ in one experiment."""
-    first, *others = [run.config for run in runs if run.config] or [{}]
+    """Return the settings in which runs differ from the first, except those that may differ within an experiment."""
+    configs = [run.config for run in runs if run.config]
+    if not configs:
+        return []
+    first, *others = configs
     usual = (*USUAL, *apart_from)
-    if all(without(usual, config) == without(usual, first) for config in others):
+    if all(without_keys(usual, config) == without_keys(usual, first) for config in others):
         return []
     from p2c.engine.results import changed_keys
 
@@ -124,9 +129,9 @@ def differing(runs: tuple[Run, ...], apart_from: tuple[str, ...]) -> list[str]:
     return sorted(keys - set(apart_from))
 
 
-def without(keys: tuple[str, ...], node, name: str = ""):
-    """A configuration, or its node called name, without some dotted keys."""
+def without_keys(keys: tuple[str, ...], node, name: str = ""):
+    """Return a configuration, or its node with a dotted name, without some dotted keys."""
     if not isinstance(node, dict):
         return node
     keyed = {f"{name}.{key}".lstrip("."): value for key, value in node.items()}
-    return {key: without(keys, value, key) for key, value in keyed.items() if key not in keys}
+    return {key: without_keys(keys, value, key) for key, value in keyed.items() if key not in keys}

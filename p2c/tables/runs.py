@@ -1,7 +1,7 @@
-"""What a finished run reached, read from its folder, and the spread of several runs. Needs the standard library alone.
+"""The result of a finished run, read from its folder, and the spread of several runs. Needs only the standard library.
 
-The value is taken from `results.json` (unrounded, finished runs only) where there is one, else from the newest of the
-run's `log.txt`, `log.txt-DATE` with a result; logs of CoOp, MaPLe and their relatives are read too.
+The value is taken from `results.json` (unrounded, finished runs only) if there is one, else from the newest of the
+run's `log.txt`, `log.txt-DATE` with a result. Logs of CoOp, MaPLe and related code are read too.
 """
 
 import json
@@ -17,9 +17,9 @@ from statistics import pstdev
 from p2c.utils.checksums import is_whole
 
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
-END_OF_TRAINING = ("Finish training", "Finished training")  # Dassl from 0.6.1 on, and before
+END_OF_TRAINING = ("Finish training", "Finished training")  # of Dassl from 0.6.1 on, and of older versions
 RESULT_BLOCK = ("=> result",)
-# A run started again in its folder logs into a dated file, again in the same second into one with two dates.
+# A run restarted in its folder logs to a file with a date; restarted in the same second, to one with two dates.
 LOG_NAME = re.compile(r"log\.txt(-\d{4}(-\d\d){5})*")
 
 Spread = Callable[[list[float]], float]
@@ -27,13 +27,13 @@ Spread = Callable[[list[float]], float]
 
 @dataclass
 class Run:
-    """A run's folder; either the file that gave a value (in percent), or why there is none."""
+    """A run's folder, with either a value (in percent) and the file it was read from, or why there is none."""
 
     folder: str
     file: str = ""
     value: float = math.nan
     fault: str = ""
-    config: dict = field(default_factory=dict)  # as in results.json; empty where only a log tells of the run
+    config: dict = field(default_factory=dict)  # as in results.json; empty if there is only a log
 
     @property
     def counts(self) -> bool:
@@ -41,9 +41,10 @@ class Run:
 
 
 def read_run(folder: str, keyword: str, test_log: bool) -> Run:
-    """The run's value for keyword, from results.json if it is ours and has it, else from the log.
+    """Read the run's value for a keyword, from results.json if it is ours and has it, else from the log.
 
-    `test_log` says that the log is an evaluation's, in which no end of a training comes before the result.
+    Args:
+        test_log: the log is that of an evaluation, in which no end of training precedes the result.
     """
     path = osp.join(folder, "results.json")
     results = read_results(path)
@@ -64,19 +65,21 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
 
 
 def read_results(path: str) -> dict | None:
-    """What results.json holds; None if there is none, or it is damaged or another program's."""
+    """Read results.json; return None if it is missing, damaged or another program's."""
     try:
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(results, dict) and results.get("format") == "p2c-results" and is_whole(results) and all(
-        isinstance(results.get(name, {}), dict) for name in ("metrics", "config"))
-    return results if ours else None
+    if not isinstance(results, dict) or results.get("format") != "p2c-results" or not is_whole(results):
+        return None
+    if not all(isinstance(results.get(name, {}), dict) for name in ("metrics", "config")):
+        return None
+    return results
 
 
 def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
-    """The value in the newest log with a result. The dates in the names sort after log.txt and by time."""
+    """Read the value from the newest log with a result; in order of names log.txt precedes the others, by date."""
     logs = sorted((name for name in listdir(folder) if LOG_NAME.fullmatch(name)), reverse=True)
     if not logs:
         return Run(folder, fault="no log.txt, no results.json")
@@ -93,7 +96,7 @@ def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
 
 
 def read_log(path: str, keyword: str, signals: tuple[str, ...]) -> tuple[bool, float | None]:
-    """Whether the log has a line that is one of the signals, and the last value after it (None: there is none)."""
+    """Return whether a line of the log is one of the signals, and the last value after it (None: there is none)."""
     pattern = value_pattern(keyword)
     ended, value = False, None
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -106,12 +109,12 @@ def read_log(path: str, keyword: str, signals: tuple[str, ...]) -> tuple[bool, f
 
 
 def value_pattern(keyword: str) -> re.Pattern[str]:
-    """CoOp's pattern of a line with a value; the keyword is a regular expression too."""
+    """Return CoOp's pattern of a line with a value; the keyword may be a regular expression."""
     return re.compile(rf"\* (?:{keyword}): (?P<percent>[\.\deE+-]+)%")
 
 
 def number(text: str, otherwise: float | None) -> float | None:
-    """The pattern also matches texts like "1.2.3" that are no number."""
+    """Convert a matched text to a finite number; return `otherwise` for one such as "1.2.3", which also matches."""
     try:
         value = float(text)
     except ValueError:
@@ -119,7 +122,7 @@ def number(text: str, otherwise: float | None) -> float | None:
     return value if math.isfinite(value) else otherwise
 
 
-def left_out(run: Run) -> str:
+def describe_left_out(run: Run) -> str:
     return f"not counted: {run.folder}: {run.fault}"
 
 
@@ -128,5 +131,5 @@ def std(values: list[float]) -> float:
 
 
 def ci95(values: list[float]) -> float:
-    """Half the width of the mean's 95% confidence interval."""
+    """Return half the width of the mean's 95% confidence interval."""
     return 1.96 * pstdev(values) / math.sqrt(len(values))

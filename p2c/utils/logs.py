@@ -1,13 +1,13 @@
 """The loggers of this package's modules.
 
-Importing real Dassl disables logging up to warnings for the whole process, and prints its own lines. Where it runs our
-trainers, ours must be seen as well, without changing anything for others.
+Importing real Dassl disables logging up to warnings for the whole process. When Dassl runs our trainers, our messages
+must still appear, without any change for other packages.
 """
 import logging
 
 
 class PackageLogger(logging.Logger):
-    """An ordinary logger, until `speak_despite_disable` makes all of them deaf to `logging.disable`."""
+    """An ordinary logger, until `speak_despite_disable` makes all loggers of this class ignore `logging.disable`."""
 
     despite_disable = False
 
@@ -18,12 +18,12 @@ class PackageLogger(logging.Logger):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module, as logging.getLogger gives it."""
+    """Return the logger of a module, as `logging.getLogger` does."""
     logger = logging.getLogger(name)
     logger.__class__ = PackageLogger
     return logger
 
 
 def speak_despite_disable() -> None:
-    """Let this package's lines through although logging is disabled."""
+    """Let this package's messages through even if logging is disabled."""
     PackageLogger.despite_disable = True

@@ -1,6 +1,6 @@
-"""Images as bytes on the host, made floats and normalised on the device.
+"""Images as bytes on the host, converted to floats and normalised on the device.
 
-A batch is then a quarter as large on its way from a worker to the device, and the workers have less to do.
+The transfer from a worker to the device is then a quarter as large, and the workers have less to do.
 """
 from collections.abc import Callable, Sequence
 
@@ -13,10 +13,11 @@ from torchvision.transforms import functional as F
 
 
 class Normalization:
-    """Makes of images (B, 3, height, width) in uint8 what ToTensor and Normalize make of them, in float32.
+    """ToTensor and Normalize for batches of images (B, 3, height, width) in uint8; the result is in float32.
 
     Args:
         statistics: mean and standard deviation of each channel in [0, 1]; None: leave the pixels in [0, 1].
+        device: where the images are.
     """
 
     def __init__(self, statistics: tuple[Sequence[float], Sequence[float]] | None, device: torch.device):
@@ -24,8 +25,8 @@ class Normalization:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self.statistics = statistics
-        # A tensor: with a number, CUDA multiplies by its rounded inverse. So these are torchvision's operations in
-        # torchvision's order, each rounded once, and the result is the same to the bit on a CPU and on a GPU.
+        # A tensor, since CUDA replaces division by a number with multiplication by its rounded inverse. This way the
+        # operations and roundings are torchvision's, and the result is bitwise equal on a CPU and on a GPU.
         self.white = on_device(255.0)
         self.mean, self.std = (on_device(values).view(-1, 1, 1) for values in statistics or ([0.0], [1.0]))
 
@@ -34,15 +35,19 @@ class Normalization:
         return images if self.statistics is None else images.sub_(self.mean).div_(self.std)
 
     def is_all_of(self, steps: Sequence[Callable]) -> bool:
-        """Whether operations on a float tensor do just this normalisation."""
+        """Return whether these transforms of a float tensor do exactly this normalisation."""
         if self.statistics is None:
             return not steps
-        return [type(step) for step in steps] == [T.Normalize] and \
-            all(list(a) == list(b) for a, b in zip((steps[0].mean, steps[0].std), self.statistics, strict=True))
+        if [type(step) for step in steps] != [T.Normalize]:
+            return False
+        mean, std = self.statistics
+        return list(steps[0].mean) == list(mean) and list(steps[0].std) == list(std)
 
 
 def as_bytes(transform: Callable | Sequence | None, normalization: Normalization) -> Callable | Sequence | None:
-    """The transform without ToTensor and normalisation, for images in uint8; what does more with floats stays as it is.
+    """Return the transform with `to_bytes` in place of ToTensor and normalisation.
+
+    A transform that does anything else with floats is returned unchanged.
     """
     if not isinstance(transform, T.Compose):
         return transform
@@ -54,5 +59,5 @@ def as_bytes(transform: Callable | Sequence | None, normalization: Normalization
 
 
 def to_bytes(image: Image.Image) -> Tensor:
-    """An image as uint8 (3, height, width)."""
+    """Convert an image to a uint8 tensor (3, height, width)."""
     return torch.from_numpy(np.ascontiguousarray(F.pil_to_tensor(image).numpy()))  # torch copies bytes slowly

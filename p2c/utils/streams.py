@@ -1,7 +1,7 @@
 """Named random streams: each kind of randomness is a function of (seed, name, step) alone.
 
-Two runs that differ in one switch share every other stream, all ranks of a distributed run draw the same noise, and a
-resumed run needs no generator state.
+So two runs that differ in one setting share all other streams, all ranks of a distributed run draw the same noise, and
+a resumed run needs no generator state.
 """
 import hashlib
 
@@ -9,11 +9,11 @@ import torch
 
 
 def seed_of(seed: int, name: str, step: int = 0) -> int:
-    """A 63-bit seed that depends on all three arguments and on nothing else."""
+    """Return a 63-bit seed that depends only on the three arguments."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, name: str, step: int = 0) -> torch.Generator:
-    """A fresh CPU generator at the start of the stream `name` at `step`; draw on the CPU, then move the result."""
+    """Return a new CPU generator at the start of the stream `name` at `step`; draw on the CPU, then move the result."""
     return torch.Generator().manual_seed(seed_of(seed, name, step))

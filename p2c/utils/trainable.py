@@ -1,23 +1,23 @@
-"""What trains and what is saved: the one answer for optimisers and checkpoints.
+"""The parameters that are trained and saved, for both optimisers and checkpoints.
 
-Parameters that require a gradient train. They are saved together with the persistent buffers; frozen parameters are
-not, since they come from the backbone's own weights.
+Parameters that require a gradient are trained. They are saved together with the persistent buffers; frozen parameters
+are not, since they come from the backbone's own weights.
 """
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-# Embeddings of class names and attributes, which CoOp-type prompt learners keep as buffers: they belong to one run.
+# Embeddings of class names and attributes, which CoOp's kind of prompt learner keeps as buffers: specific to one run.
 CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_middle1", "token_middle2", "token_middle3")
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that train."""
+    """Return the trained parameters."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint of the model holds."""
+    """Return the state that a checkpoint of the model holds."""
     return {
         name: value.detach() for name, value in model.state_dict(keep_vars=True).items()
         if not _of_one_run(name) and (value.requires_grad or not isinstance(value, nn.Parameter))
@@ -25,9 +25,10 @@ def state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `state_dict` gave, or the state of the whole model, whose frozen part is ignored.
+    """Load the result of `state_dict`, or the state of the whole model, whose frozen part is ignored.
 
-    Raises ValueError, and changes nothing, if an entry is missing, unknown or of another shape.
+    Raises:
+        ValueError: an entry is missing, unknown or of another shape; nothing is loaded.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not _of_one_run(name)}
@@ -47,8 +48,9 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _first(parts: list[str], most: int = 4) -> str:
-    """The first few, and how many more there are."""
-    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
+    """Join the first few parts, and count the others."""
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return ", ".join(parts[:most]) + more
 
 
 def _of_one_run(name: str) -> bool:
