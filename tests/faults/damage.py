@@ -19,7 +19,6 @@ from outcomes import assert_equal, outcome
 from faults import processes
 from faults.plugin import KILL, STEP, Fault
 from p2c.clip.loading import load_backbone
-from p2c.engine import lock
 from p2c.framework import read_results
 
 SETTINGS = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_STEPS", "3", "TRAIN.CHECKPOINT_FREQ", "1", "TEST.FINAL_MODEL",
@@ -57,7 +56,7 @@ CASES = (
     Case("best checkpoint, deployed", f"out/{LEARNER}/model-best.pth.tar", "half"),
     Case("results.json, resumed from", "out/results.json", "half"),
     Case("curves, resumed from", "out/tensorboard/*", "half"),
-    Case("lock", "out/run.lock", "half"),
+    Case("owner of the lock", "out/run.owner", "half"),
     Case("few-shot draw", "data/oxford_pets/split_fewshot/*.json", "half"),
     Case("split JSON", "data/oxford_pets/split_zhou_OxfordPets.json", "half"),
     Case("image", "data/oxford_pets/images/*_train_*.png", "half", unseen=True),
@@ -210,8 +209,6 @@ class Scenes:
             (self.place / case.lost).unlink()
         path = rng.choice(sorted(self.place.glob(case.file)))
         what = spoil(rng, path, truncate)
-        if path.name == lock.FILE and rng.random() < 0.5:
-            os.utime(path, (1e9, 1e9))  # of an owner that gave its last sign of life long ago
         ended = processes.run(self.commands[case.scene])
         if ended.fault:
             return what, BROKEN, ended.fault

@@ -20,7 +20,7 @@ from p2c import registry
 from p2c.cli import convert, predict, verify_run
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = {"predict": predict.run, "convert": convert.run, "verify_run": verify_run.run}
+COMMANDS = {"predict": predict.main, "convert": convert.main, "verify_run": verify_run.main}
 LIMIT = 180  # seconds of a command, after which it hangs
 PLUGIN = "faults.plugin"
 SMALL = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.WARMUP_EPOCH", "-1", "DATASET.CHECKS", "partial",
