@@ -800,11 +800,11 @@ WEIGHTS = [
     weights("malicious, saved by torch", lambda here: torch_bytes({"a": Attack(here)}), "give OpenAI's archive"),
     weights("malicious, old form", lambda here: torch_bytes(
         {"a": Attack(here)}, _use_new_zipfile_serialization=False), "give OpenAI's archive"),
-    weights("malicious TorchScript", script_attack, "MODEL.BACKBONE.NAME"),
+    weights("malicious TorchScript", script_attack, "convert it"),
     weights("truncated", lambda here: torch_bytes({"a": torch.zeros(1000)})[:900], "give OpenAI's archive"),
     weights("text", lambda here: b"words", "give OpenAI's archive"),
     weights("empty", lambda here: b"", "give OpenAI's archive"),
-    weights("a zip of nothing", lambda here: zip_of({"x/constants.pkl": b""}), "give OpenAI's archive"),
+    weights("a zip of nothing", lambda here: zip_of({"x/data.pkl": b""}), "give OpenAI's archive"),
     weights("a bare tensor", lambda here: torch_bytes(torch.zeros(3)), "give CLIP's weights"),
     weights("a list", lambda here: torch_bytes([1, 2]), "give CLIP's weights"),
     weights("other entries", lambda here: torch_bytes({"a": torch.zeros(3)}), "MODEL.BACKBONE.NAME"),
