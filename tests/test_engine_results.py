@@ -1,5 +1,6 @@
 """results.json, and which differences of a config make another run."""
 import hashlib
+import json
 import os
 import subprocess
 from datetime import datetime, timedelta, timezone
@@ -55,6 +56,16 @@ def test_results_of_an_evaluation(tiny_trainer, tmp_path):
     assert record["model_dir"] == "somewhere"
     assert record["metrics"] == read_results(trained.output_dir)["metrics"]
     assert read_results(tmp_path / "nowhere") is None
+
+
+def test_the_digest_in_an_earlier_programs_record_is_ignored(tiny_trainer, tmp_path):
+    trainer = tiny_trainer()
+    write_started(trainer.cfg, trainer.output_dir)
+    path = tmp_path / "run/results.json"
+    path.write_text(json.dumps({**read_json(path), "sha256": "0" * 64}))
+    assert read_results(trainer.output_dir)["sha256"] == "0" * 64
+    trainer.train()
+    assert "sha256" not in read_results(trainer.output_dir)
 
 
 def test_a_resumed_run_began_when_it_was_first_started(tiny_trainer, monkeypatch):

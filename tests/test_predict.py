@@ -24,7 +24,6 @@ from p2c.clip.loading import load_backbone
 from p2c.framework import UnreadableImage, read_image, read_json, write_json
 from p2c.inference.predictor import Predictor, checked_names, recorded_cfg
 from p2c.trainers.base import PromptTrainer
-from p2c.utils.checksums import sealed
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
         "TRAIN.CHECKPOINT_FREQ", "1", "VERBOSE", "False", "DATASET.CHECKS", "partial")
@@ -100,7 +99,7 @@ def copy_of(runs, tmp_path):
         shutil.copytree(runs.of(trainer, half), folder)
         record = read_json(folder / "results.json")
         change(record)
-        write_json(sealed(record), folder / "results.json")
+        write_json(record, folder / "results.json")
         return folder
     return make
 
@@ -221,7 +220,7 @@ def test_files_that_the_training_started_from_are_not_needed(runs, copy_of):
     folder = copy_of(change=lambda record: record["config"].update(RESUME="gone", OUTPUT_DIR="gone too"))
     record = read_json(folder / "results.json")
     record["config"]["MODEL"]["INIT_WEIGHTS"] = "gone"
-    write_json(sealed(record), folder / "results.json")
+    write_json(record, folder / "results.json")
     assert len(Predictor.from_run(folder).predict(runs.images["base"])) == len(runs.images["base"])
 
 

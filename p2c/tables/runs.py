@@ -14,8 +14,6 @@ from os import listdir
 from os import path as osp
 from statistics import pstdev
 
-from p2c.utils.checksums import is_whole
-
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
 END_OF_TRAINING = ("Finish training", "Finished training")  # Dassl from 0.6.1 on, and before
 RESULT_BLOCK = ("=> result",)
@@ -70,7 +68,7 @@ def read_results(path: str) -> dict | None:
             results = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(results, dict) and results.get("format") == "p2c-results" and is_whole(results) and all(
+    ours = isinstance(results, dict) and results.get("format") == "p2c-results" and all(
         isinstance(results.get(name, {}), dict) for name in ("metrics", "config"))
     return results if ours else None
 

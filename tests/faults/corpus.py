@@ -876,15 +876,11 @@ def spoil_all(content: bytes | Callable[[Path], bytes], name: str = "model*") ->
 
 
 def rewrite(how: Callable[[dict], object], here: Path) -> None:
-    """A finished run whose record, without its digest, as somebody who means harm would leave it, is what `how` makes
-    of it, or leaves."""
+    """A finished run whose record is what `how` makes of it, or leaves."""
     earlier()(here)
     path = here / "earlier" / "results.json"
     content = json.loads(path.read_text())
-    digest = content.pop("sha256")
     changed = how(content)
-    if how is edited:
-        content["sha256"] = digest
     path.write_bytes(changed if isinstance(changed, bytes) else json.dumps(content).encode())
 
 
@@ -965,12 +961,7 @@ def averaged(name: str, how: Callable[[dict], object]) -> Case:
 
 
 ALL_READERS = ("train", "predict", "verify_run", "evaluate")
-def edited(content: dict) -> None:
-    content["metrics"]["accuracy"] = 99.0
-
-
 RECORDS = [
-    *record("an accuracy changed by hand", edited, commands=ALL_READERS),
     *record("truncated", lambda content: json.dumps(content).encode()[:100], commands=ALL_READERS),
     *record("empty", lambda content: b"", commands=ALL_READERS),
     *record("binary", lambda content: bytes(range(256)), commands=ALL_READERS),
