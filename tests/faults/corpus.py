@@ -198,20 +198,6 @@ def fitting(key: str, value: str, remedy: str) -> Case:
     return Case("config", f"{key} {value}", training(pairs=(key, value)), key.rpartition(".")[2], remedy)
 
 
-def bomb() -> str:
-    """Nine anchors, each nine times the one before: 9^9 entries, were it ever written out."""
-    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    return "INPUT:\n  SIZE:\n" + "\n".join(f"    {line}" for line in lines)
-
-
-def list_bomb() -> str:
-    inner = "&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"
-    for i in range(1, 9):
-        inner = f"&a{i} [{inner}, {', '.join([f'*a{i - 1}'] * 8)}]"
-    return f"INPUT: {{SIZE: {inner}}}"
-
-
 CONFIGS = [
     yaml("damaged", "OPTIM: ["),
     yaml("tab", "OPTIM:\n\tLR: 1.0\n"),
@@ -223,8 +209,6 @@ CONFIGS = [
     yaml("a web page", "<!DOCTYPE html><html>quota</html>"),
     yaml("huge nesting", "[" * 100_000),
     yaml("nested mapping", "OPTIM: " + "{a: " * 20_000),
-    yaml("alias bomb", bomb()),
-    yaml("alias bomb in a list", list_bomb()),
     yaml("unknown key", "OPTIM: {FOO: 1}", names="OPTIM.FOO"),
     yaml("section as value", "OPTIM: 5", names="OPTIM"),
     yaml("value as section", "OPTIM: {LR: {A: 1}}", names="OPTIM.LR"),
