@@ -24,12 +24,6 @@ SETTINGS = {
             "TEMPLATE": "a photo of a {}.",  # of zero-shot CLIP; one {} for the class name
         },
     },
-    "DATALOADER": {
-        # Memory in GiB, >= 0, for training images as they were decoded: then each file is read once, not once an epoch.
-        # What finds no room is read again. Processes of torchrun on one machine get equal parts. Without effect where
-        # workers are not forked (macOS, Windows), unless NUM_WORKERS is 0.
-        "CACHE": -1,  # 0: off; -1: a quarter of the memory that is free when the data are loaded
-    },
     "MODEL": {
         "BACKBONE": {
             "WEIGHTS": "openai",  # openai, another tag of open_clip's, random, builtin (tiny-shapes), or a file
@@ -158,8 +152,6 @@ RANGES = {
     "DATASET.CHECKS": one_of("partial", "published", "strict"),
     "DATASET.FOLDER.TEMPLATE": Range(lambda text, cfg: isinstance(text, str) and text.count("{}") == 1,
                                      "it needs one {} where the class name stands"),
-    "DATALOADER.CACHE": Range(lambda gib, cfg: type(gib) is int and gib >= -1,
-                              "it must be a whole number of GiB, 0 (off) or -1 (automatic)"),
     "TRAIN.CHECKPOINT_STEPS": whole(0),
     "TRAIN.INIT_SEED": whole(-1),
     "TRAIN.TEXT_MEMORY": at_least(0),

@@ -14,7 +14,7 @@ from conftest import TINY
 
 import train
 from p2c.engine.lock import FILE, OWNER, folder_lock
-from p2c.framework import read_results
+from p2c.framework import read_json, read_results, write_json
 from p2c.trainers.base import PromptTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +176,31 @@ def test_a_finished_run_of_constant_rates_can_be_trained_longer(call, tmp_path):
     record = read_results(str(tmp_path / "run"))
     assert record["epoch"] == 3 and "resumed_anyway" not in record
     assert call(trainer="MaPLe", pairs=constant) == train.MISTAKE
+
+
+def test_a_run_whose_records_have_a_setting_of_an_earlier_version_continues_and_is_tested(
+        call, tmp_path, at_step, capsys):
+    assert call(out="whole") == 0
+    at_step((1, 2), lambda trainer: train.interrupt(None, None))
+    assert call(out="cut") == train.INTERRUPTED
+    record, position = tmp_path / "cut/results.json", tmp_path / "cut" / LEARNER / "resume.pth.tar"
+    content, saved = read_json(record), torch.load(position)
+    for config in (content["config"], saved["config"]):
+        config["DATALOADER"]["CACHE"] = -1
+    write_json(content, record)
+    torch.save(saved, position)
+    assert call(out="cut") == 0
+    assert "Going on after batch 3 of epoch 2" in capsys.readouterr().out
+    assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
+    content, path = read_json(record), tmp_path / "cut" / LEARNER / "model.pth.tar-2"
+    saved = torch.load(path)
+    for config in (content["config"], saved["config"]):
+        config["DATALOADER"]["CACHE"] = -1
+    write_json(content, record)
+    torch.save(saved, path)
+    assert call(out="cut") == 0 and "Finished before" in capsys.readouterr().out
+    assert call("--eval-only", "--model-dir", str(tmp_path / "cut"), out="test") == 0
+    assert read_results(str(tmp_path / "test"))["metrics"] == content["metrics"]
 
 
 # Another process

@@ -187,7 +187,8 @@ def test_settings_are_restored_with_their_types(make_cfg, copy_of):
 
 
 @pytest.mark.parametrize("section, key, refused", [
-    (("TRAIN",), "FUTURE", False), (("TRAINER",), "FUTURE_TRAINER", False), (("TRAINER", "MAPLE"), "FUTURE", False),
+    (("TRAIN",), "FUTURE", False), (("DATALOADER",), "CACHE", False),
+    (("TRAINER",), "FUTURE_TRAINER", False), (("TRAINER", "MAPLE"), "FUTURE", False),
     (("INPUT",), "FUTURE", True), (("TRAINER", "P2C"), "FUTURE", True), (("MODEL", "BACKBONE"), "FUTURE", True),
     (("TRAINER",), "ATPROMPT", True), ((), "FUTURE", True),
 ])

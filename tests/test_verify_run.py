@@ -92,6 +92,11 @@ def test_a_run_is_confirmed_and_its_folder_stays_as_it_was(runs, verify, name):
     assert str(record["metrics"]["correct"]) in shown["correct"] and all(line.endswith("same") for line in out[2:-1])
 
 
+def test_a_run_with_a_setting_of_an_earlier_version_is_confirmed(copy, verify):
+    status, out, err = verify(copy(lambda record: record["config"]["DATALOADER"].update(CACHE=-1)))
+    assert (status, err) == (0, []) and out[-1].startswith("Confirmed")
+
+
 def test_data_that_have_moved_are_confirmed_where_they_are_now(runs, copy, data, verify):
     folder = copy(lambda record: record["config"]["DATASET"].update(ROOT="/nowhere"))
     status, out, err = verify(folder)

@@ -251,7 +251,7 @@ CONFIGS = [
     pair("DATALOADER.NUM_WORKERS", "-1", "at least 0"),
     pair("DATALOADER.TRAIN_X.BATCH_SIZE", "0", "at least 1"),
     fitting("DATALOADER.TRAIN_X.SAMPLER", "Sampler", "choose from"),
-    pair("DATALOADER.CACHE", "-2", "0 (off) or -1"),
+    pair("DATALOADER.CACHE", "-2", "choose from"),
     pair("TRAIN.PRINT_FREQ", "0", "at least 1"),
     pair("TRAIN.CHECKPOINT_STEPS", "-5", "at least 0"),
     pair("TEST.FINAL_MODEL", "best", "choose from last_step, best_val"),
