@@ -372,7 +372,7 @@ def test_worker_processes_that_know_nothing_of_dassl_get_our_items(without_dassl
 
 
 def test_the_path_of_a_shipped_configuration(capsys):
-    from p2c.config import main
+    from p2c.cli.config import main
 
     assert main(["path", "P2C/vit_b16_c2_ep5_batch4_2ctx"]) == 0
     assert Path(capsys.readouterr().out.strip()).samefile(
