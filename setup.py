@@ -39,7 +39,7 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
         "gdown>=5",
-        "filelock>=3.12",
+        "filelock>=3.30",
         "huggingface_hub>=0.20",
         "packaging>=23",
         "matplotlib>=3.8",

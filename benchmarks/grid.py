@@ -13,8 +13,7 @@ start     a process of train.py that builds everything and stops; and what the f
 step      a step of training, for each number of base classes
 texts     encoding the classes for a test; the new half is taken to cost what the base half does
 images    computing their logits, in a test
-loading   JPEGs as those of benchmarks/loading.py, which come from memory: a training's first epoch reads them, the
-          others find them kept (DATALOADER.CACHE; the data sets' own images may be larger, and find no room)
+loading   JPEGs as those of benchmarks/loading.py, whose files come from memory; a training's first epoch starts workers
 
 On a GPU loading and computing go on at the same time, and the slower one counts. On a CPU they share the cores, and
 their times are added. Not in it: reading a data set's lists (benchmarks/datasets.py), weights from a file, checkpoints.
@@ -53,8 +52,8 @@ class Pieces:
 
     start: float
     first_step: float
+    first_read: float
     read: float
-    kept: float
     loaded: float
     computed: float
     step: dict[int, float]
@@ -95,13 +94,13 @@ def start_up(folder: Path, setting: Setting) -> float:
 
 
 def measure_loading(setting: Setting, workers: int, images: int) -> tuple[float, float, float, float]:
-    """Seconds of a process's start, and of an image: read in training, kept since, and read in a test."""
+    """Seconds of a process's start, and of an image: in training's first epoch, in others, and in a test."""
     images *= max(1, workers)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_images(folder, images)
         start = start_up(folder, setting)
-        loading = Loading(folder, images, workers, setting.device, cached=True, compact=True)
+        loading = Loading(folder, images, workers, setting.device, compact=True)
         rates = (*loading.training(PASSES), loading.evaluation(PASSES))
     return start, *(1 / rate for rate in rates)
 
@@ -168,11 +167,11 @@ def project(name: str, sizes: Sizes, pieces: Pieces, cfg, device: str) -> tuple[
 
     base, batch, epochs = base_classes(sizes), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH
     steps = SHOTS * base // batch  # an epoch leaves out what fills no batch
-    step, kept = pieces.step[base], batch * pieces.kept
-    training = steps * (together(step, batch * pieces.read) + (epochs - 1) * together(step, kept))
+    step, read = pieces.step[base], batch * pieces.read
+    training = steps * (together(step, batch * pieces.first_read) + (epochs - 1) * together(step, read))
     testing = sizes.test * together(pieces.computed, pieces.loaded) + 2 * pieces.texts[base]
     starting = 2 * pieces.start + pieces.first_step
-    slower = [word for ours, theirs in ((step, kept), (pieces.computed, pieces.loaded))
+    slower = [word for ours, theirs in ((step, read), (pieces.computed, pieces.loaded))
               for word in (["computing"] if ours >= theirs else ["loading"])]
     total = starting + training + testing
     return [name, sizes.classes, base, epochs * steps, f"{1000 * step:.1f}", f"{training:.0f}", slower[0],
@@ -198,8 +197,9 @@ def main() -> None:
     setting = Setting(0, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, precision, args.device, args.quick)
     pieces = measure(classes, setting, workers, images, args.steps or (30 if gpu else 2))
     print(f"\nMeasured in {precision} with {workers} workers: a process starts in {pieces.start:.1f} s, its first step "
-          f"takes {pieces.first_step:.1f} s more\nthan others; images/s in training {1 / pieces.read:.1f} read, "
-          f"{1 / pieces.kept:.1f} kept; in a test {1 / pieces.loaded:.1f} read, {1 / pieces.computed:.1f} computed")
+          f"takes {pieces.first_step:.1f} s more\nthan others; images/s read in training's first epoch "
+          f"{1 / pieces.first_read:.1f}, in others {1 / pieces.read:.1f}; in a test {1 / pieces.loaded:.1f} read, "
+          f"{1 / pieces.computed:.1f} computed")
     rows, totals = zip(*(project(name, some, pieces, cfg, args.device) for name, some in sizes.items()), strict=True)
     print("\nProjected, one seed of each data set, training on the base classes and testing on both halves")
     print(tabulate(rows, ["data set", "classes", "base", "steps", "step (ms)", "training (s)", "slower", "test images",

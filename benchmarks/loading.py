@@ -4,8 +4,8 @@
 
 The images are JPEGs of 500 x 375 pixels, made in a temporary folder, with CLIP's transforms to 224 x 224. "float": the
 loader hands out normalised floats, as other people's trainers take them; "bytes": uint8, as ours take them. Taking a
-batch to the device, and normalising it there if it is in bytes, is counted. "cached": training images are kept decoded.
-The first epoch reads every file and starts the workers; of the later ones the median is shown. N is the number of
+batch to the device, and normalising it there if it is in bytes, is counted.
+The first epoch starts the workers; of the later ones the median is shown. N is the number of
 images for each worker. The files were just written, so that they come from memory.
 """
 import contextlib
@@ -69,7 +69,7 @@ def make_images(folder: Path, count: int) -> list[Path]:
 class Loading:
     """The loaders over the first `images` of a folder, and what is done to a batch of images afterwards."""
 
-    def __init__(self, folder: Path, images: int, workers: int, device: str, cached: bool, compact: bool):
+    def __init__(self, folder: Path, images: int, workers: int, device: str, compact: bool):
         cfg = get_cfg_default()
         extend_cfg(cfg)
         cfg.merge_from_list([
@@ -77,8 +77,8 @@ class Loading:
             "VERBOSE", False, "INPUT.INTERPOLATION", "bicubic",
             "INPUT.TRANSFORMS", ["random_resized_crop", "random_flip", "normalize"],
             "INPUT.PIXEL_MEAN", STATISTICS[0], "INPUT.PIXEL_STD", STATISTICS[1], "DATALOADER.NUM_WORKERS", workers,
-            "DATALOADER.CACHE", -1 if cached else 0, "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH,
-            "DATALOADER.TEST.BATCH_SIZE", TEST_BATCH, "USE_CUDA", device != "cpu",
+            "DATALOADER.TRAIN_X.BATCH_SIZE", BATCH, "DATALOADER.TEST.BATCH_SIZE", TEST_BATCH,
+            "USE_CUDA", device != "cpu",
         ])
         with contextlib.redirect_stdout(io.StringIO()):
             self.data = DataManager(cfg)
@@ -116,12 +116,9 @@ class Loading:
 def measure_training(folder: Path, images: int, workers: Sequence[int], epochs: int, device: str) -> list[dict]:
     rows = []
     for number in workers:
-        for cached in (False, True):
-            for compact in (False, True):
-                loading = Loading(folder, images * max(1, number), number, device, cached, compact)
-                first, later = loading.training(epochs)
-                rows.append({"workers": number, "images": "cached" if cached else "read", "batches": kind(compact),
-                             "first epoch": first, "later": later})
+        for compact in (False, True):
+            first, later = Loading(folder, images * max(1, number), number, device, compact).training(epochs)
+            rows.append({"workers": number, "batches": kind(compact), "first epoch": first, "later": later})
     return rows
 
 
@@ -129,7 +126,7 @@ def measure_evaluation(folder: Path, images: int, workers: Sequence[int], passes
     rows = []
     for number in workers:
         for compact in (False, True):
-            loading = Loading(folder, images * max(1, number), number, device, cached=False, compact=compact)
+            loading = Loading(folder, images * max(1, number), number, device, compact)
             rows.append({"workers": number, "batches": kind(compact), "images/s": loading.evaluation(passes)})
     return rows
 
@@ -146,7 +143,6 @@ def milliseconds(function: Callable, inputs: Sequence) -> float:
 def measure_stages(paths: Sequence[Path]) -> list[dict]:
     """Each stage of one image's way, in this process."""
     images = [read_image(path) for path in paths]
-    pixels = [image.tobytes() for image in images]
     contents = [torch.from_numpy(np.fromfile(path, np.uint8)) for path in paths]
     bicubic = T.InterpolationMode.BICUBIC
     for_test = T.Compose([T.Resize(SIZE, interpolation=bicubic), T.CenterCrop(SIZE)])
@@ -154,7 +150,6 @@ def measure_stages(paths: Sequence[Path]) -> list[dict]:
     floats = T.Compose([T.ToTensor(), T.Normalize(*STATISTICS)])
     stages = {
         "read and decode (Pillow)": (read_image, paths),
-        "image from the cache": (lambda data: Image.frombytes("RGB", (WIDTH, HEIGHT), data), pixels),
         "random resized crop": (T.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=bicubic), images),
         "resize and centre crop (Pillow)": (for_test, images),
         "to float, normalise": (floats, small),

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 from p2c.datasets.splits import Item, Split
 from p2c.framework import Datum, read_json, read_legacy_pickle, sample_shots, write_json
-from p2c.utils.checksums import is_whole, sealed
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
@@ -43,7 +42,7 @@ def remembered_draw(path: Path, split: Split, shots: int, seed: int, dataset: st
     train, val = draw(split, shots, seed)
     counts = {"train": len(train), "val": len(val)}
     try:
-        write_json(sealed({**key, "counts": counts, "train": train, "val": val}), path)
+        write_json({**key, "counts": counts, "train": train, "val": val}, path)
         log.info(f"Saving preprocessed few-shot data to {path}")
     except OSError as error:  # the same draw can be made again
         log.info(f"The draw is not kept in {path}: {error}")
@@ -67,8 +66,6 @@ def _read(path: Path, key: dict, split: Split) -> tuple[list[Item], list[Item]] 
         if not changed and not all(_belongs(items, part) for items, part in zip(drawn, (split.train, split.val),
                                                                                  strict=True)):
             changed = ["images"]
-        if not changed and not is_whole(content):
-            changed = ["sha256"]
     except (KeyError, TypeError) as error:
         changed = [f"{type(error).__name__}: {error}"]
     if changed:

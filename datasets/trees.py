@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from p2c.framework import read_json, write_json
-from p2c.utils.checksums import is_whole, sealed
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
@@ -96,7 +95,7 @@ def _read_listing(path: Path) -> dict[str, dict]:
         if content["format"] != FORMAT or content["version"] != VERSION:
             return {}
         folders = content["folders"]
-        sound = is_whole(content) and all(isinstance(entry["images"], list) and "changed" in entry and
+        sound = all(isinstance(entry["images"], list) and "changed" in entry and
                     all(isinstance(name, str) and "/" not in name and "\\" not in name for name in entry["images"])
                     for entry in folders.values())
     except FileNotFoundError:
@@ -110,7 +109,7 @@ def _read_listing(path: Path) -> dict[str, dict]:
 
 def _write_listing(path: Path, listing: Mapping[str, dict]) -> None:
     try:
-        write_json(sealed({"format": FORMAT, "version": VERSION, "folders": listing}), path)
+        write_json({"format": FORMAT, "version": VERSION, "folders": listing}, path)
     except OSError as error:  # only speed depends on it
         log.info(f"The listing is not kept in {path}: {error}")
 

@@ -74,14 +74,6 @@ SETTINGS = {
                 "it must be text with one {}, where the class name stands"), "prompt of zero-shot CLIP"),
         },
     },
-    "DATALOADER": {
-        "CACHE": Setting(-1, Range(lambda gib, cfg: type(gib) is int and gib >= -1,
-                                   "it must be a whole number of GiB, 0 (off) or -1 (automatic)"),
-                         "memory for training images as they were decoded: then each file is read once, not once an "
-                         "epoch, and what finds no room is read again. -1: a quarter of the memory that is free when "
-                         "the data are loaded. Processes of torchrun on one machine get equal parts. Without effect "
-                         "where workers are not forked (macOS, Windows), unless NUM_WORKERS is 0"),
-    },
     "MODEL": {
         "BACKBONE": {
             "WEIGHTS": Setting("openai", TEXT, "openai, another tag of open_clip's, random, builtin (tiny-shapes), or "

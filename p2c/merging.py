@@ -18,19 +18,6 @@ from p2c.utils.ranges import KINDS, Range, flatten
 log = get_logger(__name__)
 
 SETTINGS = {**flatten(engine.SETTINGS), **flatten(config.SETTINGS)}
-ALIASES = 16  # in a YAML file; each may repeat what the others repeat
-
-
-class FewAliases(yaml.SafeLoader):
-    """Refuses a file that a few lines of aliases would make larger than any memory."""
-
-    aliases = 0
-
-    def compose_node(self, parent, index):
-        self.aliases += self.check_event(yaml.AliasEvent)
-        if self.aliases > ALIASES:
-            raise ValueError(f"it has more than {ALIASES} aliases (*NAME)")
-        return super().compose_node(parent, index)
 
 
 def merge_file(cfg: CfgNode, path: str) -> list[str]:
@@ -45,7 +32,6 @@ def merge_file(cfg: CfgNode, path: str) -> list[str]:
         raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
     try:
         text = Path(path).read_text(encoding="utf-8")
-        yaml.compose(text, FewAliases)
         tree = yaml.safe_load(text)
         if not isinstance(tree, dict | None):
             came = "a list" if isinstance(tree, list) else f"only {str(tree)[:40]!r}"

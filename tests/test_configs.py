@@ -240,8 +240,7 @@ DPD = "TRAINER.PROMPT_DENOISING."
 
 @pytest.mark.parametrize("key, values", [
     ("DATASET.SUBSAMPLE_CLASSES", ("novel", None, 1)), ("DATASET.CHECKS", ("none",)),
-    ("DATASET.FOLDER.TEMPLATE", ("a leaf", "{} {}", None)), ("DATALOADER.CACHE", (-2, 0.5, NAN, True)),
-    ("TRAIN.TEXT_MEMORY", (-1.0, NAN, INF, None, "4")),
+    ("DATASET.FOLDER.TEMPLATE", ("a leaf", "{} {}", None)), ("TRAIN.TEXT_MEMORY", (-1.0, NAN, INF, None, "4")),
     (f"{DPD}NOISE_STD", (-1.0, NAN, INF)), (f"{DPD}SIGMOID_K", (0.0, NAN, INF)), (f"{DPD}SCHEDULE", ("cos", None)),
     (f"{DPD}WARMUP_EPOCHS", (-1, 10, 0.5)), (f"{DPD}GMM_COMPONENTS", (0, 2)),
     (f"{DPD}GMM_MEANS", ((), (0.0, NAN, 1.0), ("a", "b", "c"), None)),

@@ -173,6 +173,16 @@ def test_a_kept_draw_is_used_after_the_data_moved(tmp_path, capsys):
         [item.impath.replace(str(folder.parent), str(tmp_path / "there")) for item in first.train_x]
 
 
+def test_the_digest_in_an_earlier_programs_draw_is_ignored(tmp_path, capsys):
+    folder = make(tmp_path, [2, 0, 1])
+    first = load(tmp_path, "DATASET.NUM_SHOTS", 2)
+    cached(folder).write_text(json.dumps({**json.loads(cached(folder).read_text()), "sha256": "0" * 64}))
+    capsys.readouterr()
+    second = load(tmp_path, "DATASET.NUM_SHOTS", 2)
+    assert "Loading preprocessed few-shot data" in capsys.readouterr().out
+    assert [item.impath for item in second.train_x] == [item.impath for item in first.train_x]
+
+
 @pytest.mark.parametrize("change", [
     lambda kept: kept.update(split_sha256="0" * 64),
     lambda kept: kept.update(seed=2),

@@ -1,5 +1,6 @@
 """results.json, and which differences of a config make another run."""
 import hashlib
+import json
 import os
 import subprocess
 from datetime import datetime, timedelta, timezone
@@ -57,6 +58,16 @@ def test_results_of_an_evaluation(tiny_trainer, tmp_path):
     assert read_results(tmp_path / "nowhere") is None
 
 
+def test_the_digest_in_an_earlier_programs_record_is_ignored(tiny_trainer, tmp_path):
+    trainer = tiny_trainer()
+    write_started(trainer.cfg, trainer.output_dir)
+    path = tmp_path / "run/results.json"
+    path.write_text(json.dumps({**read_json(path), "sha256": "0" * 64}))
+    assert read_results(trainer.output_dir)["sha256"] == "0" * 64
+    trainer.train()
+    assert "sha256" not in read_results(trainer.output_dir)
+
+
 def test_a_resumed_run_began_when_it_was_first_started(tiny_trainer, monkeypatch):
     first = tiny_trainer("TRAIN.CHECKPOINT_FREQ", 1)
     first.started = first.max_epoch = 2
@@ -80,29 +91,22 @@ def git(folder, *words):
                    capture_output=True)
 
 
-def test_the_commit_is_read_from_the_files_of_a_checkout(tmp_path):
-    """Git itself says what is right: of branches, packed ones, detached heads and worktrees."""
+def test_the_commit_is_that_of_the_checkout_itself(tmp_path, monkeypatch):
     assert commit(tmp_path) is None
-    root, side = tmp_path / "root", tmp_path / "side"
-    root.mkdir()
-    git(root, "init", "-b", "a/b")
-    assert commit(root) is None
-    git(root, "commit", "--allow-empty", "-m", "one")
-
-    def compare(folder):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
-        assert commit(folder) == done.stdout.strip()
-
-    compare(root)
-    git(root, "worktree", "add", side, "-b", "c")
-    git(side, "commit", "--allow-empty", "-m", "two")
-    compare(side)
-    assert commit(side) != commit(root)
-    git(root, "pack-refs", "--all")
-    compare(root)
-    compare(side)
-    git(side, "checkout", "--detach")
-    compare(side)
+    git(tmp_path, "init", "-b", "main")
+    assert commit(tmp_path) is None  # there is none yet
+    git(tmp_path, "commit", "--allow-empty", "-m", "one")
+    first = (tmp_path / ".git/refs/heads/main").read_text().strip()
+    assert commit(tmp_path) == first
+    git(tmp_path, "worktree", "add", "side", "-b", "other")
+    git(tmp_path / "side", "commit", "--allow-empty", "-m", "two")
+    assert commit(tmp_path / "side") == (tmp_path / ".git/refs/heads/other").read_text().strip() != first
+    (tmp_path / "installed").mkdir()
+    assert commit(tmp_path / "installed") is None  # a package in an environment below somebody's repository
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    assert commit(tmp_path) == first
+    monkeypatch.setenv("PATH", "")
+    assert commit(tmp_path) is None
 
 
 def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):

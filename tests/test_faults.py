@@ -12,7 +12,7 @@ import torch
 from p2c.clip.loading import read_state_dict
 from p2c.engine.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from p2c.engine.curves import CurveWriter, cut_back
-from p2c.utils.checksums import check_archive, is_whole, sealed
+from p2c.utils.checksums import check_archive
 
 RUN = Path(__file__).parent / "faults" / "run.py"
 
@@ -67,12 +67,6 @@ def test_clip_weights_that_are_damaged_are_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(f"{path} cannot be read as CLIP weights (BadZipFile)")):
         read_state_dict(path)
-
-
-def test_a_sealed_record_that_was_changed_is_not_whole():
-    record = sealed({"metrics": {"accuracy": 83.25, "counts": (1, 2)}, "nan": float("nan")})
-    assert is_whole(record) and not is_whole({**record, "metrics": {"accuracy": 93.25, "counts": (1, 2)}})
-    assert is_whole({"metrics": 1})
 
 
 def test_a_damaged_point_of_a_curve_is_dropped_with_a_line(tmp_path, capsys):

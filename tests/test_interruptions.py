@@ -1,7 +1,6 @@
 """train.py under signals, on a full disk, and beside another process in its folder."""
 import contextlib
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -14,8 +13,8 @@ import torch
 from conftest import TINY
 
 import train
-from p2c.engine.lock import FILE, folder_lock
-from p2c.framework import read_results
+from p2c.engine.lock import FILE, OWNER, folder_lock
+from p2c.framework import read_json, read_results, write_json
 from p2c.trainers.base import PromptTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,6 +178,31 @@ def test_a_finished_run_of_constant_rates_can_be_trained_longer(call, tmp_path):
     assert call(trainer="MaPLe", pairs=constant) == train.MISTAKE
 
 
+def test_a_run_whose_records_have_a_setting_of_an_earlier_version_continues_and_is_tested(
+        call, tmp_path, at_step, capsys):
+    assert call(out="whole") == 0
+    at_step((1, 2), lambda trainer: train.interrupt(None, None))
+    assert call(out="cut") == train.INTERRUPTED
+    record, position = tmp_path / "cut/results.json", tmp_path / "cut" / LEARNER / "resume.pth.tar"
+    content, saved = read_json(record), torch.load(position)
+    for config in (content["config"], saved["config"]):
+        config["DATALOADER"]["CACHE"] = -1
+    write_json(content, record)
+    torch.save(saved, position)
+    assert call(out="cut") == 0
+    assert "Going on after batch 3 of epoch 2" in capsys.readouterr().out
+    assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
+    content, path = read_json(record), tmp_path / "cut" / LEARNER / "model.pth.tar-2"
+    saved = torch.load(path)
+    for config in (content["config"], saved["config"]):
+        config["DATALOADER"]["CACHE"] = -1
+    write_json(content, record)
+    torch.save(saved, path)
+    assert call(out="cut") == 0 and "Finished before" in capsys.readouterr().out
+    assert call("--eval-only", "--model-dir", str(tmp_path / "cut"), out="test") == 0
+    assert read_results(str(tmp_path / "test"))["metrics"] == content["metrics"]
+
+
 # Another process
 
 
@@ -187,19 +211,18 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(call, tmp_path, c
     options = ("--eval-only", "--model-dir", str(tmp_path / "trained")) if evaluation else ()
     with folder_lock(tmp_path / "run"):
         assert call(*options) == train.MISTAKE
-        assert files(tmp_path / "run") == [FILE]
+        assert files(tmp_path / "run") == [FILE, OWNER]
     error = capsys.readouterr().err
     assert f"run is in use: {os.uname().nodename}, process {os.getpid()}, since " in error and error.count("\n") == 1
 
 
-def test_the_lock_of_a_killed_run_is_taken_over_with_a_line_in_the_log(call, tmp_path):
+def test_the_folder_of_a_killed_run_is_taken_over_with_a_line_in_the_log(call, tmp_path):
     (tmp_path / "run" / LEARNER).mkdir(parents=True)
     (tmp_path / "run" / LEARNER / f"model.pth.tar-1.{'0' * 32}.tmp").write_bytes(b"half")
-    with folder_lock(tmp_path / "run"):
-        owner = json.loads((tmp_path / "run" / FILE).read_text())
-    (tmp_path / "run" / FILE).write_text(json.dumps({**owner, "started": "1"}))
+    (tmp_path / "run" / FILE).touch()
+    (tmp_path / "run" / OWNER).write_text("node7, process 12, since 2026-01-01 00:00:00")
     assert call() == 0
-    assert "over from a run that died" in (tmp_path / "run" / "log.txt").read_text()
+    assert "over from a run that died (node7, process 12, since" in (tmp_path / "run" / "log.txt").read_text()
     assert files(tmp_path / "run") == [LEARNER, "log.txt", "results.json", "tensorboard"]
     assert files(tmp_path / "run" / LEARNER) == ["checkpoint", "model.pth.tar-2"]
 
@@ -228,7 +251,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_good_state(call, tmp_path, 
     error = capsys.readouterr().err
     assert f'error: No space is left to write "{tmp_path / "run" / LEARNER / name}"' in error
     assert "free some, then give the same command again" in error and error.count("\n") == 1
-    assert files(tmp_path / "run" / LEARNER) == kept and FILE not in files(tmp_path / "run")
+    assert files(tmp_path / "run" / LEARNER) == kept and not {FILE, OWNER} & {*files(tmp_path / "run")}
     assert call(pairs=saves) == 0
     assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
 
@@ -244,8 +267,12 @@ def test_a_log_that_cannot_be_written_ends_the_run_in_one_line(call, tmp_path, a
 
 
 def test_a_full_disk_at_the_start_is_a_failure_and_no_mistake(call, tmp_path, monkeypatch, capsys):
+    fsync = os.fsync
+
     def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if f"/{OWNER}." not in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     assert call() == train.FAILED

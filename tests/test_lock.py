@@ -1,113 +1,94 @@
-"""One process in an output folder: who is told what, and whose lock is taken over."""
-import json
+"""One process in an output folder: who is told what, and what a process that died leaves to the next."""
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from p2c.engine import lock
-from p2c.engine.lock import FILE, STALE, FolderInUse, folder_lock
+from p2c.engine.lock import FILE, OWNER, FolderInUse, folder_lock
+
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(folder, held):
+    with folder_lock(folder):
+        held.set()
+        time.sleep(100)
+
+
+def take_turns(folder, inside, times):
+    """Have a folder so many times; fails if another process has it meanwhile."""
+    while times:
+        try:
+            with folder_lock(folder):
+                os.mkdir(inside)
+                os.rmdir(inside)
+                times -= 1
+        except FolderInUse:
+            pass
 
 
 @pytest.fixture
-def others(tmp_path):
-    """others(key=value, ..., age=): leave a lock, of this process unless told otherwise."""
-    def leave(age=0.0, **owner):
-        path = tmp_path / FILE
-        path.write_text(json.dumps({**lock._myself(), "id": "other", **owner}))
-        now = path.stat().st_mtime
-        os.utime(path, (now - age, now - age))
-        return path
-    return leave
+def holder(tmp_path):
+    """A process that has the folder."""
+    held = FORK.Event()
+    process = FORK.Process(target=hold, args=(tmp_path, held))
+    process.start()
+    assert held.wait(60)
+    yield process
+    process.kill()
+    process.join()
 
 
-def gone():
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_second_process_is_told_who_has_the_folder(tmp_path):
+def test_the_second_process_is_told_who_has_the_folder(tmp_path, holder):
+    owner = (tmp_path / OWNER).read_text()
+    assert owner.startswith(f"{os.uname().nodename}, process {holder.pid}, since 2")
+    with pytest.raises(FolderInUse) as refused, folder_lock(tmp_path):
+        pass
+    assert f"{tmp_path} is in use: {owner}; " in str(refused.value) and "\n" not in str(refused.value)
+    assert names(tmp_path) == [FILE, OWNER] and (tmp_path / OWNER).read_text() == owner
+
+
+def test_an_owner_that_cannot_be_read_is_unknown(tmp_path, holder):
+    (tmp_path / OWNER).unlink()
+    with pytest.raises(FolderInUse, match="in use: owner unknown; "), folder_lock(tmp_path):
+        pass
+    (tmp_path / OWNER).write_bytes(b"\xff\n\0\nx")
+    with pytest.raises(FolderInUse) as refused, folder_lock(tmp_path):
+        pass
+    assert "\n" not in str(refused.value)
+
+
+def test_a_process_that_died_is_no_obstacle_and_its_successor_says_so(tmp_path, holder):
+    owner = (tmp_path / OWNER).read_text()
+    holder.kill()
+    holder.join()
+    assert names(tmp_path) == [FILE, OWNER]
+    with folder_lock(tmp_path) as note:
+        assert note == f"Taking {tmp_path} over from a run that died ({owner})"
+        assert f"process {os.getpid()}, " in (tmp_path / OWNER).read_text()
+    assert names(tmp_path) == []
+
+
+def test_nothing_is_left_of_a_lock_that_was_released(tmp_path):
     with folder_lock(tmp_path / "run") as note:
         assert note == ""
-        owner = json.loads((tmp_path / "run" / FILE).read_text())
-        with pytest.raises(FolderInUse) as refused, folder_lock(tmp_path / "run"):
-            pass
-        message = str(refused.value)
-        assert f"{owner['host']}, process {os.getpid()}, since {owner['since']}" in message and "\n" not in message
-        assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
-    assert list((tmp_path / "run").iterdir()) == []
-
-
-def test_the_lock_goes_with_an_error(tmp_path):
-    with pytest.raises(KeyError), folder_lock(tmp_path):
+    assert names(tmp_path / "run") == []
+    with pytest.raises(KeyError), folder_lock(tmp_path / "run"):
         raise KeyError
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("age", [0, 10 * STALE])
-def test_a_living_process_of_this_machine_keeps_its_lock_however_long_it_sleeps(others, tmp_path, age):
-    others(age)
-    with pytest.raises(FolderInUse), folder_lock(tmp_path):
-        pass
-
-
-def test_the_lock_of_a_process_that_is_gone_is_taken_over(others, tmp_path):
-    pid = gone()
-    path = others(pid=pid, started="1")
-    with folder_lock(tmp_path) as note:
-        assert f"process {pid}" in note and "from a run that died" in note and "\n" not in note
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_number_that_another_process_has_now_is_not_the_owner(others, tmp_path):
-    others(started="1")
-    with folder_lock(tmp_path) as note:
-        assert note
-
-
-@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["gone", "alive"])
-def test_another_machines_lock_is_judged_by_its_last_sign_of_life(others, tmp_path, pid):
-    others(STALE - 20, machine="elsewhere", host="node7", pid=pid or gone())
-    with pytest.raises(FolderInUse, match="node7"), folder_lock(tmp_path):
-        pass
-    others(STALE + 20, machine="elsewhere", host="node7", pid=pid or gone())
-    with folder_lock(tmp_path) as note:
-        assert "node7" in note
-
-
-def test_a_lock_without_content_is_judged_by_its_age(others, tmp_path):
-    path = others()
-    path.write_text("")
-    with pytest.raises(FolderInUse, match="unknown"), folder_lock(tmp_path):
-        pass
-    os.utime(path, (1, 1))
-    with folder_lock(tmp_path) as note:
-        assert note
-
-
-def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.01)
-    with folder_lock(tmp_path):
-        os.utime(tmp_path / FILE, (1, 1))
-        for _ in range(500):
-            if (tmp_path / FILE).stat().st_mtime > 1:
-                break
-            time.sleep(0.01)
-        assert (tmp_path / FILE).stat().st_mtime > 1
-
-
-def test_of_many_that_find_a_dead_lock_one_gets_it(others, tmp_path):
-    others(pid=gone(), started="1")
-    start, end, got, refused = threading.Barrier(8), threading.Event(), [], []
+def test_of_many_at_once_one_gets_the_folder(tmp_path):
+    begin, end, got, refused = threading.Barrier(8), threading.Event(), [], []
 
     def contend():
-        start.wait()
+        begin.wait()
         try:
             with folder_lock(tmp_path):
                 got.append(1)
@@ -128,7 +109,11 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(others, tmp_path):
     assert (len(got), len(refused)) == (1, 7)
 
 
-def test_a_lock_that_another_has_taken_over_stays(tmp_path):
-    with folder_lock(tmp_path):
-        (tmp_path / FILE).write_text('{"id": "another"}')
-    assert (tmp_path / FILE).read_text() == '{"id": "another"}'
+def test_the_file_of_a_lock_is_deleted_without_two_having_it(tmp_path):
+    """A process that opened the file just before its owner deleted it must not take the old one for the lock."""
+    contenders = [FORK.Process(target=take_turns, args=(tmp_path / "run", tmp_path / "inside", 200)) for _ in range(3)]
+    for contender in contenders:
+        contender.start()
+    for contender in contenders:
+        contender.join(100)
+    assert [contender.exitcode for contender in contenders] == [0, 0, 0] and names(tmp_path / "run") == []

@@ -50,8 +50,8 @@ for name in {MODULES!r}:
     importlib.import_module(name)
 for name in ("p2c.p2c", "p2c.tests"):
     assert importlib.util.find_spec(name) is None, name
-assert pathlib.Path(importlib.util.find_spec("p2c.cli.data").origin) == \
-    pathlib.Path({str(path)!r}, "p2c", "cli", "data.py")
+found = pathlib.Path(importlib.util.find_spec("p2c.cli.data").origin)
+assert found == pathlib.Path({str(path)!r}, "p2c", "cli", "data.py")
 import p2c.configs, p2c.clip.loading, p2c.tables.published
 folder = pathlib.Path(list(p2c.configs.__path__)[0])
 assert (folder / "trainers/P2C/tiny_shapes.yaml").is_file() and (folder / "datasets/shapes.yaml").is_file()

@@ -137,7 +137,7 @@ def test_a_stop_during_the_evaluation_between_epochs_is_heeded_after_it(make_tra
 def test_skipped_images_are_not_read(make_trainer, before_step, monkeypatch):
     from p2c.engine import data
 
-    options = (*SMALL, "TRAIN.CHECKPOINT_STEPS", 1, "DATALOADER.CACHE", 0, "OPTIM.MAX_EPOCH", 1)
+    options = (*SMALL, "TRAIN.CHECKPOINT_STEPS", 1, "OPTIM.MAX_EPOCH", 1)
     before_step(killed_at((0, 6)))
     with pytest.raises(Killed):
         make_trainer("CoOp", *options).train()

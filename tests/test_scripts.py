@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clip_files import make_pets, save_openai_archive
+from clip_files import make_pets
 
 import train
 from p2c.clip.loading import load_backbone
@@ -359,9 +359,9 @@ def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(t
     assert "Found checkpoint at" in done.stdout and read_results(str(run))["finished"]
 
 
-def test_p2c_trains_and_tests_on_openais_archive_and_jpegs_through_the_scripts(tmp_path):
-    """CLIP's real size and formats: a random ViT-B/16 as OpenAI's archive, real-size JPEGs in OxfordPets' layout."""
-    save_openai_archive(load_backbone("ViT-B/16", "random").model, tmp_path / "ViT-B-16.pt")
+def test_p2c_trains_and_tests_on_clips_weights_and_jpegs_through_the_scripts(tmp_path):
+    """CLIP's real size: a random ViT-B/16 as a file of weights, real-size JPEGs in OxfordPets' layout."""
+    torch.save(load_backbone("ViT-B/16", "random").model.half().state_dict(), tmp_path / "ViT-B-16.pt")
     make_pets(tmp_path / "my data", images_per_class=(2, 1, 1), size=(500, 375), suffix="jpg")
     words = ("oxford_pets", "1", "OPTIM.MAX_EPOCH", "1", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.WEIGHTS",
              str(tmp_path / "ViT-B-16.pt"), "DATASET.CHECKS", "partial")

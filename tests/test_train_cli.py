@@ -74,11 +74,10 @@ def test_deterministic_algorithms_are_an_option_that_changes_nothing_on_a_cpu(ca
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_neither_cache_nor_log_frequency_nor_evaluations_between_epochs_change_tensors(call, tmp_path):
-    pairs = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')", "DATALOADER.CACHE")
-    assert call(out="plain", pairs=(*pairs, "0", "TRAIN.PRINT_FREQ", "3")) == 0
-    assert call(out="busy", pairs=(*pairs, "1", "TRAIN.PRINT_FREQ", "1", "TEST.FINAL_MODEL", "best_val",
-                                   "TRAIN.CHECKPOINT_FREQ", "1")) == 0
+def test_neither_log_frequency_nor_evaluations_between_epochs_change_tensors(call, tmp_path):
+    pairs = ("INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')", "TRAIN.PRINT_FREQ")
+    assert call(out="plain", pairs=(*pairs, "3")) == 0
+    assert call(out="busy", pairs=(*pairs, "1", "TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", "1")) == 0
     a, b = tensors(tmp_path / "plain"), tensors(tmp_path / "busy")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert "Evaluate on the *val* set" in (tmp_path / "busy" / "log.txt").read_text()
@@ -214,8 +213,7 @@ def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
 
 @pytest.mark.parametrize("pairs, message", [
     (("OPTIM.LR", "float('nan')"), "OPTIM.LR"), (("OPTIM.LR", "1e999"), "OPTIM.LR is inf; it must be a finite number"),
-    (("DATALOADER.CACHE", "-2"), "DATALOADER.CACHE is -2; it must be a whole number of GiB"),
-    (("DATALOADER.CACHE", "much"), "DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
+    (("DATALOADER.CACHE", "0"), "There is no key DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
     (("DATALOADER.TEST.SAMPLER", "RandomClassSampler"), "choose from SequentialSampler, RandomSampler"),
     (("DATALOADER.TEST.SAMPLER", "SeqDomainSampler"), "choose from SequentialSampler, RandomSampler"),
     (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it must be text with one {}"),

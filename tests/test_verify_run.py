@@ -11,7 +11,6 @@ from clip_files import make_pets
 import train
 from p2c.cli import verify_run
 from p2c.framework import read_json, write_json
-from p2c.utils.checksums import sealed
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
         "VERBOSE", "False", "DATASET.CHECKS", "partial", "TEST.COMPUTE_CMAT", "True")
@@ -60,7 +59,7 @@ def copy(runs, tmp_path):
         shutil.copytree(runs.place / "trained", folder)
         record = read_json(folder / "results.json")
         change(record)
-        write_json(sealed(record), folder / "results.json")
+        write_json(record, folder / "results.json")
         return folder
     return make
 
@@ -91,6 +90,11 @@ def test_a_run_is_confirmed_and_its_folder_stays_as_it_was(runs, verify, name):
     shown = {line.split("  ")[0].strip(): line for line in out[2:-1]}
     assert {*record["metrics"], "weights", "fingerprint", "torch"} <= set(shown)
     assert str(record["metrics"]["correct"]) in shown["correct"] and all(line.endswith("same") for line in out[2:-1])
+
+
+def test_a_run_with_a_setting_of_an_earlier_version_is_confirmed(copy, verify):
+    status, out, err = verify(copy(lambda record: record["config"]["DATALOADER"].update(CACHE=-1)))
+    assert (status, err) == (0, []) and out[-1].startswith("Confirmed")
 
 
 def test_data_that_have_moved_are_confirmed_where_they_are_now(runs, copy, data, verify):

@@ -112,7 +112,7 @@ def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrain
     cfg.USE_CUDA = use_cuda(args.device or ("cuda" if was_gpu else "cpu"))
     cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = scratch, "", ""  # the checkpoint has all there is
     cfg.TEST.SPLIT = record["split"]
-    cfg.SEED, cfg.VERBOSE, cfg.DATALOADER.CACHE = record["seed"], False, 0
+    cfg.SEED, cfg.VERBOSE = record["seed"], False
     cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
     cfg.freeze()
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())

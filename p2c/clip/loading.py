@@ -5,6 +5,7 @@ CLIP comes from open_clip, is never edited, and runs in evaluation mode with no 
 import hashlib
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from p2c.clip.precision import use_sound_kernels
-from p2c.clip.torchscript import is_torchscript, read_torchscript
 from p2c.utils.checksums import check_archive
 from p2c.utils.logs import get_logger
 
@@ -95,8 +95,8 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
 
     Args:
         name: a name of CLIP's (`ViT-B/16`), of open_clip's, or `tiny-shapes`.
-        weights: `openai`, another tag of open_clip's, `random`, `builtin` (tiny-shapes), or a file: OpenAI's
-            TorchScript archive, a state dict, or safetensors.
+        weights: `openai`, another tag of open_clip's, `random`, `builtin` (tiny-shapes), or a file: OpenAI's own
+            archive, a state dict, or safetensors.
         dtype: of weights and activations; the token and text position embeddings stay float32.
 
     Raises:
@@ -173,10 +173,10 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
                                     f"{', '.join(names)}")
     model = _random(config)
     if weights != "random":
-        if is_torchscript(path):  # OpenAI's form, and OpenAI's activation
+        published = weights == "openai" or _is_openais(path)
+        if published:
             _check_activation(name, config, weights, quick=True)
-        own = weights == "openai" or is_torchscript(path) and f"/{_sha256(path)}/" in openai_url(architecture)
-        _load_state(model, read_state_dict(path, own), name, path)
+        _load_state(model, read_state_dict(path, published), name, path)
     return model, statistics
 
 
@@ -230,6 +230,12 @@ def _cached_openai_file(architecture: str) -> Path | None:
     return cached
 
 
+def _is_openais(path: Path) -> bool:
+    """Return whether a file is, by its hash, the archive that OpenAI published of any model."""
+    digest = _sha256(path)
+    return any(f"/{digest}/" in openai_url(name) for name in CLIP_NAMES)
+
+
 def _fetch(name: str, architecture: str, tag: str) -> nn.Module:
     """Download through open_clip, which keeps its own cache."""
     log.info(f"Fetching the weights '{tag}' of {name} through open_clip")
@@ -260,22 +266,24 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
         ValueError: the file is none of these.
     """
     try:
+        script = _is_torchscript(path)
         if not published:  # its hash has been compared, and every start of a run would read hundreds of MB once more
             check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
-        elif is_torchscript(path):
-            with warnings.catch_warnings():  # its deprecation says nothing to the user of an archive from 2021
-                warnings.simplefilter("ignore")
-                state = torch.jit.load(path, map_location="cpu").state_dict() if published else read_torchscript(path)
-        else:
+        elif not script or published:
             with warnings.catch_warnings():  # of how a foreign file was written; what matters raises
                 warnings.simplefilter("ignore")
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                state = torch.jit.load(path, map_location="cpu").state_dict() if script else \
+                    torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
                          "state dict saved by torch, or safetensors") from error
+    if script and not published:
+        raise ValueError(f"{path} is a TorchScript archive other than OpenAI's, and loading one runs the code in it; "
+                         f"if you trust it, convert it by torch.save(torch.jit.load({str(path)!r}).state_dict(), FILE) "
+                         "and set MODEL.BACKBONE.WEIGHTS to FILE")
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(key, str) and isinstance(value, Tensor)
                                                  for key, value in state.items()):
@@ -284,6 +292,14 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
     for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
         state.pop(scalar, None)
     return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Return whether a file is a zip with the constants that only a TorchScript archive has."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: Path) -> None:

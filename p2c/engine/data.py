@@ -17,7 +17,6 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import transforms as T
 
-from p2c.engine.cache import ImageCache, cache_budget
 from p2c.engine.datasets import DatasetBase, Datum
 from p2c.engine.distributed import PartOfAll, PartOfBatches, processes
 from p2c.engine.files import read_image
@@ -56,7 +55,6 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.seed = run_seed(cfg)
-        self.cache: ImageCache | None = None
         self._epoch = torch.zeros(64, dtype=torch.uint8)  # its label as text
         if is_train and cfg.DATALOADER.NUM_WORKERS:
             self._epoch.share_memory_()  # workers that are kept see it change
@@ -80,13 +78,11 @@ class DatasetWrapper(Dataset):
     def set_epoch(self, epoch: int | str) -> None:
         """Choose the augmentations, in worker processes too: equal labels give equal ones."""
         self._epoch.numpy()[:] = list(str(epoch).encode().ljust(len(self._epoch), b"\0"))
-        if self.cache is not None:
-            self.cache.report()
 
     def __getitem__(self, idx: int) -> dict:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        image = read_image(item.impath) if self.cache is None else self.cache.read(item.impath)
+        image = read_image(item.impath)
         if self.is_train:
             # In a worker nobody else draws.
             with contextlib.nullcontext() if get_worker_info() else random_state_kept(gpu=False):
@@ -238,7 +234,6 @@ class DataManager:
         self.train_loader_u = None
         if self.dataset.train_u:
             self.train_loader_u = train_loader(self.dataset.train_u, opts_x if opts_u.SAME_AS_X else opts_u)
-        self._keep_decoded(cache_budget(cfg))
         self.val_loader = test_loader(self.dataset.val) if self.dataset.val else None
         self.test_loader = test_loader(self.dataset.test)
 
@@ -270,15 +265,6 @@ class DataManager:
             if items := getattr(self.dataset, split):
                 rows.append([f"# {split}", f"{len(items):,}"])
         log.info(tabulate(rows))
-
-    def _keep_decoded(self, budget: int) -> None:
-        """Give the training loaders a common cache of so many bytes; data sets of other people's wrappers take none."""
-        datasets = [loader.dataset for loader in (self.train_loader_x, self.train_loader_u) if loader is not None]
-        datasets = [dataset for dataset in datasets if isinstance(dataset, DatasetWrapper)]
-        if budget and datasets:
-            cache = ImageCache([item.impath for dataset in datasets for item in dataset.data_source], budget)
-            for dataset in datasets:
-                dataset.cache = cache
 
     def _report_dropped_images(self) -> None:
         batches, total = self.train_loader_x.batch_sampler, len(self.dataset.train_x)

@@ -47,34 +47,24 @@ def code() -> dict:
 
 
 def commit(root: Path) -> str | None:
-    """The commit that a checkout is at, as its files say; None where that is no checkout."""
-    try:
-        git = root / ".git"
-        if git.is_file():  # of a worktree or submodule: "gitdir: PATH"
-            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        head = (git / "HEAD").read_text(encoding="utf-8").strip()
-        if not head.startswith("ref:"):
-            return head
-        name = head.removeprefix("ref:").strip()
-        common = git / "commondir"  # where a worktree's branches are
-        shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
-        for place in (git, shared):
-            if (place / name).is_file():
-                return (place / name).read_text(encoding="utf-8").strip()
-        packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
-        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
-    except (OSError, UnicodeDecodeError):
-        return None
+    """The commit that a checkout is at; None where that is no checkout, or git cannot tell."""
+    found = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None  # of no folder around it
+    return found and found.strip()
 
 
 def _dirty(root: Path) -> bool | None:
+    status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return None if status is None else bool(status)
+
+
+def _git(root: Path, *words: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
     try:
-        status = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=10)
+        done = subprocess.run(["git", "--no-optional-locks", *words], cwd=root, env=environment, capture_output=True,
+                              text=True, errors="replace", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return bool(status.stdout) if status.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def machine(device: torch.device) -> dict:

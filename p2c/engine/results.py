@@ -11,7 +11,6 @@ from p2c.engine.files import read_json, write_json
 from p2c.engine.provenance import code, machine, versions
 from p2c.engine.seeds import run_seed
 from p2c.utils import trainable
-from p2c.utils.checksums import is_whole, sealed
 from p2c.utils.ranges import flatten
 
 FILE = "results.json"
@@ -19,8 +18,8 @@ FORMAT = "p2c-results"
 
 # A run is the same run when only these differ.
 MAY_CHANGE = (
-    "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE", "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ", "TRAIN.CHECKPOINT_STEPS", "TRAIN.TEXT_MEMORY", "USE_CUDA", "VERBOSE",
+    "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.CHECKPOINT_STEPS", "TRAIN.TEXT_MEMORY", "USE_CUDA", "VERBOSE",
 )
 
 
@@ -29,7 +28,7 @@ def write_started(cfg, directory: str, mode: str = "train", started: float | Non
     was loaded from."""
     if is_main():
         record = {**_describe(cfg), "finished": False, "mode": mode, **source, "started": _timestamp(started)}
-        write_json(sealed(record), os.path.join(directory, FILE))
+        write_json(record, os.path.join(directory, FILE))
 
 
 def write_finished(trainer, mode: str, **source) -> None:
@@ -50,7 +49,7 @@ def write_finished(trainer, mode: str, **source) -> None:
     record["seconds"] = trainer.elapsed()
     if trainer.resumed_anyway:
         record["resumed_anyway"] = trainer.resumed_anyway
-    write_json(sealed(record), os.path.join(trainer.output_dir, FILE))
+    write_json(record, os.path.join(trainer.output_dir, FILE))
 
 
 def measured(trainer) -> dict:
@@ -80,8 +79,6 @@ def read_results(directory: str) -> dict | None:
         raise ValueError(
             f'{path} is not of this program: it needs "format": "{FORMAT}", "finished" and "config"; {remedy}'
         )
-    if not is_whole(record):
-        raise ValueError(f"{path} is damaged or was edited: its content is not that of its sha256; {remedy}")
     return record
 
 

@@ -14,8 +14,6 @@ from os import listdir
 from os import path as osp
 from statistics import pstdev
 
-from p2c.utils.checksums import is_whole
-
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
 END_OF_TRAINING = ("Finish training", "Finished training")  # of Dassl from 0.6.1 on, and of older versions
 RESULT_BLOCK = ("=> result",)
@@ -71,7 +69,7 @@ def read_results(path: str) -> dict | None:
             results = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(results, dict) or results.get("format") != "p2c-results" or not is_whole(results):
+    if not isinstance(results, dict) or results.get("format") != "p2c-results":
         return None
     if not all(isinstance(results.get(name, {}), dict) for name in ("metrics", "config")):
         return None

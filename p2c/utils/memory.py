@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it is free."""
+"""How much memory there is."""
 from pathlib import Path
 
 import torch
@@ -14,16 +14,6 @@ def total_memory(device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).total_memory
     total = _machine("MemTotal")
     return min(total, _limit() or total)
-
-
-def free_memory() -> int:
-    """Bytes of the machine's (or its container's) memory that are still to be had."""
-    available = _machine("MemAvailable")
-    if limit := _limit():
-        # What is neither anonymous nor shared memory is mostly cached files, which give way.
-        entries = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        available = min(available, limit - int(entries["anon"]) - int(entries["shmem"]))
-    return max(0, available)
 
 
 def _machine(entry: str) -> int:

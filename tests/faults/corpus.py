@@ -9,6 +9,7 @@ a finished run in the output folder among it; no code of the input's choosing ru
 import argparse
 import collections
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import io
@@ -29,6 +30,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 from unittest import mock
 
 import torch
@@ -196,20 +198,6 @@ def fitting(key: str, value: str, remedy: str) -> Case:
     return Case("config", f"{key} {value}", training(pairs=(key, value)), key.rpartition(".")[2], remedy)
 
 
-def bomb() -> str:
-    """Nine anchors, each nine times the one before: 9^9 entries, were it ever written out."""
-    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    return "INPUT:\n  SIZE:\n" + "\n".join(f"    {line}" for line in lines)
-
-
-def list_bomb() -> str:
-    inner = "&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"
-    for i in range(1, 9):
-        inner = f"&a{i} [{inner}, {', '.join([f'*a{i - 1}'] * 8)}]"
-    return f"INPUT: {{SIZE: {inner}}}"
-
-
 CONFIGS = [
     yaml("damaged", "OPTIM: ["),
     yaml("tab", "OPTIM:\n\tLR: 1.0\n"),
@@ -221,8 +209,6 @@ CONFIGS = [
     yaml("a web page", "<!DOCTYPE html><html>quota</html>"),
     yaml("huge nesting", "[" * 100_000),
     yaml("nested mapping", "OPTIM: " + "{a: " * 20_000),
-    yaml("alias bomb", bomb()),
-    yaml("alias bomb in a list", list_bomb()),
     yaml("unknown key", "OPTIM: {FOO: 1}", names="OPTIM.FOO"),
     yaml("section as value", "OPTIM: 5", names="OPTIM"),
     yaml("value as section", "OPTIM: {LR: {A: 1}}", names="OPTIM.LR"),
@@ -265,7 +251,7 @@ CONFIGS = [
     pair("DATALOADER.NUM_WORKERS", "-1", "at least 0"),
     pair("DATALOADER.TRAIN_X.BATCH_SIZE", "0", "at least 1"),
     fitting("DATALOADER.TRAIN_X.SAMPLER", "Sampler", "choose from"),
-    pair("DATALOADER.CACHE", "-2", "0 (off) or -1"),
+    pair("DATALOADER.CACHE", "-2", "choose from"),
     pair("TRAIN.PRINT_FREQ", "0", "at least 1"),
     pair("TRAIN.CHECKPOINT_STEPS", "-5", "at least 0"),
     pair("TEST.FINAL_MODEL", "best", "choose from last_step, best_val"),
@@ -305,11 +291,15 @@ def line(name: str, words: Sequence[str], names: str, remedy: str, prepare: Prep
     return Case("command line", name, tuple(words), names, remedy, prepare, **further)
 
 
+HELD: list[TextIO] = []  # the lock of the last case that needed one
+
+
 def locked(here: Path) -> None:
     """A run's folder that a living process, this one, has."""
     earlier()(here)
     (here / "earlier" / "results.json").unlink()
-    (here / "earlier" / lock.FILE).write_text(json.dumps({**lock._myself(), "id": "another"}))
+    HELD[:] = [open(here / "earlier" / lock.FILE, "w")]
+    fcntl.flock(HELD[0], fcntl.LOCK_EX)
 
 
 def dangling(here: Path) -> None:
@@ -341,8 +331,6 @@ LINES = [
     line("training into a test's folder", overwriting("--eval-only", "--model-dir", "{here}/earlier"), "mode",
          "choose another --output-dir", earlier()),
     line("output of a living process", overwriting(), "{here}/earlier", "wait for that run", locked),
-    line("lock that is damaged", training(out="{here}/run"), "{here}/run", "wait for that run",
-         put("run/run.lock", "{")),
     line("lock that is a folder", training(out="{here}/run"), "run.lock", "choose another --output-dir",
          lambda here: (here / "run" / "run.lock").mkdir(parents=True)),
     line("resume of nothing", training("--resume", "{here}/empty"), "{here}/empty", "choose another folder",
@@ -796,11 +784,11 @@ WEIGHTS = [
     weights("malicious, saved by torch", lambda here: torch_bytes({"a": Attack(here)}), "give OpenAI's archive"),
     weights("malicious, old form", lambda here: torch_bytes(
         {"a": Attack(here)}, _use_new_zipfile_serialization=False), "give OpenAI's archive"),
-    weights("malicious TorchScript", script_attack, "MODEL.BACKBONE.NAME"),
+    weights("malicious TorchScript", script_attack, "convert it"),
     weights("truncated", lambda here: torch_bytes({"a": torch.zeros(1000)})[:900], "give OpenAI's archive"),
     weights("text", lambda here: b"words", "give OpenAI's archive"),
     weights("empty", lambda here: b"", "give OpenAI's archive"),
-    weights("a zip of nothing", lambda here: zip_of({"x/constants.pkl": b""}), "give OpenAI's archive"),
+    weights("a zip of nothing", lambda here: zip_of({"x/data.pkl": b""}), "give OpenAI's archive"),
     weights("a bare tensor", lambda here: torch_bytes(torch.zeros(3)), "give CLIP's weights"),
     weights("a list", lambda here: torch_bytes([1, 2]), "give CLIP's weights"),
     weights("other entries", lambda here: torch_bytes({"a": torch.zeros(3)}), "MODEL.BACKBONE.NAME"),
@@ -872,15 +860,11 @@ def spoil_all(content: bytes | Callable[[Path], bytes], name: str = "model*") ->
 
 
 def rewrite(how: Callable[[dict], object], here: Path) -> None:
-    """A finished run whose record, without its digest, as somebody who means harm would leave it, is what `how` makes
-    of it, or leaves."""
+    """A finished run whose record is what `how` makes of it, or leaves."""
     earlier()(here)
     path = here / "earlier" / "results.json"
     content = json.loads(path.read_text())
-    digest = content.pop("sha256")
     changed = how(content)
-    if how is edited:
-        content["sha256"] = digest
     path.write_bytes(changed if isinstance(changed, bytes) else json.dumps(content).encode())
 
 
@@ -961,12 +945,7 @@ def averaged(name: str, how: Callable[[dict], object]) -> Case:
 
 
 ALL_READERS = ("train", "predict", "verify_run", "evaluate")
-def edited(content: dict) -> None:
-    content["metrics"]["accuracy"] = 99.0
-
-
 RECORDS = [
-    *record("an accuracy changed by hand", edited, commands=ALL_READERS),
     *record("truncated", lambda content: json.dumps(content).encode()[:100], commands=ALL_READERS),
     *record("empty", lambda content: b"", commands=ALL_READERS),
     *record("binary", lambda content: bytes(range(256)), commands=ALL_READERS),

@@ -37,7 +37,7 @@ TRAINING = (
     Target("confusion matrix", r"/cmat\.pt$"),
     Target("log", r"/log\.txt$", 40, STREAM),
     Target("curves", r"/events\.out\.tfevents\.[^/]*$", 4, STREAM),
-    Target("lock", r"/run\.lock$", 1, STREAM),
+    Target("owner of the lock", r"/run\.owner$"),
     Target("few-shot draw", r"/shot_3-seed_1\.json$"),
 )
 COMMANDS = (  # target, command, its options before and after the run's folder

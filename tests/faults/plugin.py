@@ -12,7 +12,7 @@ import re
 import signal
 from typing import NamedTuple
 
-from p2c.engine import curves, files, lock, logger
+from p2c.engine import curves, files, logger
 from p2c.trainers.base import PromptTrainer
 
 VARIABLE = "P2C_FAULT"
@@ -113,7 +113,7 @@ def arm(armed: Armed) -> None:
         replace(source, target)
         at(RENAMED, os.fspath(target), "after the rename")
 
-    for module in (files, logger, curves, lock):
+    for module in (files, logger, curves):
         module.open = breaking_open
     os.fsync, os.replace = breaking_fsync, breaking_replace
 

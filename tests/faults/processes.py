@@ -24,7 +24,7 @@ COMMANDS = {"predict": predict.main, "convert": convert.main, "verify_run": veri
 LIMIT = 180  # seconds of a command, after which it hangs
 PLUGIN = "faults.plugin"
 SMALL = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.WARMUP_EPOCH", "-1", "DATASET.CHECKS", "partial",
-         "DATALOADER.TRAIN_X.BATCH_SIZE", "2", "TRAIN.PRINT_FREQ", "3", "DATALOADER.CACHE", "0",
+         "DATALOADER.TRAIN_X.BATCH_SIZE", "2", "TRAIN.PRINT_FREQ", "3",
          "INPUT.TRANSFORMS", "('random_resized_crop','random_flip','normalize')")  # 8 batches an epoch of the pets
 
 
