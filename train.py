@@ -273,7 +273,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
     try:
         if args.eval_only:
             if recorded:
-                write_started(cfg, cfg.OUTPUT_DIR, started=trainer.started, **task)
+                write_started(cfg, cfg.OUTPUT_DIR, started=trainer.started, dassl=trainer.dassl_version, **task)
             trainer.test()
             if recorded:
                 trainer.write_results(**task)

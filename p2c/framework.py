@@ -121,6 +121,8 @@ else:
     class TrainerX(Run, DasslTrainerX):
         """Real Dassl's loop with this package's checkpoints, evaluation and records."""
 
+        dassl_version = compat.dassl_version()
+
         def __init__(self, cfg):
             self.open_run(cfg)
             super().__init__(cfg)

@@ -129,7 +129,7 @@ def compare(record: dict, trainer: SimpleTrainer) -> list[Row]:
         "numbers": measured(trainer),
         "weights": {"epoch": trainer.deployed_epoch, "weights": digest_weights(trainer)},
         "data": {"split": trainer.tested_split, **describe_data(trainer.dm.dataset, trainer.cfg.DATASET.ROOT)},
-        "versions": versions(),
+        "versions": versions(trainer.dassl_version),
     }
     recorded = {
         "numbers": record["metrics"],

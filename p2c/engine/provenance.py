@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 import p2c
-from p2c import compat
 
 
-def versions() -> dict[str, str | None]:
-    """Of what computes."""
+def versions(dassl: str | None = None) -> dict[str, str | None]:
+    """Return the versions of what computes; `dassl`: real Dassl's, where it runs the trainer."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -24,7 +23,7 @@ def versions() -> dict[str, str | None]:
         "pillow": _version("pillow"),
         "cuda": torch.version.cuda,
         "p2c": p2c.__version__,
-        "dassl": compat.dassl_version(),
+        "dassl": dassl,
     }
 
 

@@ -5,7 +5,6 @@ from datetime import datetime, timezone
 
 import torch
 
-from p2c import compat
 from p2c.engine.distributed import is_main, processes
 from p2c.engine.files import read_json, write_json
 from p2c.engine.provenance import code, machine, versions
@@ -23,11 +22,12 @@ MAY_CHANGE = (
 )
 
 
-def write_started(cfg, directory: str, mode: str = "train", started: float | None = None, **source) -> None:
+def write_started(cfg, directory: str, mode: str = "train", started: float | None = None, dassl: str | None = None,
+                  **source) -> None:
     """Record a run that begins, or began at `started` (seconds since the epoch); `source` says what an evaluated model
     was loaded from."""
     if is_main():
-        record = {**_describe(cfg), "finished": False, "mode": mode, **source, "started": _timestamp(started)}
+        record = {**_describe(cfg, dassl), "finished": False, "mode": mode, **source, "started": _timestamp(started)}
         write_json(record, os.path.join(directory, FILE))
 
 
@@ -36,7 +36,7 @@ def write_finished(trainer, mode: str, **source) -> None:
     if not is_main():
         return
     cfg = trainer.cfg
-    record = {**_describe(cfg), "finished": True, "mode": mode, **source}
+    record = {**_describe(cfg, trainer.dassl_version), "finished": True, "mode": mode, **source}
     record["epoch"] = trainer.deployed_epoch
     record["weights"] = digest_weights(trainer)
     if trainer.results is not None:
@@ -153,11 +153,11 @@ def describe_classes(dataset) -> dict:
     return {"classnames": list(dataset.classnames), "template": getattr(dataset, "template", None)}
 
 
-def _describe(cfg) -> dict:
+def _describe(cfg, dassl: str | None) -> dict:
     return {
         "format": FORMAT,
         "version": 1,
-        "engine": compat.engine(),
+        "engine": "dassl" if dassl else "p2c",
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
         "subsample_classes": cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),
@@ -165,7 +165,7 @@ def _describe(cfg) -> dict:
         "seed": run_seed(cfg),
         "config": to_plain(cfg),
         "code": code(),
-        "versions": versions(),
+        "versions": versions(dassl),
     }
 
 

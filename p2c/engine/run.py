@@ -150,6 +150,7 @@ class Checkpoints:
 class Run(Checkpoints):
     """What a SimpleTrainer's run keeps; `open_run` comes before anything else, `begin_run` when training begins."""
 
+    dassl_version: str | None = None  # of real Dassl, where its loop runs
     start_batch = 0  # batches of start_epoch that are done already
     length_matters = True  # whether the trainer itself does something else in an epoch if more are to come
     resume_anyway = False  # whether another configuration or class list is no reason not to resume
@@ -178,7 +179,7 @@ class Run(Checkpoints):
     def begin_run(self) -> None:
         """Record that training begins at start_epoch."""
         self.deployed_epoch = self.start_epoch if self._models else 0
-        write_started(self.cfg, self.output_dir, started=self.started)
+        write_started(self.cfg, self.output_dir, started=self.started, dassl=self.dassl_version)
         self.time_start = time.time() - self.seconds_before
 
     def use_data(self, dm) -> None:
