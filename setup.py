@@ -32,6 +32,7 @@ setup(
         "pillow>=10",
         "yacs>=0.1.8",
         "pyyaml>=6",
+        "pydantic>=2",
         "safetensors>=0.4",
         "scikit-learn>=1.3",
         "scipy>=1.10",

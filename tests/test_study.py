@@ -276,25 +276,26 @@ def changed(*keys, value):
 
 @pytest.mark.parametrize("keys, value, words", [
     (("search", "datasets"), ["shapes"], "search.datasets names shapes, on which results are reported"),
-    (("search", "datasets"), [], "search.datasets must be a list of texts, at least one, but is []"),
+    (("search", "datasets"), [], "search.datasets is []: List should have at least 1 item"),
     (("search", "datasets"), ["dtd", "dtd"], "search.datasets names dtd more than once"),
-    (("search", "seeds"), 0, "search.seeds must be at least 1, but is 0"),
-    (("search", "seeds"), "many", "search.seeds must be a whole number, but is 'many'"),
-    (("search", "speed"), 1, "search has entries that nothing reads: speed"),
+    (("search", "seeds"), 0, "search.seeds is 0: Input should be greater than or equal to 1"),
+    (("search", "seeds"), "many", "search.seeds is 'many': Input should be a valid integer"),
+    (("search", "seeds"), True, "search.seeds is True: Input should be a valid integer"),
+    (("search", "speed"), 1, "search.speed is an entry that nothing reads"),
     (("search", "spaces", 0, "grid"), {"OPTIM.LR": [1.0]}, "the same number of trials, but gives MaPLe 1, P2C 2"),
-    (("search", "spaces", 0, "grid"), {"OPTIM.LR": []}, "search.spaces[0].grid.OPTIM.LR has no value"),
+    (("search", "spaces", 0, "grid"), {"OPTIM.LR": []}, "search.spaces[0].grid.OPTIM.LR is []: List"),
     (("search", "spaces", 1, "inherits"), "CoOp", "lets P2C inherit from CoOp, which must stand above it"),
     (("search", "spaces", 1, "trainer"), "MaPLe", "search.spaces has MaPLe twice"),
     (("compare", "trainers"), ["MaPLe", "P2C", "CoOp"], "compare.trainers names CoOp, but only for MaPLe, P2C"),
-    (("compare", "difference"), ["P2C"], "compare.difference must be two of ZeroshotCLIP, MaPLe, P2C"),
-    (("compare", "seeds"), 1, "compare.seeds must be at least 2"),
+    (("compare", "difference"), ["P2C"], "compare has a difference of ['P2C']; it must be two of Zero"),
+    (("compare", "seeds"), 1, "compare.seeds is 1: Input should be greater than or equal to 2"),
     (("compare",), None, "compare is missing"),
-    (("compare",), [], "compare must be a mapping"),
-    (("cloud", "levels"), ["high"], "cloud.levels must be a list of numbers"),
+    (("compare",), [], "compare is []: Input should be a valid dictionary"),
+    (("cloud", "levels"), ["high"], "cloud.levels[0] is 'high': Input should be a valid number"),
     (("cloud", "trainers"), ["CoOp"], "cloud.trainers names CoOp"),
     (("ablations", "dataset"), "shapes_sizes", "search.datasets names shapes_sizes"),
     (("ablations", "groups", 0, "variants", 1, "against"), "nobody", "must name a variant above it"),
-    (("ablations", "groups", 0, "variants", 1, "name"), "MaPLe", "is taken: MaPLe"),
+    (("ablations", "groups", 0, "variants", 1, "name"), "MaPLe", "groups[0].variants names MaPLe more than once"),
     (("ablations", "groups", 0, "variants", 1, "chosen"), ["CoOp"], "Which part, mapper: chosen names CoOp"),
     (("initialisations", "trainers"), ["VPT"], "initialisations.trainers names VPT"),
 ])
@@ -307,8 +308,9 @@ def test_a_study_that_makes_no_sense_is_refused_by_its_entry(tmp_path, capsys, k
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content, words", [("a: [", "is no YAML"), ("- 1", "the file must be a mapping"),
-                                            ("!!python/object/apply:os.system ['x']", "is no YAML")])
+@pytest.mark.parametrize("content, words", [
+    ("a: [", "is no YAML"), ("- 1", "the file is [1]: Input should be a valid dictionary"),
+    ("!!python/object/apply:os.system ['x']", "is no YAML")])
 def test_what_is_no_study_is_refused(tmp_path, capsys, content, words):
     path = tmp_path / "bad.yaml"
     path.write_text(content)

@@ -2,24 +2,56 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from p2c.utils.console import one_line
 
 Settings = dict[str, Any]  # dotted key -> value
 
 
-@dataclass(frozen=True)
-class Space:
+def different(values: list) -> list:
+    """Raise ValueError if a list repeats itself."""
+    if repeated := {value for value in values if values.count(value) > 1}:
+        raise ValueError(f"names {', '.join(map(str, sorted(repeated)))} more than once")
+    return values
+
+
+def as_written(value, check: Callable):
+    """Validate a number but keep its type: `Study.space_digest` tells 2 from 2.0."""
+    check(value)
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, WrapValidator(as_written)]
+Texts = Annotated[list[str], Field(min_length=1), AfterValidator(different)]
+
+
+class Part(BaseModel):
+    """An entry of the file, of which nothing is converted and nothing passed over."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Space(Part):
     """The trials of a trainer: every combination of the values in `grid`, on top of another trainer's choice if any."""
 
     trainer: str
-    grid: dict[str, list]
+    grid: dict[str, Annotated[list, Field(min_length=1)]]
     inherits: str = ""
 
     def trials(self) -> list[Settings]:
@@ -27,82 +59,115 @@ class Space:
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
-@dataclass(frozen=True)
-class Cloud:
+class Cloud(Part):
     """Cloud inference: these trainers' models are tested with `samples` draws; level and average are searched."""
 
-    trainers: list[str]
-    samples: int
-    levels: list[float]
-    averages: list[str]
+    trainers: Texts
+    samples: Count
+    levels: Annotated[list[Number], Field(min_length=1), AfterValidator(different)]
+    averages: Texts
 
     def trials(self) -> list[Settings]:
         return [{"TEST.CLOUD_SAMPLES": self.samples, "TEST.CLOUD_LEVEL": level, "TEST.CLOUD_AVERAGE": average}
                 for average, level in itertools.product(self.averages, self.levels)]
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(Part):
     """Where settings are chosen: data sets that are not reported, seeds 1 to `seeds`."""
 
-    datasets: list[str]
-    seeds: int
+    datasets: Texts
+    seeds: Count
     spaces: list[Space]
 
+    @field_validator("spaces")
+    @classmethod
+    def check_spaces(cls, spaces: list[Space]) -> list[Space]:
+        known: list[str] = []
+        for space in spaces:
+            if space.trainer in known:
+                raise ValueError(f"has {space.trainer} twice")
+            if space.inherits and space.inherits not in known:
+                raise ValueError(f"lets {space.trainer} inherit from {space.inherits}, which must stand above it")
+            known.append(space.trainer)
+        sizes = {space.trainer: len(space.trials()) for space in spaces}
+        if len(set(sizes.values())) > 1:
+            raise ValueError("must give every trainer the same number of trials, but gives " +
+                             ", ".join(f"{trainer} {size}" for trainer, size in sizes.items()))
+        return spaces
 
-@dataclass(frozen=True)
-class Compare:
+
+class Compare(Part):
     """The main comparison; `difference` names two of the trainers, of which the first minus the second is reported."""
 
-    datasets: list[str]
-    seeds: int
-    trainers: list[str]
-    difference: list[str]
+    datasets: Texts
+    seeds: Annotated[int, Field(ge=2)]  # or there is no confidence interval
+    trainers: Texts
+    difference: Texts
+
+    @model_validator(mode="after")
+    def check_difference(self):
+        if len(self.difference) != 2 or not set(self.difference) <= set(self.trainers):
+            raise ValueError(f"has a difference of {self.difference}; it must be two of {', '.join(self.trainers)}")
+        return self
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(Part):
     """One line of an ablation.
 
     Attributes:
-        chosen: trainers whose chosen settings it has, later ones over earlier ones.
+        chosen: trainers whose chosen settings it has, later ones over earlier ones; without it, its trainer's.
         settings: its own, over these.
-        against: name of the variant above it in its group that it is compared with; "": none.
+        against: name of the variant above it in its group that it is compared with; "": none; without it, the first.
     """
 
     name: str
     trainer: str
-    chosen: list[str]
-    settings: Settings
-    against: str
+    chosen: Texts
+    settings: Settings = {}
+    against: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def choose_its_own(cls, content):
+        if isinstance(content, dict) and "trainer" in content:
+            return {"chosen": [content["trainer"]], **content}
+        return content
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Part):
     """Variants that answer one question."""
 
     title: str
     variants: list[Variant]
 
+    @field_validator("variants")
+    @classmethod
+    def check_variants(cls, variants: list[Variant]) -> list[Variant]:
+        names = different([variant.name for variant in variants])
+        complete = []
+        for i, variant in enumerate(variants):
+            against = variant.against if variant.against is not None else names[0] if i else ""
+            if against and against not in names[:i]:
+                raise ValueError(f"has {variant.name} against {against!r}, which must name a variant above it")
+            complete.append(variant.model_copy(update={"against": against}))
+        return complete
 
-@dataclass(frozen=True)
-class Ablations:
+
+class Ablations(Part):
     dataset: str
-    seeds: int
+    seeds: Count
     groups: list[Group]
 
 
-@dataclass(frozen=True)
-class Initialisations:
+class Initialisations(Part):
     """Runs of one seed that differ in their initial prompts alone."""
 
     dataset: str
-    seeds: int
-    trainers: list[str]
+    seeds: Count
+    trainers: Texts
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(Part):
     """A whole study.
 
     Attributes:
@@ -113,12 +178,12 @@ class Study:
 
     path: str
     config: str
-    settings: Settings
+    settings: Settings = {}
     search: Search
-    cloud: Cloud | None
+    cloud: Cloud | None = None
     compare: Compare
-    ablations: Ablations | None
-    initialisations: Initialisations | None
+    ablations: Ablations | None = None
+    initialisations: Initialisations | None = None
 
     @property
     def space_digest(self) -> str:
@@ -127,65 +192,25 @@ class Study:
                  [vars(space) for space in self.search.spaces], self.cloud and vars(self.cloud)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-
-class Node:
-    """A mapping of the file, whose entries are taken one by one; what is left over in the end is a mistake."""
-
-    def __init__(self, value, where: str, path: str):
-        self.where, self.path = where, path
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise self.fault("", f"must be a mapping of names to values, but is {value!r}")
-        self.left = dict(value)
-
-    def fault(self, key: str, text: str) -> ValueError:
-        place = ".".join(part for part in (self.where, key) if part) or "the file"
-        return ValueError(f"{self.path}: {place} {text}")
-
-    def take(self, key: str, kind: type | tuple[type, ...], default=None):
-        """An entry of a type; without a default it must be there."""
-        if key not in self.left:
-            if default is None:
-                raise self.fault(key, "is missing")
-            return default
-        value = self.left.pop(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            names = {str: "text", int: "a whole number", dict: "a mapping", list: "a list"}
-            raise self.fault(key, f"must be {names[kind]}, but is {value!r}")
-        return value
-
-    def count(self, key: str) -> int:
-        value = self.take(key, int)
-        if value < 1:
-            raise self.fault(key, f"must be at least 1, but is {value}")
-        return value
-
-    def texts(self, key: str, default: Sequence[str] | None = None) -> list[str]:
-        return self._list(key, str, "texts", default)
-
-    def numbers(self, key: str) -> list[float]:
-        return self._list(key, (int, float), "numbers", None)
-
-    def _list(self, key: str, kind, words: str, default) -> list:
-        values = self.take(key, list, default)
-        if not values or not all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
-            raise self.fault(key, f"must be a list of {words}, at least one, but is {values!r}")
-        if repeated := {value for value in values if values.count(value) > 1}:
-            raise self.fault(key, f"names {', '.join(map(str, sorted(repeated)))} more than once")
-        return list(values)
-
-    def settings(self, key: str) -> Settings:
-        return dict(self.take(key, dict, {}))
-
-    def node(self, key: str) -> "Node":
-        return Node(self.take(key, dict), f"{self.where}.{key}".lstrip("."), self.path)
-
-    def nodes(self, key: str) -> list["Node"]:
-        where = f"{self.where}.{key}".lstrip(".")
-        return [Node(value, f"{where}[{i}]", self.path) for i, value in enumerate(self.take(key, list))]
-
-    def end(self) -> None:
-        if self.left:
-            raise self.fault("", f"has entries that nothing reads: {', '.join(map(str, self.left))}")
+    @model_validator(mode="after")
+    def check_choices(self):
+        """What no single entry shows: settings that are chosen where they are reported, or by nobody."""
+        parts = [part for part in (self.ablations, self.initialisations) if part]
+        if both := {*self.compare.datasets, *(part.dataset for part in parts)} & set(self.search.datasets):
+            raise ValueError(f"search.datasets names {', '.join(sorted(both))}, on which results are reported; "
+                             "settings must be chosen on other data sets")
+        users = {"compare.trainers": [name for name in self.compare.trainers if not name.startswith("ZeroshotCLIP")]}
+        for name in ("cloud", "initialisations"):
+            if part := getattr(self, name):
+                users[f"{name}.trainers"] = part.trainers
+        for group in self.ablations.groups if self.ablations else ():
+            users |= {f"ablations, {group.title}, {variant.name}: chosen": variant.chosen for variant in group.variants}
+        known = [space.trainer for space in self.search.spaces]
+        for where, trainers in users.items():
+            if unknown := [trainer for trainer in trainers if trainer not in known]:
+                raise ValueError(f"{where} names {', '.join(unknown)}, but only for {', '.join(known)} settings are "
+                                 "chosen")
+        return self
 
 
 def read_study(path: str) -> Study:
@@ -201,115 +226,19 @@ def read_study(path: str) -> Study:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
-    root = Node(content, "", path)
-    study = Study(
-        path=path, config=root.take("config", str), settings=root.settings("settings"), search=_search(root),
-        cloud=_cloud(root) if "cloud" in root.left else None, compare=_compare(root),
-        ablations=_ablations(root) if "ablations" in root.left else None,
-        initialisations=_initialisations(root) if "initialisations" in root.left else None,
-    )
-    root.end()
-    _check(study, root)
-    return study
+    try:
+        return Study.model_validate({**content, "path": path} if isinstance(content, dict) else content)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {in_words(error.errors()[0])}") from None
 
 
-def _search(root: Node) -> Search:
-    node = root.node("search")
-    spaces = []
-    for entry in node.nodes("spaces"):
-        grid = entry.node("grid")
-        spaces.append(Space(entry.take("trainer", str), {key: _values(grid, key) for key in list(grid.left)},
-                            entry.take("inherits", str, "")))
-        entry.end()
-    search = Search(node.texts("datasets"), node.count("seeds"), spaces)
-    node.end()
-    return search
-
-
-def _values(grid: Node, key: str) -> list:
-    values = grid.take(key, list)
-    if not values:
-        raise grid.fault(key, "has no value")
-    return values
-
-
-def _cloud(root: Node) -> Cloud:
-    node = root.node("cloud")
-    cloud = Cloud(node.texts("trainers"), node.count("samples"), node.numbers("levels"), node.texts("averages"))
-    node.end()
-    return cloud
-
-
-def _compare(root: Node) -> Compare:
-    node = root.node("compare")
-    compare = Compare(node.texts("datasets"), node.count("seeds"), node.texts("trainers"), node.texts("difference"))
-    node.end()
-    if len(compare.difference) != 2 or not set(compare.difference) <= set(compare.trainers):
-        raise node.fault("difference", f"must be two of {', '.join(compare.trainers)}, but is {compare.difference}")
-    if compare.seeds < 2:
-        raise node.fault("seeds", "must be at least 2, or there is no confidence interval")
-    return compare
-
-
-def _ablations(root: Node) -> Ablations:
-    node = root.node("ablations")
-    groups = []
-    for entry in node.nodes("groups"):
-        groups.append(Group(entry.take("title", str), list(_variants(entry))))
-        entry.end()
-    ablations = Ablations(node.take("dataset", str), node.count("seeds"), groups)
-    node.end()
-    return ablations
-
-
-def _variants(group: Node) -> Iterator[Variant]:
-    names: list[str] = []
-    for entry in group.nodes("variants"):
-        trainer = entry.take("trainer", str)
-        variant = Variant(entry.take("name", str), trainer, entry.texts("chosen", [trainer]),
-                          entry.settings("settings"), entry.take("against", str, names[0] if names else ""))
-        entry.end()
-        if variant.name in names:
-            raise entry.fault("name", f"is taken: {variant.name}")
-        if variant.against and variant.against not in names:
-            raise entry.fault("against", f"must name a variant above it, but is {variant.against!r}")
-        names.append(variant.name)
-        yield variant
-
-
-def _initialisations(root: Node) -> Initialisations:
-    node = root.node("initialisations")
-    found = Initialisations(node.take("dataset", str), node.count("seeds"), node.texts("trainers"))
-    node.end()
-    return found
-
-
-def _check(study: Study, root: Node) -> None:
-    """What no single entry shows: settings that are chosen where they are reported, or by nobody."""
-    reported = {*study.compare.datasets, *(part.dataset for part in (study.ablations, study.initialisations) if part)}
-    if both := reported & set(study.search.datasets):
-        raise root.fault("search.datasets", f"names {', '.join(sorted(both))}, on which results are reported; settings "
-                         "must be chosen on other data sets")
-    known: list[str] = []
-    sizes = {}
-    for space in study.search.spaces:
-        if space.trainer in known:
-            raise root.fault("search.spaces", f"has {space.trainer} twice")
-        if space.inherits and space.inherits not in known:
-            raise root.fault("search.spaces", f"lets {space.trainer} inherit from {space.inherits}, which must stand "
-                             "above it")
-        known.append(space.trainer)
-        sizes[space.trainer] = len(space.trials())
-    if len(set(sizes.values())) > 1:
-        raise root.fault("search.spaces", "must give every trainer the same number of trials, but gives " +
-                         ", ".join(f"{trainer} {size}" for trainer, size in sizes.items()))
-    compared = [name for name in study.compare.trainers if not name.startswith("ZeroshotCLIP")]  # nothing to choose
-    for where, trainers in (("compare.trainers", compared),
-                            ("cloud.trainers", study.cloud.trainers if study.cloud else ()),
-                            ("initialisations.trainers",
-                             study.initialisations.trainers if study.initialisations else ()),
-                            *((f"ablations, {group.title}, {variant.name}: chosen", variant.chosen)
-                              for group in (study.ablations.groups if study.ablations else ())
-                              for variant in group.variants)):
-        if unknown := [trainer for trainer in trainers if trainer not in known]:
-            raise root.fault(where, f"names {', '.join(unknown)}, but only for {', '.join(known)} settings are chosen")
+def in_words(fault: Mapping) -> str:
+    """Return a fault that pydantic found: the entry, what came and what is expected."""
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{place} {message}".lstrip()
+    known = {"missing": "is missing", "extra_forbidden": "is an entry that nothing reads"}
+    if kind in known:
+        return f"{place} {known[kind]}"
+    return f"{place or 'the file'} is {fault['input']!r}: {message}"
