@@ -19,6 +19,7 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
+	bash tests/lint.sh $(PYTHON)
 
 # What docs/performance.md shows, on this machine (an hour or more), also into bench.txt; QUICK=1: a dry run of minutes.
 # One that fails does not keep the others from running.

@@ -19,6 +19,7 @@ setup(
               "p2c.grid", "p2c.inference", "p2c.prompts", "p2c.study", "p2c.tables", "p2c.utils", *FOLDERS],
     package_dir={"p2c": "p2c", **FOLDERS},
     package_data={
+        "p2c": ["py.typed"],
         "p2c.clip": ["builtin/*"],
         "p2c.tables": ["reference_results.yaml"],
         "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml", "studies/*.yaml"],
@@ -47,7 +48,7 @@ setup(
     ],
     entry_points={"console_scripts": ["p2c = p2c.__main__:main"]},
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "build>=1", "setuptools>=68",
-                 "wheel"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "import-linter>=2", "mypy>=1.13",
+                 "types-PyYAML", "types-tabulate", "types-tqdm", "build>=1", "setuptools>=68", "wheel"],
     },
 )

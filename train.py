@@ -28,32 +28,18 @@ from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Pars
 try:
     compat.choose_engine()
     from p2c import registry
-    from p2c.framework import (
-        DATASET_REGISTRY,
-        TRAINER_REGISTRY,
-        CannotResume,
-        DiskFull,
-        Logger,
-        Run,
-        Stopped,
-        build_trainer,
-        changed_keys,
-        check_values,
-        collect_env_info,
-        folder_lock,
-        get_cfg_default,
-        is_main,
-        join,
-        launched,
-        leave,
-        rank,
-        read_results,
-        remove_leftovers,
-        run_seed,
-        set_random_seed,
-        setup_logger,
-        write_started,
-    )
+    from p2c.engine.checkpoint import CannotResume
+    from p2c.engine.config import check_values
+    from p2c.engine.distributed import is_main, join, launched, leave, rank
+    from p2c.engine.files import DiskFull, remove_leftovers
+    from p2c.engine.lock import folder_lock
+    from p2c.engine.logger import Logger, setup_logger
+    from p2c.engine.position import Stopped
+    from p2c.engine.results import changed_keys, read_results, write_started
+    from p2c.engine.run import Run
+    from p2c.engine.seeds import run_seed, set_random_seed
+    from p2c.engine.utils import collect_env_info
+    from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
     from p2c.merging import merge_file, merge_pairs, warn_of_unread
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")

@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from p2c import registry  # noqa: E402
 from p2c.config import config_file, extend_cfg  # noqa: E402
+from p2c.engine.datasets import Datum  # noqa: E402
 from p2c.engine.logger import only_warnings  # noqa: E402
-from p2c.framework import DATASET_REGISTRY, DatasetBase, Datum, get_cfg_default  # noqa: E402
+from p2c.framework import DATASET_REGISTRY, DatasetBase, get_cfg_default  # noqa: E402
 from p2c.trainers.base import PromptTrainer  # noqa: E402
 
 

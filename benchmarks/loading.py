@@ -27,7 +27,9 @@ from torchvision.transforms import functional as F
 
 from p2c.config import extend_cfg
 from p2c.engine.data import set_epoch
-from p2c.framework import DATASET_REGISTRY, DataManager, DatasetBase, Datum, get_cfg_default, read_image
+from p2c.engine.datasets import Datum
+from p2c.engine.files import read_image
+from p2c.framework import DATASET_REGISTRY, DataManager, DatasetBase, get_cfg_default
 from p2c.utils.pixels import Normalization, as_bytes, to_bytes
 
 try:

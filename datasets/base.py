@@ -11,7 +11,9 @@ from pathlib import Path
 from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classes
 from p2c.datasets.splits import CHECKS, HALVES, Item, Sizes, Split, read_split
 from p2c.datasets.trees import check_images_exist
-from p2c.framework import DatasetBase, Datum, run_seed
+from p2c.engine.datasets import Datum
+from p2c.engine.seeds import run_seed
+from p2c.framework import DatasetBase
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

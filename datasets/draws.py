@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from p2c.datasets.splits import Item, Split
-from p2c.framework import Datum, read_json, read_legacy_pickle, sample_shots, write_json
+from p2c.engine.datasets import Datum, sample_shots
+from p2c.engine.files import read_json, write_json
+from p2c.engine.restricted import read_legacy_pickle
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

@@ -18,7 +18,8 @@ from pathlib import Path
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import PARTS, Item, Split, check_items, digest_of, divide, read_lines, read_split, read_text
 from p2c.datasets.trees import check_images_exist, list_classes
-from p2c.framework import DATASET_REGISTRY, write_json
+from p2c.engine.files import write_json
+from p2c.framework import DATASET_REGISTRY
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

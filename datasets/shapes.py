@@ -23,7 +23,8 @@ from tqdm import tqdm
 from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.drawing import RandomStream, draw, parse_spec
-from p2c.framework import DATASET_REGISTRY, write_json
+from p2c.engine.files import write_json
+from p2c.framework import DATASET_REGISTRY
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from p2c.framework import read_json, write_json
+from p2c.engine.files import read_json, write_json
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

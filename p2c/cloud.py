@@ -15,7 +15,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from p2c.denoising.mixture import Noise, noise_from_config
-from p2c.framework import Datum, is_main, write_csv
+from p2c.engine.datasets import Datum
+from p2c.engine.distributed import is_main
+from p2c.engine.files import write_csv
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.context import Prompts, add_noise
 

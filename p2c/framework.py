@@ -1,73 +1,13 @@
-"""The one place that chooses the engine: the rest of p2c imports Dassl's names from here.
+"""The one place that chooses the engine: what depends on the engine is imported from here.
 
 On real Dassl (see `p2c.compat.engine`) the loop, the data, the evaluator, the registries and the default configuration
-are Dassl's. Optimisers, schedules, checkpoints and records are this package's on both.
+are Dassl's. Everything else, such as optimisers, checkpoints and records, is this package's on both.
 """
 from p2c import compat
-from p2c.engine import (
-    CannotResume,
-    Datum,
-    Logger,
-    build_lr_scheduler,
-    build_optimizer,
-    check_availability,
-    clean_cfg,
-    collect_env_info,
-    compute_accuracy,
-    load_checkpoint,
-    load_pretrained_weights,
-    read_image,
-    read_json,
-    read_legacy_pickle,
-    run_seed,
-    sample_shots,
-    save_checkpoint,
-    set_random_seed,
-    setup_logger,
-    write_atomically,
-    write_json,
-)
-from p2c.engine.checkpoint import BEST
-from p2c.engine.config import SHARED_NODES, check_values
-from p2c.engine.distributed import (
-    first_on_each_machine,
-    is_main,
-    join,
-    launched,
-    leave,
-    local_processes,
-    parallel,
-    rank,
-)
-from p2c.engine.files import DiskFull, UnreadableImage, remove_leftovers, to_rgb, write_csv, write_figure
-from p2c.engine.lock import folder_lock
-from p2c.engine.logger import only_warnings
-from p2c.engine.numerics import NonFiniteLoss, SkippedSteps, check_finite, keep_state
-from p2c.engine.position import Stopped
-from p2c.engine.provenance import versions
-from p2c.engine.results import (
-    changed_keys,
-    describe_data,
-    digest_weights,
-    measured,
-    read_results,
-    to_plain,
-    write_started,
-)
-from p2c.engine.run import Run
-from p2c.engine.seeds import random_state_kept
 
 __all__ = [
-    "BEST", "CannotResume", "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "DiskFull",
-    "EVALUATOR_REGISTRY", "Logger", "NonFiniteLoss", "Run", "SHARED_NODES", "SimpleTrainer", "SkippedSteps", "Stopped",
-    "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "UnreadableImage", "build_lr_scheduler", "build_optimizer",
-    "build_trainer", "build_transform", "changed_keys", "check_availability", "check_values", "clean_cfg",
-    "collect_env_info", "compute_accuracy", "describe_data", "digest_weights", "first_on_each_machine", "folder_lock",
-    "get_cfg_default", "is_main", "join", "launched", "leave", "load_checkpoint", "load_pretrained_weights",
-    "local_processes", "measured", "only_warnings", "parallel", "random_state_kept", "rank", "read_image", "read_json",
-    "read_legacy_pickle", "read_results", "remove_leftovers", "run_seed", "sample_shots", "save_checkpoint",
-    "set_random_seed", "setup_logger", "to_plain", "to_rgb", "versions", "write_atomically", "write_csv",
-    "write_figure", "write_json", "write_started",
+    "DATASET_REGISTRY", "DataManager", "DatasetBase", "DatasetWrapper", "EVALUATOR_REGISTRY", "SimpleTrainer",
+    "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_trainer", "build_transform", "get_cfg_default",
 ]
 
 if compat.engine() == compat.OURS:
@@ -96,6 +36,8 @@ else:
     from dassl.engine import TrainerX as DasslTrainerX
     from dassl.evaluation import EVALUATOR_REGISTRY
 
+    from p2c.engine.numerics import NonFiniteLoss, check_finite, keep_state
+    from p2c.engine.run import Run
     from p2c.utils.logs import speak_despite_disable
 
     speak_despite_disable()

@@ -5,7 +5,8 @@ import torch
 
 from p2c import registry
 from p2c.config import extend_cfg
-from p2c.framework import TRAINER_REGISTRY, build_trainer, get_cfg_default, is_main, join, leave
+from p2c.engine.distributed import is_main, join, leave
+from p2c.framework import TRAINER_REGISTRY, build_trainer, get_cfg_default
 
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.ATT_NUM", 1,
               "TRAINER.ATPROMPT.ATT1_TEXT", "color")

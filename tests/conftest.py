@@ -18,7 +18,8 @@ from p2c import registry
 from p2c.clip import loading
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
-from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, Datum, build_trainer, get_cfg_default
+from p2c.engine.datasets import Datum
+from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
         "DATASET.CHECKS", "partial")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 
 SEVERAL = re.compile(r"(log\.txt|events\.out\.tfevents\.).*")  # one for each start
 

@@ -11,7 +11,7 @@ from PIL import Image
 from p2c.cli import predict, verify_run
 from p2c.cloud import CloudRecord, combine, disagreement, mutual_information
 from p2c.denoising.mixture import noise_from_config
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 from p2c.inference.predictor import Predictor
 from p2c.trainers import base
 from p2c.utils.reliability import figure_of

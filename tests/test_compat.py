@@ -14,7 +14,7 @@ from stand_in import write_dassl
 
 from p2c import compat
 from p2c.engine import Datum, EvaluatorBase, TrainerX, load_checkpoint
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 P2C_YAML = ROOT / "configs/trainers/P2C/tiny_shapes.yaml"

@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from p2c import config
 from p2c.config import extend_cfg
 from p2c.engine import config as engine_config
-from p2c.engine.results import MAY_CHANGE
-from p2c.framework import changed_keys, get_cfg_default, to_plain
+from p2c.engine.results import MAY_CHANGE, changed_keys, to_plain
+from p2c.framework import get_cfg_default
 from p2c.utils.ranges import (
     Setting,
     above,

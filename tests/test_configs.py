@@ -8,7 +8,8 @@ import yaml
 from p2c import registry
 from p2c.cli import config as config_command
 from p2c.config import check_settings, extend_cfg
-from p2c.framework import TRAINER_REGISTRY, check_values, get_cfg_default
+from p2c.engine.config import check_values
+from p2c.framework import TRAINER_REGISTRY, get_cfg_default
 from p2c.merging import merge_file, warn_of_unread
 
 CONFIGS = Path("configs")

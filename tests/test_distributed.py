@@ -11,7 +11,7 @@ from clip_files import make_pets
 
 from p2c.engine import distributed
 from p2c.engine.distributed import PartOfAll, PartOfBatches
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 FAILING = """

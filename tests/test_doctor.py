@@ -193,7 +193,7 @@ def test_a_measurement_agrees_within_three_tenths(textures, monkeypatch, apart, 
 
 def test_the_accuracy_is_that_of_a_test_of_train_py(textures, tmp_path, monkeypatch):
     import train
-    from p2c.framework import read_results
+    from p2c.engine.results import read_results
 
     monkeypatch.setattr(train, "collect_env_info", str)  # takes seconds
     kind, config = doctor.benchmark_classes()["dtd"], "configs/trainers/ZeroshotCLIP/tiny_shapes.yaml"

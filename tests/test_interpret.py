@@ -8,7 +8,7 @@ from engine_fixtures import *  # noqa: F403 (its fixtures)
 
 from p2c.cli import interpret
 from p2c.cli.interpret import Vocabulary, learned_text
-from p2c.framework import load_checkpoint
+from p2c.engine.checkpoint import load_checkpoint
 
 WORDS = ["a", "photo", "of", "a"]  # what the tiny configurations start their contexts with
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.N_ATT1", 2, "TRAINER.ATPROMPT.N_ATT2", 1)

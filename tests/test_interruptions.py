@@ -13,8 +13,9 @@ import torch
 from conftest import TINY
 
 import train
+from p2c.engine.files import read_json, write_json
 from p2c.engine.lock import FILE, OWNER, folder_lock
-from p2c.framework import read_json, read_results, write_json
+from p2c.engine.results import read_results
 from p2c.trainers.base import PromptTrainer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 import pytest
 
 import train
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 
 
 @pytest.fixture(scope="module")

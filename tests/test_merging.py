@@ -4,8 +4,8 @@ from test_config_merge import whole_tree
 
 from p2c import merging
 from p2c.config import check_settings
+from p2c.engine.config import check_values
 from p2c.engine.results import changed_keys, to_plain
-from p2c.framework import check_values
 from p2c.utils.ranges import flatten, lookup
 
 FLOATS = [key for key, value in flatten(whole_tree()).items() if type(value) is float]

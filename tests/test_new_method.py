@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from p2c.clip.loading import load_backbone
-from p2c.framework import load_checkpoint, read_results
+from p2c.engine.checkpoint import load_checkpoint
+from p2c.engine.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each code block behind a line that begins with the file it belongs to.

@@ -11,7 +11,7 @@ from p2c.clip.precision import PRECISIONS, Precision
 from p2c.engine import optim
 from p2c.engine.checkpoint import UnreadableCheckpoint, load_checkpoint
 from p2c.engine.numerics import FILE, NonFiniteLoss, SkippedSteps
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 from p2c.model import Step
 
 

@@ -16,7 +16,9 @@ from p2c.datasets.folder import read_csv, read_names
 from p2c.datasets.splits import PARTS, Item, check_items, read_split, sha256
 from p2c.engine import build_evaluator
 from p2c.engine.curves import CurveWriter, cut_back
-from p2c.framework import get_cfg_default, read_results, write_json
+from p2c.engine.files import write_json
+from p2c.engine.results import read_results
+from p2c.framework import get_cfg_default
 from p2c.tables.folders import TESTED, TRAINED, ZERO_SHOT, Group, half_layout, matches
 from p2c.tables.runs import END_OF_TRAINING, read_run
 

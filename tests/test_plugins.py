@@ -7,7 +7,7 @@ from clip_files import make_pets
 
 import train
 from p2c.engine.registry import Registry
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = """

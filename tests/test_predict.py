@@ -21,7 +21,7 @@ import p2c
 import train
 from p2c.cli import predict
 from p2c.clip.loading import load_backbone
-from p2c.framework import UnreadableImage, read_image, read_json, write_json
+from p2c.engine.files import UnreadableImage, read_image, read_json, write_json
 from p2c.inference.predictor import Predictor
 from p2c.inference.records import checked_names, recorded_cfg
 from p2c.model import PromptedCLIP

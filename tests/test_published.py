@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from p2c.checkpoints.published import differences, learned_entries
 from p2c.clip.loading import load_backbone
 from p2c.config import SETTINGS
-from p2c.framework import CannotResume, read_results
+from p2c.engine.checkpoint import CannotResume
+from p2c.engine.results import read_results
 from p2c.utils import trainable
 
 D, V, E = 128, 128, 128  # of tiny-shapes: text width, vision width, width of the features

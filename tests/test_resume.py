@@ -7,9 +7,10 @@ import torch
 from engine_fixtures import *  # noqa: F403 (its fixtures)
 from outcomes import assert_equal, outcome
 
+from p2c.engine.checkpoint import CannotResume
 from p2c.engine.data import end_workers
 from p2c.engine.position import Stopped
-from p2c.framework import CannotResume, read_results
+from p2c.engine.results import read_results
 from p2c.trainers.base import PromptTrainer
 
 BEST_VAL = ("TEST.FINAL_MODEL", "best_val")

@@ -14,7 +14,7 @@ from clip_files import make_pets
 
 import train
 from p2c.clip.loading import load_backbone
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 from p2c.grid.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,9 @@ from scipy import stats
 from p2c.cli import study
 from p2c.config import config_file, extend_cfg
 from p2c.datasets.shapes import FAMILY, generate
-from p2c.framework import get_cfg_default, read_json, read_results
+from p2c.engine.files import read_json
+from p2c.engine.results import read_results
+from p2c.framework import get_cfg_default
 from p2c.study.analysis import paired, pooled, spreads
 from p2c.study.choice import FILE
 from p2c.study.plan import read_study

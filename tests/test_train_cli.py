@@ -11,7 +11,7 @@ from clip_files import make_pets
 import p2c
 import train
 from p2c.clip.loading import load_backbone
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 from p2c.utils.ranges import flatten
 
 

@@ -10,7 +10,7 @@ from clip_files import make_pets
 
 import train
 from p2c.cli import verify_run
-from p2c.framework import read_json, write_json
+from p2c.engine.files import read_json, write_json
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
         "VERBOSE", "False", "DATASET.CHECKS", "partial", "TEST.COMPUTE_CMAT", "True")

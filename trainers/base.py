@@ -18,17 +18,12 @@ from p2c.config import check_settings
 from p2c.denoising.mixture import noise_from_config
 from p2c.denoising.noise import PromptDenoising
 from p2c.denoising.schedules import build_schedule
-from p2c.framework import (
-    SHARED_NODES,
-    CannotResume,
-    SkippedSteps,
-    TrainerX,
-    build_lr_scheduler,
-    build_optimizer,
-    first_on_each_machine,
-    local_processes,
-    parallel,
-)
+from p2c.engine.checkpoint import CannotResume
+from p2c.engine.config import SHARED_NODES
+from p2c.engine.distributed import first_on_each_machine, local_processes, parallel
+from p2c.engine.numerics import SkippedSteps
+from p2c.engine.optim import build_lr_scheduler, build_optimizer
+from p2c.framework import TrainerX
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.attributes import choose_attributes
 from p2c.utils import trainable

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2c.framework import only_warnings, read_results, save_checkpoint
+from p2c.engine.checkpoint import save_checkpoint
+from p2c.engine.logger import only_warnings
+from p2c.engine.results import read_results
 from p2c.inference.records import RecordedRun
 from p2c.prompts.coupled import MultiModalPromptLearner
 from p2c.trainers.base import PromptTrainer

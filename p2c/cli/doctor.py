@@ -97,7 +97,8 @@ def check_software() -> Iterator[Finding]:
     yield from check_requirements()
     if broken:
         return
-    from p2c.framework import TrainerX, versions
+    from p2c.engine.provenance import versions
+    from p2c.framework import TrainerX
 
     engine = TrainerX.__module__.partition(".")[0]
     found = {**versions(), "yacs": metadata.version("yacs")}
@@ -218,7 +219,7 @@ def is_there(kind: type, root: Path) -> bool:
 def fault_of(kind: type, root: Path) -> str:
     """Return the error of reading a dataset as a trainer does; "" if there is none."""
     from p2c.download.contents import load_cfg
-    from p2c.framework import only_warnings
+    from p2c.engine.logger import only_warnings
 
     try:
         with only_warnings():
@@ -275,7 +276,8 @@ def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Se
     from p2c import registry
     from p2c.config import config_file
     from p2c.download.contents import load_cfg
-    from p2c.framework import TRAINER_REGISTRY, build_trainer, only_warnings
+    from p2c.engine.logger import only_warnings
+    from p2c.framework import TRAINER_REGISTRY, build_trainer
 
     cfg = load_cfg(kind.name, root)
     cfg.merge_from_file(config_file("trainers", TRAINER, config))

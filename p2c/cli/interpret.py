@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from p2c.clip.loading import Backbone
-from p2c.framework import only_warnings, write_csv
+from p2c.engine.files import write_csv
+from p2c.engine.logger import only_warnings
 from p2c.inference.records import RecordedRun
 from p2c.model import PromptedCLIP
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, run_parser, say, show

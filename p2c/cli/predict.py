@@ -21,7 +21,8 @@ import torch
 
 from p2c.datasets.splits import read_lines
 from p2c.datasets.trees import SUFFIXES, images_below
-from p2c.framework import UnreadableImage, only_warnings, write_csv
+from p2c.engine.files import UnreadableImage, write_csv
+from p2c.engine.logger import only_warnings
 from p2c.inference.predictor import Predictor
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
 

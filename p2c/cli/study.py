@@ -17,7 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from p2c.framework import DiskFull, folder_lock
+from p2c.engine.files import DiskFull
+from p2c.engine.lock import folder_lock
 from p2c.study import choice as choices
 from p2c.study import report
 from p2c.study.cells import Place

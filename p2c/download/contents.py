@@ -9,7 +9,8 @@ from p2c.datasets.fgvc_aircraft import LISTS
 from p2c.datasets.imagenet import CLASSNAMES, ImageNet, read_classnames
 from p2c.datasets.splits import read_lines, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
-from p2c.framework import DATASET_REGISTRY, get_cfg_default, read_json
+from p2c.engine.files import read_json
+from p2c.framework import DATASET_REGISTRY, get_cfg_default
 
 FOLDER_PREFIX = "folder:"
 MARKER = ".complete.json"  # in a dataset's folder: the archives it was unpacked from

@@ -27,7 +27,7 @@ from p2c.download.extract import extract
 from p2c.download.fetch import DRIVE, Drive, FetchError, InvalidFile, Remote, address, check_file, digest, fetch
 from p2c.download.places import FETCHED, draft, drafts_in, format_size, locked, move_into_place
 from p2c.download.sources import SPLITS, Archive, Source
-from p2c.framework import write_json
+from p2c.engine.files import write_json
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

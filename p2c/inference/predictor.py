@@ -15,15 +15,9 @@ from yacs.config import CfgNode
 
 from p2c.clip.loading import CLIP_NAMES
 from p2c.cloud import cloud_of
-from p2c.framework import (
-    UnreadableImage,
-    build_trainer,
-    build_transform,
-    random_state_kept,
-    read_image,
-    to_rgb,
-    write_atomically,
-)
+from p2c.engine.files import UnreadableImage, read_image, to_rgb, write_atomically
+from p2c.engine.seeds import random_state_kept
+from p2c.framework import build_trainer, build_transform
 from p2c.inference.records import RecordedRun
 from p2c.model import PromptedCLIP
 from p2c.trainers.base import PromptTrainer, input_normalization

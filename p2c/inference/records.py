@@ -13,15 +13,10 @@ from p2c.checkpoints.prompts import find_checkpoint, load_prompts
 from p2c.clip.loading import load_backbone
 from p2c.clip.precision import Precision
 from p2c.config import extend_cfg
-from p2c.framework import (
-    BEST,
-    SHARED_NODES,
-    TRAINER_REGISTRY,
-    get_cfg_default,
-    load_checkpoint,
-    read_results,
-    to_plain,
-)
+from p2c.engine.checkpoint import BEST, load_checkpoint
+from p2c.engine.config import SHARED_NODES
+from p2c.engine.results import read_results, to_plain
+from p2c.framework import TRAINER_REGISTRY, get_cfg_default
 from p2c.merging import merge_values
 from p2c.model import PromptedCLIP
 from p2c.prompts.context import readable

@@ -19,20 +19,13 @@ from yacs.config import CfgNode
 
 from p2c import registry
 from p2c.config import check_settings, config_file, extend_cfg
-from p2c.framework import (
-    DATASET_REGISTRY,
-    TRAINER_REGISTRY,
-    NonFiniteLoss,
-    build_trainer,
-    changed_keys,
-    check_values,
-    get_cfg_default,
-    only_warnings,
-    read_results,
-    set_random_seed,
-    write_atomically,
-    write_started,
-)
+from p2c.engine.config import check_values
+from p2c.engine.files import write_atomically
+from p2c.engine.logger import only_warnings
+from p2c.engine.numerics import NonFiniteLoss
+from p2c.engine.results import changed_keys, read_results, write_started
+from p2c.engine.seeds import set_random_seed
+from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
 from p2c.merging import merge_values
 from p2c.study.plan import Settings
 from p2c.tables.cells import harmonic_mean

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from p2c.framework import read_json, write_json
+from p2c.engine.files import read_json, write_json
 from p2c.study.cells import DEVELOPMENT, Cell, Place, measured, run_cells
 from p2c.study.plan import Settings, Space, Study
 

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from tabulate import tabulate
 
-from p2c.framework import write_atomically, write_csv, write_figure
+from p2c.engine.files import write_atomically, write_csv, write_figure
 from p2c.study import plots
 from p2c.study.analysis import Estimate, paired, pooled, spreads
 from p2c.study.cells import REPORT, Cell, Measured, Place, measured, run_cells

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from p2c.framework import write_figure
+from p2c.engine.files import write_figure
 
 SIZE = 4.0, 4.4  # width and height in inches
 

@@ -19,7 +19,7 @@ from outcomes import assert_equal, outcome
 from faults import processes
 from faults.plugin import KILL, STEP, Fault
 from p2c.clip.loading import load_backbone
-from p2c.framework import read_results
+from p2c.engine.results import read_results
 
 SETTINGS = ("OPTIM.MAX_EPOCH", "2", "TRAIN.CHECKPOINT_STEPS", "3", "TRAIN.CHECKPOINT_FREQ", "1", "TEST.FINAL_MODEL",
             "best_val", "DATASET.NUM_SHOTS", "3")
