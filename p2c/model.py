@@ -45,7 +45,7 @@ log = get_logger(__name__)
 
 Layout = ContextLayout | TemplateLayout  # the tokens of a class's prompt
 
-MOST_WORDS = 4  # tokens; MaPLe and IVLP start a longer context at random, whatever CTX_INIT says
+MOST_WORDS = 4  # context tokens; MaPLe and IVLP start a longer context at random, whatever CTX_INIT says
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ class Step:
 class PromptedCLIP(nn.Module):
     """CLIP's two frozen towers, and a learner of the prompts with which they run.
 
-    Only the learner is trained and saved. A subclass is called as Model(clip, classnames, **arguments). Its
-    constructor sets `layout`, makes a learner, and ends with `finish`.
+    Only the learner is trained and saved. A subclass is called as Model(clip, classnames, **arguments), where those
+    arguments that are not its own are options of this class. Its constructor sets `layout`, makes a learner, and ends
+    with `finish`.
 
     Args:
         clip: a frozen CLIP, from `load_backbone`.
@@ -86,7 +87,7 @@ class PromptedCLIP(nn.Module):
     Attributes:
         learner: the trained module; a call of it returns `Prompts`.
         layout: the tokens of a class's prompt.
-        classnames: C names, in the order of the logits.
+        classnames: C names, in the order of the labels and logits.
         class_prompts: the classes' prompts without the learned tokens, embedded.
     """
 
@@ -111,10 +112,10 @@ class PromptedCLIP(nn.Module):
         self.image_tower = ImageTower(self.clip)
         self.compiled = compiled
         self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}  # a tower's function -> it, compiled
-        self._deployed: tuple[tuple, Prompts, Tensor] | None = None  # see `deployed`
+        self._deployed: tuple[tuple, Prompts, Tensor] | None = None  # what `deployed` depends on, and what it returns
 
     def finish(self, learner: PromptLearner, classnames: Sequence[str]) -> None:
-        """Take the learner, moved to CLIP's device, and the classes. A subclass has set `layout` before."""
+        """Take the learner, which moves to CLIP's device, and the classes; the last step of a constructor."""
         self.learner = learner.to(self.device)
         self.set_classes(classnames)
 
@@ -363,8 +364,7 @@ class CoupledCLIP(PromptedCLIP):
     """MaPLe's coupled prompts (arXiv 2210.03117): text contexts, and mappers that make visual prompts of them.
 
     Args:
-        clip, options: see PromptedCLIP.
-        classnames: C names, in the order of the labels.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx: M, tokens in each layer.
         ctx_init: words that start the context, if M is at most 4; "": random.
         prompt_depth: layers with prompts, the input included.
@@ -391,8 +391,7 @@ class IndependentCLIP(PromptedCLIP):
     """Deep prompts of both towers, learned independently (IVLP, the baseline of arXiv 2210.03117, section 4.1).
 
     Args:
-        clip, options: see PromptedCLIP.
-        classnames: C names, in the order of the labels.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx_vision, n_ctx_text: tokens in each layer.
         ctx_init: words that start the context, if it has at most 4 tokens; "": random.
         prompt_depth_vision: layers with image prompts; 0: none.

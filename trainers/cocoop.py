@@ -19,8 +19,7 @@ class CoCoOpModel(PromptedCLIP):
     """CoOp's context; a small network maps each image's feature to a shift of all its tokens.
 
     Args:
-        clip, options: see PromptedCLIP.
-        classnames: C names, in the order of the labels.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx: M, context tokens; not read if ctx_init has words.
         ctx_init: words that start the context, as many tokens as words; "": random.
     """

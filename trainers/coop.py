@@ -18,8 +18,7 @@ class CoOpModel(PromptedCLIP):
     """One context for all classes, or class-specific contexts (CSC); the class name is after, inside or before it.
 
     Args:
-        clip, options: see PromptedCLIP.
-        classnames: C names, in the order of the labels.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx: M, context tokens; not read if ctx_init has words.
         ctx_init: words that start the context, as many tokens as words; "": random.
         csc: True for class-specific contexts; as published without effect if ctx_init has words.

@@ -56,8 +56,8 @@ class P2CModel(CoupledCLIP):
         """Draw all random numbers of a step, on the CPU.
 
         Returns:
-            With Dynamic Prompt Denoising "dpd" (A + M, D), sigma(e) eps, where eps is from the Gaussian mixture and
-            sigma(e) is the level in epoch e; with mapper denoising "mapper" (M, D), n ~ N(0, I).
+            With Dynamic Prompt Denoising "dpd" (A + M, D): sigma(e) eps, with eps from the Gaussian mixture and the
+            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I).
         """
         noise = {}
         if self.denoising is not None:

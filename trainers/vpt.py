@@ -24,8 +24,7 @@ class VPTModel(PromptedCLIP):
     The published code runs CLIP in float32 whatever PREC says; this one follows PREC.
 
     Args:
-        clip, options: see PromptedCLIP.
-        classnames: C names, in the order of the labels.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx_vision: tokens in each layer.
         prompt_depth_vision: layers with prompts, the input included.
     """

@@ -34,8 +34,7 @@ class ZeroshotModel(PromptedCLIP):
     """CLIP without learned prompts: the feature of a class is the mean over some templates.
 
     Args:
-        clip, options: see PromptedCLIP.
-        classnames: C names, in the order of the labels.
+        clip, classnames, options: see PromptedCLIP.
         templates: texts with one `{}` each, for the class name.
     """
 
