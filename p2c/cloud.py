@@ -16,6 +16,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from p2c.denoising.mixture import Noise, noise_from_config
+from p2c.denoising.noise import noise_unit
 from p2c.engine.datasets import Datum
 from p2c.engine.distributed import is_main
 from p2c.engine.files import write_csv
@@ -212,6 +213,5 @@ def cloud_of(cfg: CfgNode, model: PromptedCLIP, seed: int) -> Cloud | None:
     settings, denoising = cfg.TEST, cfg.TRAINER.PROMPT_DENOISING
     if not settings.CLOUD_SAMPLES:
         return None
-    unit = 1.0 if denoising.NOISE_UNIT == "absolute" else model.backbone.token_std
-    return Cloud(model, settings.CLOUD_SAMPLES, noise_from_config(denoising), settings.CLOUD_LEVEL * unit,
-                 settings.CLOUD_AVERAGE, seed)
+    sigma = settings.CLOUD_LEVEL * noise_unit(denoising, model.backbone.token_std)
+    return Cloud(model, settings.CLOUD_SAMPLES, noise_from_config(denoising), sigma, settings.CLOUD_AVERAGE, seed)

@@ -17,7 +17,7 @@ from p2c.clip.precision import Precision
 from p2c.cloud import CloudTests
 from p2c.config import check_settings
 from p2c.denoising.mixture import noise_from_config
-from p2c.denoising.noise import PromptDenoising
+from p2c.denoising.noise import PromptDenoising, noise_unit
 from p2c.denoising.schedules import build_schedule
 from p2c.engine.checkpoint import CannotResume
 from p2c.engine.config import SHARED_NODES
@@ -174,15 +174,18 @@ class PromptTrainer(CloudTests):
         return input_normalization(self.cfg, self.device)
 
     def parse_batch_train(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Return images, as floats, and labels, on the device."""
+        """Return images and labels of a batch, see `parse_batch`. A method may train on several views of each image."""
         return self.parse_batch(batch)
 
     def parse_batch_test(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Return images, as floats, and labels, on the device."""
+        """Return images and labels of a batch, see `parse_batch`."""
         return self.parse_batch(batch)
 
     def parse_batch(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Return images, as normalised floats, and labels, on the device; images in uint8 are normalised there."""
+        """Return images (B, 3, height, width), as normalised floats, and labels (B,), on the device.
+
+        Images in uint8 are normalised there.
+        """
         image, label = (batch[name].to(self.device, non_blocking=True) for name in ("img", "label"))
         return self.normalization(image) if image.dtype == torch.uint8 else image, label
 
@@ -191,8 +194,8 @@ class PromptTrainer(CloudTests):
     @property
     def step(self) -> Step:
         """The step in progress."""
-        return Step(self.seed, self.epoch * self.num_batches + self.batch_idx, self.epoch,
-                    self.batch_idx / self.num_batches)
+        return Step(seed=self.seed, index=self.epoch * self.num_batches + self.batch_idx, epoch=self.epoch,
+                    fraction=self.batch_idx / self.num_batches)
 
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
         """Do one step: draw, losses, gradients of their sum, update. Return what is logged, without waiting for a GPU.
@@ -200,7 +203,7 @@ class PromptTrainer(CloudTests):
         image, label = self.parse_batch_train(batch)
         noise = self.model.draw(self.step)
         if self.cfg.TRAIN.COMPILE:
-            torch.compiler.cudagraph_mark_step_begin()  # its import of the compiler alone takes seconds
+            torch.compiler.cudagraph_mark_step_begin()  # not otherwise: it imports the compiler, which takes seconds
         losses = self.parallel_model(image, label, noise)
         loss = sum(losses.values())
         self.optim.zero_grad()
@@ -313,14 +316,9 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
                     f"{list(clip.pixel_std)}")
 
 
-def noise_unit(cfg: CfgNode, clip: Backbone) -> float:
-    """Return the standard deviation, in the units of the token embedding's numbers, of noise of level 1."""
-    return 1.0 if cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT == "absolute" else clip.token_std
-
-
 def build_denoising(cfg: CfgNode, clip: Backbone) -> PromptDenoising:
     """Return the prompt noise that TRAINER.PROMPT_DENOISING describes."""
     settings = cfg.TRAINER.PROMPT_DENOISING
     schedule = build_schedule(settings.SCHEDULE, settings.SIGMOID_K)
-    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule,
-                           cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL, noise_unit(cfg, clip))
+    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule, cfg.OPTIM.MAX_EPOCH,
+                           settings.WARMUP_EPOCHS, settings.ANNEAL, noise_unit(settings, clip.token_std))

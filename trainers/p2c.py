@@ -21,10 +21,11 @@ from yacs.config import CfgNode
 
 from p2c.clip.loading import Backbone
 from p2c.denoising.mapper import mapper_loss
+from p2c.denoising.noise import noise_unit
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import CoupledCLIP, Step
 from p2c.prompts.context import add_noise
-from p2c.trainers.base import Classes, PromptTrainer, noise_unit
+from p2c.trainers.base import Classes, PromptTrainer
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
@@ -101,5 +102,6 @@ class P2C(PromptTrainer):
         """Return the model's own arguments, with those of the mapper from TRAINER.P2C.MAPPER."""
         arguments = super().model_arguments(cfg, clip, dataset)
         mapper = arguments.pop("mapper")
+        unit = noise_unit(cfg.TRAINER.PROMPT_DENOISING, clip.token_std)
         return arguments | {"hidden_scale": mapper.HIDDEN_SCALE if mapper.ENABLED else None,
-                            "map_weight": mapper.LOSS_WEIGHT, "map_std": mapper.NOISE_STD * noise_unit(cfg, clip)}
+                            "map_weight": mapper.LOSS_WEIGHT, "map_std": mapper.NOISE_STD * unit}

@@ -2,6 +2,8 @@
 
 Any method that learns a text context can train with it.
 """
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from p2c.denoising.mixture import GaussianMixture, Noise
@@ -17,6 +19,16 @@ def to_device_of(context: Tensor, draw: Tensor) -> Tensor:
     The host does not wait for the copy: from pinned memory it is queued like a kernel.
     """
     return (draw.pin_memory() if context.is_cuda else draw).to(context, non_blocking=True)
+
+
+def noise_unit(settings: Mapping, token_std: float) -> float:
+    """Return the factor from a noise level in the settings to one in the token embedding's numbers.
+
+    Args:
+        settings: TRAINER.PROMPT_DENOISING.
+        token_std: the standard deviation of the token embedding.
+    """
+    return 1.0 if settings["NOISE_UNIT"] == "absolute" else token_std
 
 
 class PromptDenoising:
