@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classes
 from p2c.datasets.splits import CHECKS, HALVES, Item, Sizes, Split, read_split
 from p2c.datasets.trees import check_images_exist
@@ -37,8 +39,9 @@ class FewShotDataset(DatasetBase):
     split_sha256: str = ""  # of the split file that the published results used
     sizes: Sizes | None = None  # the published numbers of classes and images; None: any
     template: str = "a photo of a {}."
+    dataset_dir: Path
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         if cfg.DATASET.CHECKS not in CHECKS:
             raise ValueError(f"DATASET.CHECKS must be one of {', '.join(CHECKS)}, but got '{cfg.DATASET.CHECKS}'")
         self.checks = cfg.DATASET.CHECKS
@@ -49,9 +52,8 @@ class FewShotDataset(DatasetBase):
         if self.sizes and self.checks != "partial":
             self.check_sizes(split)
         train, val = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
-        parts = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
-        train, val, test = (self.to_data(part) for part in parts)
-        super().__init__(train_x=train, val=val, test=test)
+        train, val, test = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=self.to_data(train), val=self.to_data(val), test=self.to_data(test))
 
     def locate(self, root: Path) -> Path:
         """Return the dataset's folder below DATASET.ROOT."""
@@ -124,7 +126,7 @@ class FewShotDataset(DatasetBase):
 
     # Shots
 
-    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
         """Draw the training and validation items for a number of shots; -1 keeps everything.
 
         A few-shot pickle of CoOp or MaPLe is used instead if all its items belong to the split.
@@ -175,8 +177,8 @@ def drive_url(file_id: str) -> str:
 
 
 def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \
-        -> tuple[Sequence[Item], ...]:
-    """Keep the items of some classes, relabelled from 0 in order.
+        -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
+    """Return the items of some classes, relabelled from 0 in order.
 
     Args:
         half: "all"; "base", the first ceil(n/2) labels; "new", the rest; "dev_base" or "dev_new", the same halves of
@@ -201,5 +203,8 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
                          "DATASET.SUBSAMPLE_CLASSES all")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
-    return tuple([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
-                 for part in (train, val, test))
+
+    def selected(part: Sequence[Item]) -> list[Item]:
+        return [item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
+
+    return selected(train), selected(val), selected(test)

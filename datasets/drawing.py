@@ -11,6 +11,7 @@ Units: pictures are SIDE x SIDE pixels; positions and radii are in eighths of a 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -110,14 +111,11 @@ def triangle(u: Field, v: Field) -> Field:
 
 def star(u: Field, v: Field) -> Field:
     """Return the field of a pentagram: a point is inside if it is on the inner side of at least four of five lines."""
-    lowest, second = None, None
-    for plane in _half_planes(u, v, -TURN // 4, 5, 309):
-        if lowest is None:
-            lowest = plane
-        else:
-            larger = np.maximum(lowest, plane)
-            second = larger if second is None else np.minimum(second, larger)
-            lowest = np.minimum(lowest, plane)
+    first, other, *rest = _half_planes(u, v, -TURN // 4, 5, 309)
+    lowest, second = np.minimum(first, other), np.maximum(first, other)  # of the planes so far
+    for plane in rest:
+        second = np.minimum(second, np.maximum(lowest, plane))
+        lowest = np.minimum(lowest, plane)
     return second
 
 
@@ -241,7 +239,8 @@ def background(rng: RandomStream, tone: str) -> np.ndarray:
     return base + shade[:, :, None]
 
 
-class PictureSpec(NamedTuple):
+@dataclass(frozen=True)
+class PictureSpec:
     """What a picture must show; None leaves an attribute open.
 
     `tone` names the background. `relation` and `second` make it a pair of shapes: "shape relation second".
@@ -264,7 +263,8 @@ def parse_spec(text: str) -> PictureSpec:
     Raises:
         ValueError: a word that is not in the vocabulary.
     """
-    spec, after_relation, after_on = {}, False, False
+    spec: dict[str, str] = {}
+    after_relation = after_on = False
     for word in text.split():
         shape = PLURALS.get(word, word)
         if word in ("a", "an", "background"):

@@ -21,20 +21,22 @@ FORMAT, VERSION = "p2c-fewshot", 1
 
 
 def draw(split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """`shots` training images of each class and, with the same generator, up to VAL_SHOTS validation images.
+    """Draw `shots` training images of each class, then up to VAL_SHOTS validation images, from one generator.
 
     A class with fewer images gives all of them.
     """
     rng = random.Random(seed)
-    drawn = []
-    for items, number in ((split.train, shots), (split.val, min(shots, VAL_SHOTS))):
+
+    def drawn(items: Sequence[Item], number: int) -> list[Item]:
         log.info(f"Creating a {number}-shot dataset")
-        drawn.append(sample_shots(items, number, rng=rng))
-    return tuple(drawn)
+        return sample_shots(items, number, rng=rng)
+
+    train = drawn(split.train, shots)
+    return train, drawn(split.val, min(shots, VAL_SHOTS))
 
 
 def remembered_draw(path: Path, split: Split, shots: int, seed: int, dataset: str) -> tuple[list[Item], list[Item]]:
-    """`draw`, kept in and taken from a file."""
+    """Return `draw` of the arguments, from a file that remembers it if there is one, and write that file if not."""
     key = {"format": FORMAT, "version": VERSION, "dataset": dataset, "shots": shots,
            "val_shots": min(shots, VAL_SHOTS), "seed": seed, "split_sha256": split.digest}
     kept = _read(path, key, split)
@@ -52,7 +54,7 @@ def remembered_draw(path: Path, split: Split, shots: int, seed: int, dataset: st
 
 
 def _read(path: Path, key: dict, split: Split) -> tuple[list[Item], list[Item]] | None:
-    """The draw in a file; None, and a line that says why, if it is not of this split, shots and seed."""
+    """Return the draw in a file; if it is not of this split, shots and seed, log why and return None."""
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -62,53 +64,54 @@ def _read(path: Path, key: dict, split: Split) -> tuple[list[Item], list[Item]] 
         return None
     try:
         changed = [name for name, value in key.items() if content[name] != value]
-        drawn = [[Item(*item) for item in content[part]] for part in ("train", "val")]
-        if not changed and content["counts"] != {"train": len(drawn[0]), "val": len(drawn[1])}:
+        train, val = ([Item(*item) for item in content[part]] for part in ("train", "val"))
+        if not changed and content["counts"] != {"train": len(train), "val": len(val)}:
             changed = ["counts"]
-        if not changed and not all(_belongs(items, part) for items, part in zip(drawn, (split.train, split.val),
-                                                                                 strict=True)):
+        if not changed and not (_belongs(train, split.train) and _belongs(val, split.val)):
             changed = ["images"]
     except (KeyError, TypeError) as error:
         changed = [f"{type(error).__name__}: {error}"]
     if changed:
         log.info(f"{path} is not used, the shots are drawn again: it is of another draw ({', '.join(changed)})")
         return None
-    return tuple(drawn)
+    return train, val
 
 
 def _belongs(items: Sequence[Item], part: Sequence[Item]) -> bool:
-    """Whether items are different ones of a part of the split."""
+    """Return whether all items belong to a part of the split, and none is there twice."""
     chosen = set(items)
     return len(chosen) == len(items) and len(chosen.intersection(part)) == len(chosen)
 
 
 def read_upstream_draw(path: Path, split: Split) -> tuple[list[Item], list[Item]] | None:
-    """A draw that CoOp or MaPLe pickled, absolute paths re-rooted; None, and a line, if it is not of this split.
+    """Return a draw that CoOp or MaPLe pickled, as items of this split; if it is of another, log a line, return None.
+
+    The absolute paths in the pickle are matched with the split's by their ends.
 
     Raises:
         ValueError: the file is no such pickle.
     """
     cached = read_legacy_pickle(path)
-    drawn = []
+    drawn: dict[str, list[Item]] = {}
     for part, items in (("train", split.train), ("val", split.val)):
         known = {(str(PurePosixPath(item.path)), item.label): item for item in items}
-        found = [next((known[key] for key in _suffixes(item) if key in known), None) for item in cached.get(part, [])]
-        if None in found or (items and not found):
+        matched = [next((known[key] for key in _suffixes(item) if key in known), None) for item in cached.get(part, [])]
+        drawn[part] = [item for item in matched if item is not None]
+        if len(drawn[part]) < len(matched) or (items and not matched):
             log.warning(f"{path} is not used: it holds {part} images that the split does not have")
             return None
-        drawn.append(found)
     log.info(f"Loading preprocessed few-shot data from {path}")
-    return tuple(drawn)
+    return drawn["train"], drawn["val"]
 
 
 def _suffixes(item: Datum) -> Iterable[tuple[str, int]]:
-    """(the end of the item's path, its label), for every number of path components, longest first."""
+    """Yield (end of the item's path, its label) for every number of path components, longest first."""
     parts = PurePosixPath(item.impath.replace("\\", "/")).parts
     return (("/".join(parts[start:]), item.label) for start in range(len(parts)))
 
 
 def short_classes(split: Split, shots: int) -> dict[str, int]:
-    """The classes with fewer training images than shots, and how many they have; for messages."""
+    """Return the classes with fewer training images than shots, and how many they have, for messages."""
     counts = Counter(item.label for item in split.train)
     names = {item.label: item.classname for item in split.train}
     return {f"{names[label]} ({label})": count for label, count in sorted(counts.items()) if count < shots}

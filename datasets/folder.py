@@ -15,6 +15,8 @@ import csv
 import io
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.splits import PARTS, Item, Split, check_items, digest_of, divide, read_lines, read_split, read_text
 from p2c.datasets.trees import check_images_exist, list_classes
@@ -40,12 +42,13 @@ class Folder(FewShotDataset):
 
     folder, images = "", ""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         settings = cfg.DATASET.FOLDER
         self.template, self.split, self.names_file = settings.TEMPLATE, settings.SPLIT, settings.CLASSNAMES
         super().__init__(cfg)
 
     def read(self) -> Split:
+        """Read the split by the first layout that applies, with the class names of the names file."""
         if not self.dataset_dir.is_dir():
             raise FileNotFoundError(f"No folder of images at {self.dataset_dir}; give its path as folder:PATH to a "
                                     "script, or as --root to train.py")
@@ -135,8 +138,8 @@ class Folder(FewShotDataset):
         if odd := sorted(folders ^ names.keys()):
             raise ValueError(f"{path} must have one line \"folder name\" per class, but {odd[:5]} are not in both the "
                              "file and the images' classes")
-        renamed = ([item._replace(classname=names[item.classname]) for item in part] for part in split.parts)
-        return Split(*renamed, digest=split.digest)
+        train, val, test = ([item._replace(classname=names[item.classname]) for item in part] for part in split.parts)
+        return Split(train, val, test, split.digest)
 
 
 def read_names(path: Path) -> dict[str, str]:

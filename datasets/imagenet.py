@@ -47,6 +47,7 @@ class ImageNet(FewShotDataset):
         return Split(train, [], test, digest_of((train, test)))
 
     def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+        """Draw the training items; the test items stand in for the validation set."""
         train, _ = super().draw_shots(split, shots, seed)
         return train, split.test
 

@@ -5,6 +5,8 @@ V2: Recht et al., 2019. Sketch: Wang et al., 2019. A: Hendrycks et al., 2021. R:
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, name_of, read_classnames
 from p2c.datasets.splits import Item, Sizes, Split, digest_of
@@ -21,7 +23,7 @@ class ImageNetVariant(FewShotDataset):
 
     split, split_id = CLASSNAMES, CLASSNAMES_ID
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CfgNode):
         if cfg.DATASET.SUBSAMPLE_CLASSES != "all":
             raise ValueError(f"{type(self).__name__} is tested on all its classes; DATASET.SUBSAMPLE_CLASSES must be "
                              f"all, but got '{cfg.DATASET.SUBSAMPLE_CLASSES}'")
@@ -35,6 +37,7 @@ class ImageNetVariant(FewShotDataset):
         return super().require(name, drive_id, what)
 
     def read(self) -> Split:
+        """Return the images as test items; there are no others."""
         names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
         try:
             folders = list_classes(self.image_dir, type(self).__name__, self.cache_dir / "listing.json")

@@ -85,10 +85,12 @@ class GeneratedDataset(FewShotDataset):
 
     @property
     def remedy(self) -> str:
+        """What to do if files are missing or wrong, for messages."""
         return f"delete {self.dataset_dir} to generate the dataset again"
 
     def prepare(self) -> None:
-        generate(self.folder, Path(self.dataset_dir))
+        """Draw the dataset unless it exists."""
+        generate(self.folder, self.dataset_dir)
 
 
 @DATASET_REGISTRY.register()

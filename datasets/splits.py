@@ -84,6 +84,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def sha256(content: bytes) -> str:
+    """Return a SHA-256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -17,32 +17,33 @@ SETTLED = 2.0  # seconds after which a folder's time of change tells whether it 
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is an image: by its ending, and not hidden (macOS leaves `._name.jpg`)."""
+    """Return whether a file of this name is an image: by its ending, and not hidden (macOS leaves `._name.jpg`)."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; hidden ones and leftovers of archives are no classes."""
+    """Return the names of the class folders in a folder, sorted: not hidden ones, and not leftovers of archives."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries
                       if entry.is_dir() and not entry.name.startswith(".") and entry.name not in JUNK)
 
 
 def list_images(folder: Path) -> list[str]:
-    """The names of the images in a folder, sorted."""
+    """Return the names of the images in a folder, sorted."""
     return sorted(filter(is_image, os.listdir(folder)))
 
 
-def images_below(folder: str | os.PathLike, onerror: Callable[[OSError], object] | None = None) -> list[str]:
-    """The images in a folder and its folders, sorted.
+def images_below(folder: str | os.PathLike[str], onerror: Callable[[OSError], object] | None = None) -> list[str]:
+    """Return the paths of the images in a folder and its folders, sorted.
 
     Hidden folders are left out; one that several links lead to is searched once.
 
     Args:
         onerror: called with the error of a folder that cannot be searched; None: it counts as empty.
     """
-    found, searched = [], set()
-    for parent, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+    found: list[str] = []
+    searched: set[str] = set()
+    for parent, folders, files in os.walk(os.fspath(folder), onerror=onerror, followlinks=True):
         place = os.path.realpath(parent)
         if place in searched:
             folders.clear()
@@ -54,10 +55,10 @@ def images_below(folder: str | os.PathLike, onerror: Callable[[OSError], object]
 
 
 def list_classes(folder: Path, what: str, cache: Path | None = None) -> dict[str, list[str]]:
-    """Class folder -> names of its images, both sorted.
+    """Return the names of the images in each class folder, folders and names sorted.
 
     Args:
-        what: the data set, for messages.
+        what: the dataset, for messages.
         cache: a file that remembers the listing; a folder that has changed since is listed again.
 
     Raises:
@@ -89,7 +90,7 @@ def list_classes(folder: Path, what: str, cache: Path | None = None) -> dict[str
 
 
 def _read_listing(path: Path) -> dict[str, dict]:
-    """What `_write_listing` wrote; nothing if that is not what is there."""
+    """Read what `_write_listing` wrote; return {} for any other file or none."""
     try:
         content = read_json(path)
         if content["format"] != FORMAT or content["version"] != VERSION:
@@ -108,6 +109,7 @@ def _read_listing(path: Path) -> dict[str, dict]:
 
 
 def _write_listing(path: Path, listing: Mapping[str, dict]) -> None:
+    """Remember a listing in a file, if that can be written."""
     try:
         write_json({"format": FORMAT, "version": VERSION, "folders": listing}, path)
     except OSError as error:  # only speed depends on it
@@ -115,10 +117,10 @@ def _write_listing(path: Path, listing: Mapping[str, dict]) -> None:
 
 
 def check_images_exist(image_dir: Path, paths: Iterable[str], dataset: str, remedy: str) -> None:
-    """Look for every image of a split, one listing a folder.
+    """Check that all images of a split exist, with one listing of each folder.
 
     Raises:
-        FileNotFoundError: naming the first few that are missing, how many are, and what is there instead.
+        FileNotFoundError: images are missing; the message names the first few, and what is there instead.
     """
     by_folder: dict[str, list[str]] = {}
     for path in paths:
@@ -146,7 +148,7 @@ def check_images_exist(image_dir: Path, paths: Iterable[str], dataset: str, reme
 
 
 def _names_in(folder: Path) -> tuple[set[str], set[str]]:
-    """The names in a folder, and those among them that are links to nothing; none if there is no such folder."""
+    """Return the names in a folder, and those of broken links among them; none if there is no such folder."""
     if not folder.is_dir():
         return set(), set()
     with os.scandir(folder) as entries:
@@ -156,7 +158,7 @@ def _names_in(folder: Path) -> tuple[set[str], set[str]]:
 
 
 def _is_there_otherwise(folder: Path, name: str, present: set[str]) -> bool:
-    """Whether a name is listed in another Unicode form, as macOS does, under which it can be opened all the same."""
+    """Return whether a file is there although its name is listed in another Unicode form, as on macOS."""
     if name.isascii():
         return False
     normal = unicodedata.normalize("NFC", name)
@@ -164,7 +166,10 @@ def _is_there_otherwise(folder: Path, name: str, present: set[str]) -> bool:
 
 
 def _nested(image_dir: Path) -> list[str]:
-    """Archives extracted one level too deep leave a folder in a folder of the same name, or the image folder in it."""
+    """Return a hint for each folder that looks like an archive extracted one level too deep.
+
+    That leaves a folder in a folder of the same name, or the image folder in another one.
+    """
     inside = (folder for folder in (image_dir.iterdir() if image_dir.is_dir() else ()) if folder.is_dir())
     doubled = [folder / folder.name for folder in (image_dir, *inside, image_dir.parent)]
     found = [folder for folder in (*doubled, *image_dir.parent.glob(f"*/{image_dir.name}")) if folder.is_dir()]

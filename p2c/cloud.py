@@ -1,23 +1,26 @@
-"""Cloud inference, which is ours: several text classifiers from draws around one trained context, and what their
-disagreement tells. TEST.CLOUD_SAMPLES switches it on.
+"""Cloud inference: tests with several classifiers from noisy copies of one trained context. TEST.CLOUD_SAMPLES sets it.
 
-Their average is an ensemble's, and the mutual information between prediction and draw its measure of doubt
-(Lakshminarayanan et al., arXiv 1612.01474; Houlsby et al., arXiv 1112.5745). Shapes: N images, B of them in a batch, K
-draws, C classes.
+It is ours, not the paper's. The classifiers are averaged like an ensemble (Lakshminarayanan et al., arXiv 1612.01474).
+Where they disagree about an image, the prediction is in doubt; the measure is the mutual information between
+prediction and draw (Houlsby et al., arXiv 1112.5745).
+
+Shapes: N images, B of them in a batch, K draws, C classes, E width of the features.
 """
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from p2c.denoising.mixture import Noise, noise_from_config
+from p2c.denoising.noise import noise_unit
 from p2c.engine.datasets import Datum
 from p2c.engine.distributed import is_main
 from p2c.engine.files import write_csv
+from p2c.framework import TrainerX
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.context import Prompts, add_noise
 
@@ -26,9 +29,10 @@ COLUMNS = ("path", "label", "class", "predicted_label", "predicted_class", "prob
 
 
 def combine(logits: Tensor, average: str) -> Tensor:
-    """Scores (B, C) of a cloud's logits (B, K, C), whose softmax gives its probabilities.
+    """Average a cloud's logits (B, K, C) to scores (B, C), whose softmax gives the cloud's probabilities.
 
-    These are the mean "probabilities" of the draws, given by their logarithms, or those of their mean "logits".
+    Args:
+        average: what is averaged over the draws: "probabilities" (the scores are logarithms of their mean) or "logits".
     """
     if average == "logits":
         return logits.mean(1)
@@ -36,9 +40,10 @@ def combine(logits: Tensor, average: str) -> Tensor:
 
 
 def mutual_information(logits: Tensor) -> Tensor:
-    """Entropy of the mean of the draws' probabilities less the mean of their entropies, (B,), in nats.
+    """Return the mutual information (B,) between prediction and draw, in nats, of logits (B, K, C).
 
-    Computed as the mean divergence of the draws from their mean, whose terms do not cancel, in float64.
+    It is the entropy of the draws' mean probabilities less the mean of their entropies. It is computed as the mean
+    divergence of the draws from their mean, whose terms do not cancel, in float64.
     """
     each = logits.double().log_softmax(-1)
     mean = each.logsumexp(1, keepdim=True) - math.log(logits.shape[1])
@@ -46,19 +51,19 @@ def mutual_information(logits: Tensor) -> Tensor:
 
 
 def disagreement(logits: Tensor, output: Tensor) -> Tensor:
-    """The share (B,) of the draws that predict another class than the cloud's scores (B, C) do."""
+    """Return the share (B,) of the draws, with logits (B, K, C), that predict another class than the scores (B, C)."""
     return (logits.argmax(-1) != output.argmax(1, keepdim=True)).double().mean(1)
 
 
 class Cloud:
-    """K classifiers of a model from noisy contexts around its trained one.
+    """K classifiers of a model, each from its trained context with other noise.
 
     Args:
-        samples: K; draw k is the same whatever K is.
-        noise: what is drawn from.
-        sigma: its level, in the embedding's numbers.
-        average: of the classifiers, see `combine`.
-        seed: of the draws.
+        samples: K. Draw k is the same for every K.
+        noise: the distribution of the noise.
+        sigma: the noise level, in the units of the token embedding's numbers.
+        average: how the classifiers are averaged, see `combine`.
+        seed: seed of the draws.
     """
 
     def __init__(self, model: PromptedCLIP, samples: int, noise: Noise, sigma: float, average: str, seed: int):
@@ -74,12 +79,12 @@ class Cloud:
         return torch.stack(features)
 
     def features(self) -> Tensor:
-        """Return the features (K, C, E) by which the cloud classifies, encoded once."""
+        """Return the normalised features (K, C, E) of the classes by each draw; encode them once."""
         return self.model.deployed(self.encode)[1]
 
     @torch.no_grad()
     def logits(self, image: Tensor) -> Tensor:
-        """Return logits (B, K, C) by the K classifiers; the images are encoded once."""
+        """Return logits (B, K, C) of images by each classifier; the images are encoded once."""
         prompts, features = self.model.deployed(self.encode)
         logits = self.model.logits(self.model.encode_image(image, prompts), features.flatten(0, 1))  # (B, K * C)
         return logits.unflatten(1, features.shape[:2])
@@ -90,28 +95,34 @@ class Cloud:
 
 
 class CloudRecord:
-    """What a cloud made of each image of a split."""
+    """The predictions of a cloud for each image of a split, gathered batch by batch."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._batches: list[tuple[Tensor, ...]] = []
 
     def add(self, output: Tensor, label: Tensor, index: Tensor, information: Tensor, disagreement: Tensor) -> None:
-        """Take a batch: scores (B, C), labels and places in the split (B,), what the functions above give (B,)."""
-        confidence = output.double().softmax(1)
-        self._batches.append((index, label, *reversed(confidence.max(1)), information, disagreement))
+        """Add a batch.
+
+        Args:
+            output: scores (B, C).
+            label, index: (B,) labels, and places in the split.
+            information, disagreement: (B,) what `mutual_information` and `disagreement` return.
+        """
+        confidence, prediction = output.double().softmax(1).max(1)
+        self._batches.append((index, label, prediction, confidence, information, disagreement))
 
     def _columns(self) -> list[Tensor]:
-        """Index, label, prediction, confidence, information and disagreement, (N,) each, in the order of the split."""
+        """Return index, label, prediction, confidence, information, disagreement: (N,) each, in the split's order."""
         columns = [torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)]
         order = columns[0].argsort()
         return [column[order] for column in columns]
 
     def metrics(self) -> dict[str, float]:
-        """The means over the images of mutual_information (nats) and disagreement (percent), and how well these and, to
-        compare with, low confidence tell wrong predictions from right ones.
+        """Return the means over the images of "mutual_information" (nats) and "dissent" (disagreement, percent).
 
-        This is the area under the ROC curve, in percent: 50 is chance. It is left out where there are only right
-        predictions, or only wrong ones, or where scores are not finite.
+        Also return how well each of them tells wrong predictions from right ones, and how well low confidence does:
+        "auroc_...", areas under the ROC curve in percent, where 50 is chance. These are left out if all predictions are
+        right or all are wrong, and if a score is not finite.
         """
         from sklearn.metrics import roc_auc_score  # here: it takes a second to import
 
@@ -125,7 +136,7 @@ class CloudRecord:
         return metrics
 
     def write(self, directory: str, items: Sequence[Datum], root: str, classnames: Sequence[str]) -> None:
-        """Write predictions.csv to a folder: a line for each of the split's items, with paths below the data root."""
+        """Write predictions.csv to a folder, a line for each of the split's items; paths are relative to the root."""
         rows = []
         for index, label, prediction, *numbers in zip(*(column.tolist() for column in self._columns()), strict=True):
             path = os.path.relpath(items[index].impath, os.path.expanduser(root)).replace(os.sep, "/")
@@ -133,12 +144,15 @@ class CloudRecord:
         write_csv(os.path.join(directory, "predictions.csv"), COLUMNS, rows)
 
 
-class CloudTests:
-    """Tests of a prompt-learning trainer with a cloud, where TEST.CLOUD_SAMPLES asks for one; else its usual tests."""
+class CloudTests(TrainerX):
+    """A trainer of a PromptedCLIP, which tests with a cloud if TEST.CLOUD_SAMPLES asks for one."""
 
-    record: CloudRecord | None = None  # what the last test with a cloud saw
+    model_class: type[PromptedCLIP]
+    model: PromptedCLIP
+    record: CloudRecord | None = None  # of the last test with a cloud
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise ValueError also if a cloud is asked for that the method cannot have."""
         super().check_cfg(cfg)
         model = self.model_class
         if cfg.TEST.CLOUD_SAMPLES and (model.per_image_classes or not model.prompts_text):
@@ -148,20 +162,20 @@ class CloudTests:
 
     @functools.cached_property
     def cloud(self) -> Cloud | None:
-        """The cloud around the trained context; None: none is asked for."""
+        """The cloud around the trained context; None if none is asked for."""
         return cloud_of(self.cfg, self.model, self.seed)
 
     def model_inference(self, input: Tensor) -> Tensor:
-        """Return logits (B, C) of images or, with a cloud, its scores."""
+        """Return logits (B, C) of images, with a cloud its scores."""
         return super().model_inference(input) if self.cloud is None else self.cloud.predict(input)
 
     def test(self, split: str | None = None) -> float:
-        """Test; with a cloud also keep in `record` how far its classifiers disagree on each image."""
+        """Test as the engine does; with a cloud also keep its predictions in `record`."""
         self.record = CloudRecord() if self.cloud else None
         return super().test(split)
 
-    def outputs(self, loader: Iterable[Mapping]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what `process_outputs` takes of each batch."""
+    def outputs(self, loader: Iterable[dict]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what `process_outputs` takes, batch by batch."""
         if self.cloud is None:
             yield from super().outputs(loader)
             return
@@ -172,15 +186,17 @@ class CloudTests:
             yield output, label, batch["index"], mutual_information(logits), disagreement(logits, output)
 
     def process_outputs(self, output: Tensor, label: Tensor, *of_cloud: Tensor) -> None:
+        """Take the outputs of a batch, with a cloud also what `CloudRecord.add` takes."""
         super().process_outputs(output, label)
         if self.record is not None:
             self.record.add(output, label, *of_cloud)
 
     def evaluate_outputs(self) -> dict[str, float]:
+        """Return the metrics, with a cloud also its own."""
         return {**super().evaluate_outputs(), **(self.record.metrics() if self.record else {})}
 
     def write_results(self, mode: str, **source) -> None:
-        """Also write what there is to see of a cloud: predictions.csv, reliability.png."""
+        """Write results.json, with a cloud also predictions.csv and reliability.png."""
         if self.record is not None and is_main():
             loader = self.val_loader if self.tested_split == "val" else self.test_loader
             self.record.write(self.output_dir, loader.dataset.data_source, self.cfg.DATASET.ROOT,
@@ -193,10 +209,9 @@ class CloudTests:
 
 
 def cloud_of(cfg: CfgNode, model: PromptedCLIP, seed: int) -> Cloud | None:
-    """Return the cloud that a configuration's TEST section asks for, if any."""
+    """Return the cloud that the TEST settings ask for; None if they ask for none."""
     settings, denoising = cfg.TEST, cfg.TRAINER.PROMPT_DENOISING
     if not settings.CLOUD_SAMPLES:
         return None
-    unit = 1.0 if denoising.NOISE_UNIT == "absolute" else model.backbone.token_std
-    return Cloud(model, settings.CLOUD_SAMPLES, noise_from_config(denoising), settings.CLOUD_LEVEL * unit,
-                 settings.CLOUD_AVERAGE, seed)
+    sigma = settings.CLOUD_LEVEL * noise_unit(denoising, model.backbone.token_std)
+    return Cloud(model, settings.CLOUD_SAMPLES, noise_from_config(denoising), sigma, settings.CLOUD_AVERAGE, seed)

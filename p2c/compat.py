@@ -64,7 +64,7 @@ def describe() -> str:
     """Describe the engine of this process, for a log."""
     if engine() == OURS:
         return "p2c"
-    return f"real Dassl {dassl_version()} in {os.path.dirname(sys.modules['dassl'].__file__)}"
+    return f"real Dassl {dassl_version()} in {os.path.dirname(sys.modules['dassl'].__file__ or '')}"
 
 
 def import_dassl() -> None:
@@ -188,6 +188,7 @@ class _MissingModules(importlib.abc.MetaPathFinder):
     """Raises a helpful error for Dassl's modules that this package does not provide."""
 
     def find_spec(self, fullname, path=None, target=None):
+        """Raise ModuleNotFoundError for a module of Dassl's."""
         if fullname.startswith("dassl."):
             raise ModuleNotFoundError(f"{fullname} is not part of the engine of p2c, which stands in for Dassl here; "
                                       f"with real Dassl installed, {VARIABLE}=dassl runs on that", name=fullname)

@@ -1,8 +1,14 @@
-"""PromptedCLIP, a frozen CLIP whose classes are described by learned prompts: what every method's model derives from.
+"""PromptedCLIP, the base of every method's model: a frozen CLIP whose classes are described by learned prompts.
 
-A model takes plain arguments and knows no configuration, engine or folder. A training step is two calls, `draw` and
-`losses`, of which the second is deterministic. Shapes: B images, C classes, E width of the features, M context tokens,
-A tokens of attributes before them, D text width.
+CLIP scores an image for a class by the cosine between the image's feature and that of a text such as "a photo of a
+dog.". Prompt learning replaces words of that text by trained vectors, the context. Deep prompts are such vectors at
+later layers; visual prompts stand beside the image's patches.
+
+A model takes plain arguments and knows no configuration, engine or output folder. A training step is two calls:
+`draw` makes all its random numbers, and `losses` computes with them and is deterministic.
+
+Shapes: B images, C classes, E width of the features, M context tokens, A tokens of attributes before these, D text
+width.
 """
 import functools
 from collections.abc import Callable, Sequence
@@ -11,17 +17,19 @@ from math import inf
 
 import torch
 import torch.nn.functional as F
+from open_clip import CLIP
 from torch import Generator, Tensor, nn
 
 from p2c.clip.loading import Backbone
 from p2c.clip.precision import Precision
-from p2c.clip.text import TextTower
+from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
 from p2c.denoising.mixture import Noise
 from p2c.denoising.noise import PromptDenoising
 from p2c.prompts.attributes import NO_ATTRIBUTES, Attributes
 from p2c.prompts.context import (
     ContextLayout,
+    PromptLearner,
     Prompts,
     TemplateLayout,
     add_noise,
@@ -35,18 +43,20 @@ from p2c.utils.streams import generator
 
 log = get_logger(__name__)
 
-MOST_WORDS = 4  # MaPLe and its relatives start longer contexts at random, whatever CTX_INIT says
+Layout = ContextLayout | TemplateLayout  # the tokens of a class's prompt
+
+MOST_WORDS = 4  # context tokens; MaPLe and IVLP start a longer context at random, whatever CTX_INIT says
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a training; everything random in it is a function of seed and index.
+    """One step of a training. All its random numbers are a function of seed and index.
 
     Attributes:
-        seed: of the training.
-        index: steps before this one.
-        epoch: whole epochs before it.
-        fraction: of its epoch that is done, in [0, 1).
+        seed: the seed of the training.
+        index: the number of steps before this one.
+        epoch: the number of epochs before the step's own.
+        fraction: the part of the step's own epoch that is done, in [0, 1).
     """
 
     seed: int = 0
@@ -55,71 +65,91 @@ class Step:
     fraction: float = 0.0
 
     def generator(self, name: str) -> Generator:
-        """Return the random stream `name` of this step, on the CPU."""
+        """Return the random numbers called `name` of this step: a generator on the CPU."""
         return generator(self.seed, name, self.index)
 
 
 class PromptedCLIP(nn.Module):
-    """Two frozen towers, the classes' prompts, and a learner of prompts. A subclass makes `learner` and the classes.
+    """CLIP's two frozen towers, and a learner of the prompts with which they run.
 
-    Only the learner trains, and only its state is saved.
+    Only the learner is trained and saved. A subclass is called as Model(clip, classnames, **arguments), where those
+    arguments that are not its own are options of this class. Its constructor sets `layout`, makes a learner, and ends
+    with `finish`.
 
     Args:
         clip: a frozen CLIP, from `load_backbone`.
-        denoising: noise on the text context while training (DPD); None: none.
-        precision: in which the towers run; None: that of the weights.
+        seed: seed of the learner's start.
+        denoising: noise on the text context while training (Dynamic Prompt Denoising); None: no noise.
+        precision: the precision of the towers; None: that of the weights.
         text_memory: bytes that the activations of the class texts may take.
-        compiled: whether torch compiles the towers for training.
+        compiled: True if torch is to compile the towers for training.
 
     Attributes:
-        learner: a module whose call returns `Prompts`.
-        classnames: C names, in the order of the logits.
+        learner: the trained module; a call of it returns `Prompts`.
+        layout: the tokens of a class's prompt.
+        classnames: C names, in the order of the labels and logits.
+        class_prompts: the classes' prompts without the learned tokens, embedded.
     """
 
-    learner: nn.Module
-    denoises_text = False  # whether the method denoises its text context by itself (DPD)
-    prompts_text = True  # whether a text context is learned, which prompt noise needs
-    per_image_classes = False  # whether the class features depend on the image: then there is no one classifier
+    learner: PromptLearner
+    layout: Layout
+    classnames: list[str]
+    class_prompts: ClassPrompts | list[ClassPrompts]
 
-    def __init__(self, clip: Backbone, *, denoising: PromptDenoising | None = None, precision: Precision | None = None,
-                 text_memory: float = inf, compiled: bool = False):
+    denoises_text = False  # True if noise on the text context is part of the method
+    prompts_text = True  # False if no text context is learned, so that there is nothing to put noise on
+    per_image_classes = False  # True if the features of the classes depend on the image, so that no classifier is fixed
+
+    def __init__(self, clip: Backbone, *, seed: int = 0, denoising: PromptDenoising | None = None,
+                 precision: Precision | None = None, text_memory: float = inf, compiled: bool = False):
         super().__init__()
         self.backbone = clip
-        self.clip = clip.model
+        self.clip: CLIP = clip.model
+        self.seed = seed
         self.denoising = denoising
         self.precision = precision or Precision(self.clip.text_projection.dtype)
         self.text_tower = TextTower(self.clip, clip.tokenizer.sot_token_id, clip.tokenizer.eot_token_id, text_memory)
         self.image_tower = ImageTower(self.clip)
-        self._compiled: dict[Callable, Callable] | None = {} if compiled else None
-        self._classifier: tuple[tuple, Prompts, Tensor] | None = None
+        self.compiled = compiled
+        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}  # a tower's function -> it, compiled
+        self._deployed: tuple[tuple, Prompts, Tensor] | None = None  # what `deployed` depends on, and what it returns
+
+    def finish(self, learner: PromptLearner, classnames: Sequence[str]) -> None:
+        """Take the learner, which moves to CLIP's device, and the classes; the last step of a constructor."""
+        self.learner = learner.to(self.device)
+        self.set_classes(classnames)
 
     # Classes
 
     def set_classes(self, classnames: Sequence[str]) -> None:
-        """Take these classes from here on.
+        """Classify into these classes from now on.
 
         Raises:
             ValueError: no names, a prompt longer than the tower's context, or a word that the backbone does not know.
         """
         self.classnames = list(classnames)
-        self.class_prompts = self.prepare(self.layout)
-        self._classifier = None
+        self.class_prompts = self.prepare_classes()
+        self._deployed = None
 
-    def prepare(self, layout: ContextLayout | TemplateLayout):
-        """Return the classes' prompts by a layout, embedded once since only the context changes."""
+    def prepare_classes(self) -> ClassPrompts | list[ClassPrompts]:
+        """Return the classes' prompts, ready for `encode_text`."""
+        return self.prepare(self.layout)
+
+    def prepare(self, layout: Layout) -> ClassPrompts:
+        """Embed the classes' prompts in a layout; the learned tokens are put in when the prompts are encoded."""
         return self.text_tower.prepare(*self.rows(layout), own=layout.per_class)
 
-    def rows(self, layout: ContextLayout | TemplateLayout) -> tuple[list[list[int]], list[list[int]]]:
-        """Return the token ids of the classes' prompts by a layout, and where their learned tokens stand."""
+    def rows(self, layout: Layout) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the token ids of the classes' prompts in a layout, and the positions of their learned tokens."""
         return layout.rows(self.classnames, self.backbone.tokenize, self.text_tower.sot, self.text_tower.eot)
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
+        """The device of the towers."""
         return self.clip.text_projection.device
 
     def _apply(self, fn, *args, **kwargs):
-        """Move everything, the classes' prompts too."""
+        """Move or cast the module as torch does, and the classes' prompts with it."""
         super()._apply(fn, *args, **kwargs)
         self.set_classes(self.classnames)
         return self
@@ -134,21 +164,26 @@ class PromptedCLIP(nn.Module):
 
     def encode_text(self, prompts: Prompts) -> Tensor:
         """Encode all classes: normalised features (C, E), in float32 or better."""
-        context = torch.cat([*prompts.attributes, prompts.context]) if prompts.attributes else prompts.context
+        context = prompts.context
+        if context is not None and prompts.attributes:
+            context = torch.cat([*prompts.attributes, context])
         return self.features(self.text_tower.encode, self.class_prompts, context, prompts.deep_text)
 
     def encode_image(self, image: Tensor, prompts: Prompts) -> Tensor:
-        """Encode images (B, 3, height, width), normalised floats: normalised features (B, E), in float32 or better."""
+        """Encode images (B, 3, height, width), as `preprocess` makes them: normalised features (B, E).
+
+        The features are in float32 or better.
+        """
         assert image.is_floating_point(), "Images in uint8 must be normalised first"
         return self.features(self.image_tower.encode, image, prompts.visual, prompts.deep_visual)
 
     def features(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
-        """Run a tower as `run_tower`, and normalise its rows to length 1."""
+        """Run a tower's function as `run_tower` does, and normalise each feature to length 1."""
         return F.normalize(self.run_tower(encode, *inputs), dim=-1)
 
     def run_tower(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
-        """Run a tower in the model's precision; features in float32 or better."""
-        if self._compiled is not None and torch.is_grad_enabled():
+        """Run a tower's function in the model's precision; return its features in float32 or better."""
+        if self.compiled and torch.is_grad_enabled():
             encode = self._compile(encode)
         with self.precision.context(self.device):
             features = encode(*inputs)
@@ -162,23 +197,32 @@ class PromptedCLIP(nn.Module):
         return self._compiled[encode]
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Return exp(logit_scale) times the cosines (B, C) of normalised features (B, E) and (C, E)."""
+        """Return logits (B, C), CLIP's logit scale times the cosines of normalised features (B, E) and (C, E)."""
         return self.backbone.logit_scale * image_features @ text_features.t()
 
     # Training
 
     def noise_level(self, step: Step) -> float:
-        """Return sigma of a step, in the embedding's numbers; 0 without denoising."""
+        """Return sigma, the level of the noise on the text context in a step; 0 without denoising.
+
+        It is in the units of the token embedding's numbers.
+        """
         return 0.0 if self.denoising is None else self.denoising.sigma(step.epoch, step.fraction)
 
     def draw(self, step: Step) -> dict[str, Tensor]:
-        """Draw all noise of a step, on the CPU: "dpd" (A + M, D) where the text context is denoised."""
+        """Draw all random numbers of a step, on the CPU.
+
+        Returns:
+            With denoising {"dpd": the noise (A + M, D) on the text context}, else {}.
+        """
         if self.denoising is None:
             return {}
         return {"dpd": self.text_noise(self.denoising.noise, self.noise_level(step), "dpd", step)}
 
     def text_noise(self, noise: Noise, sigma: float, stream: str, step: Step) -> Tensor:
-        """Draw sigma times noise (A + M, D) for the attributes' tokens and the context, each from a stream of its own.
+        """Draw sigma times noise (A + M, D) for the learned tokens of the text input.
+
+        The context's is from the step's random stream `stream`, that of attribute i from `stream`.attribute`i`.
         """
         *attributes, context = self.learner.text_tokens()
         streams = [*(f"{stream}.attribute{i}" for i in range(1, 1 + len(attributes))), stream]
@@ -186,7 +230,13 @@ class PromptedCLIP(nn.Module):
                                   for name, tokens in zip(streams, [*attributes, context], strict=True)])
 
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return named losses of a batch (B, 3, height, width), (B,) with a step's noise; their sum is minimised."""
+        """Return the losses of a batch by name, scalars whose sum is minimised. Draw nothing.
+
+        Args:
+            image: (B, 3, height, width), as for `encode_image`.
+            label: (B,).
+            noise: what `draw` returned for the step.
+        """
         prompts = add_noise(self.learner(), noise.get("dpd"))
         return {"loss_ce": F.cross_entropy(self.scores(image, prompts), label)}
 
@@ -196,32 +246,39 @@ class PromptedCLIP(nn.Module):
 
     # Inference
 
-    def forward(self, image: Tensor, label: Tensor | None = None, noise: dict[str, Tensor] | None = None):
-        """Return logits (B, C) of images, without gradients; with labels and noise the losses, for data parallelism."""
+    def forward(self, image: Tensor, label: Tensor | None = None, noise: dict[str, Tensor] | None = None) \
+            -> Tensor | dict[str, Tensor]:
+        """Return `predict` of images; with labels return `losses`, for DistributedDataParallel, which calls this."""
         return self.predict(image) if label is None else self.losses(image, label, noise or {})
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
-        """Return logits (B, C) of images (B, 3, height, width); the classes are encoded once."""
+        """Return logits (B, C) of images (B, 3, height, width) by the prompts without noise.
+
+        The classes are encoded once for all calls.
+        """
         prompts, features = self.deployed()
         return self.logits(self.encode_image(image, prompts), features)
 
     def classifier(self) -> Tensor:
-        """Return the normalised features (C, E) of the classes: exp(logit_scale) times cosines with them are logits."""
+        """Return the normalised features (C, E) of the classes by the prompts without noise, see `logits`."""
         return self.deployed()[1]
 
     @torch.no_grad()
     def deployed(self, encode: Callable[[Prompts], Tensor] | None = None) -> tuple[Prompts, Tensor]:
-        """Return the prompts and what `encode`, by default `encode_text`, makes of them.
+        """Return what inference runs with: the prompts without noise, and the features of the classes.
 
-        It is encoded anew only if the learner, the classes or `encode` have changed.
+        The features are kept until the learner, the classes or `encode` change.
+
+        Args:
+            encode: makes features of prompts; None: `encode_text`.
         """
         encode = encode or self.encode_text
         state = encode, [(parameter.data_ptr(), parameter._version) for parameter in self.learner.parameters()]
-        if self._classifier is None or self._classifier[0] != state:
+        if self._deployed is None or self._deployed[0] != state:
             prompts = self.learner()
-            self._classifier = state, prompts, encode(prompts)
-        return self._classifier[1:]
+            self._deployed = state, prompts, encode(prompts)
+        return self._deployed[1:]
 
     @functools.cached_property
     def preprocess(self) -> Callable:
@@ -233,19 +290,25 @@ class PromptedCLIP(nn.Module):
                           lambda image: image.convert("RGB"), T.ToTensor(),
                           T.Normalize(self.backbone.pixel_mean, self.backbone.pixel_std)])
 
-    # What the subclasses are made of
+    # For constructors of subclasses
 
-    def start_context(self, n_ctx: int, words: str, init: Callable[[str], Generator], *,
+    def init_stream(self, name: str) -> Generator:
+        """Return the random numbers with which a group of parameters starts: a generator on the CPU."""
+        return generator(self.seed, f"init.{name}")
+
+    def start_context(self, n_ctx: int, words: str, *,
                       attributes: Attributes = NO_ATTRIBUTES, position: str = "end", classes: int = 0,
                       argument: str = "n_ctx") -> tuple[Tensor, ContextLayout]:
-        """Return the start (M, D) of a text context, or (C, M, D) of one a class, and where its tokens stand.
+        """Return an initial text context (M, D), or class-specific ones (C, M, D), and the layout of its prompts.
 
         Args:
-            words: text whose first M tokens start the context, and whose others stay; "": N(0, 0.02^2).
-            init: gives the random stream that starts a parameter group.
-            position: of the class name, see `ContextLayout`.
-            classes: C, for a context of each class; 0: one for all.
-            argument: what M is called, for messages.
+            n_ctx: M.
+            words: text whose first M tokens start the context, and whose others follow it unlearned; "": the context
+                starts from N(0, 0.02^2).
+            attributes: words in the prompt with learned tokens of their own.
+            position: the class name's, see `ContextLayout`.
+            classes: C, for class-specific contexts; 0: one context for all classes.
+            argument: the name of `n_ctx` in messages.
 
         Raises:
             ValueError: a length that the text tower cannot take, or fewer words than M.
@@ -259,25 +322,35 @@ class PromptedCLIP(nn.Module):
                              f"{text.context_length} tokens, but got {n_ctx}")
         start, fixed = split_context_init(words, n_ctx, self.backbone.tokenize)
         shape = (classes, n_ctx, text.width) if classes else (n_ctx, text.width)
-        context = self.backbone.token_embedding(start).float() if start else random_context(shape, init("ctx"))
-        return context, ContextLayout(n_ctx, tuple(fixed), position, attributes.used,
-                                      per_class=bool(classes))
+        if start:
+            context = self.backbone.token_embedding(start).float()
+        else:
+            context = random_context(shape, self.init_stream("ctx"))
+        return context, ContextLayout(n_ctx, tuple(fixed), position, attributes.used, per_class=bool(classes))
 
     def check_depth(self, argument: str, depth: int, layers: int, least: int = 1) -> int:
-        """Return a depth of prompts. Raise ValueError if a tower of so many layers cannot have it."""
+        """Return a depth of prompts if a tower of so many layers can have it.
+
+        Args:
+            argument: the depth's name in messages.
+            least: the smallest depth that makes sense.
+
+        Raises:
+            ValueError: it cannot.
+        """
         if not least <= depth <= layers:
             raise ValueError(f"{argument} must be from {least} to {layers}, the layers of {self.backbone.name}'s "
                              f"tower, but got {depth}")
         return depth
 
     def image_prompts(self, tokens: int, depth: int, least: int) -> tuple[int, int, int]:
-        """Return number, width and depth of image prompts.
+        """Return the number of image prompts in each layer, their width, and the number of layers with prompts.
 
         Args:
-            least: the least depth; 0 allows none.
+            least: the smallest depth; 0 allows a model without image prompts.
 
         Raises:
-            ValueError: a depth or number that makes no sense, or a tower that takes no prompts.
+            ValueError: a number or depth that makes no sense, or a tower that takes no prompts.
         """
         if least == depth == 0:
             return 0, 0, 0
@@ -291,55 +364,45 @@ class CoupledCLIP(PromptedCLIP):
     """MaPLe's coupled prompts (arXiv 2210.03117): text contexts, and mappers that make visual prompts of them.
 
     Args:
-        clip, classnames: see PromptedCLIP.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx: M, tokens in each layer.
         ctx_init: words that start the context, if M is at most 4; "": random.
         prompt_depth: layers with prompts, the input included.
-        hidden_width: of the input prompts' mapper as a denoising autoencoder; None: one Linear.
+        hidden_width: width of the hidden layer in the mapper of the input prompts; None: that mapper is one Linear.
         attributes: words in the prompt with learned tokens of their own.
-        seed: of the initial prompts.
     """
+
+    learner: MultiModalPromptLearner
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, n_ctx: int = 2, ctx_init: str = "a photo of a",
                  prompt_depth: int = 9, hidden_width: int | None = None, attributes: Attributes = NO_ATTRIBUTES,
-                 seed: int = 0, **options):
+                 **options):
         super().__init__(clip, **options)
-        init = functools.partial(init_stream, seed)
         image = self.image_tower.require_prompts()
         depth = self.check_depth("prompt_depth", prompt_depth, min(self.text_tower.layers, image.layers))
-        context, self.layout = self.start_context(n_ctx, ctx_init if n_ctx <= MOST_WORDS else "", init,
-                                                  attributes=attributes)
-        tokens = attributes.tokens(self.text_tower.width, init("attributes"))
-        learner = MultiModalPromptLearner(context, image.width, depth, hidden_width, init, *tokens)
-        self.learner = learner.to(self.device)
-        self.set_classes(classnames)
+        words = ctx_init if n_ctx <= MOST_WORDS else ""
+        context, self.layout = self.start_context(n_ctx, words, attributes=attributes)
+        tokens = attributes.tokens(self.text_tower.width, self.init_stream("attributes"))
+        learner = MultiModalPromptLearner(context, image.width, depth, hidden_width, self.init_stream, *tokens)
+        self.finish(learner, classnames)
 
 
 class IndependentCLIP(PromptedCLIP):
     """Deep prompts of both towers, learned independently (IVLP, the baseline of arXiv 2210.03117, section 4.1).
 
     Args:
-        clip, classnames: see PromptedCLIP.
+        clip, classnames, options: see PromptedCLIP.
         n_ctx_vision, n_ctx_text: tokens in each layer.
         ctx_init: words that start the context, if it has at most 4 tokens; "": random.
         prompt_depth_vision: layers with image prompts; 0: none.
         prompt_depth_text: layers with text prompts, the input included.
-        seed: of the initial prompts.
     """
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, n_ctx_vision: int = 2, n_ctx_text: int = 2,
-                 ctx_init: str = "a photo of a", prompt_depth_vision: int = 9, prompt_depth_text: int = 9,
-                 seed: int = 0, **options):
+                 ctx_init: str = "a photo of a", prompt_depth_vision: int = 9, prompt_depth_text: int = 9, **options):
         super().__init__(clip, **options)
-        init = functools.partial(init_stream, seed)
         words = ctx_init if n_ctx_text <= MOST_WORDS else ""
-        context, self.layout = self.start_context(n_ctx_text, words, init, argument="n_ctx_text")
+        context, self.layout = self.start_context(n_ctx_text, words, argument="n_ctx_text")
         depth = self.check_depth("prompt_depth_text", prompt_depth_text, self.text_tower.layers)
         images = self.image_prompts(n_ctx_vision, prompt_depth_vision, least=0)
-        self.learner = IndependentPromptLearner(context, depth, *images, init).to(self.device)
-        self.set_classes(classnames)
-
-
-def init_stream(seed: int, name: str) -> Generator:
-    """Return the random stream that starts a parameter group."""
-    return generator(seed, f"init.{name}")
+        self.finish(IndependentPromptLearner(context, depth, *images, self.init_stream), classnames)

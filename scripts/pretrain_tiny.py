@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +69,10 @@ def random_spec(rng: RandomStream) -> PictureSpec:
                        fill=rng.pick(list(drawing.FILLS)), tone=rng.pick(list(drawing.BACKGROUNDS)))
     kind = rng.below(100)
     if kind < 60:
-        return spec._replace(count="one", size=rng.pick([None, None, None, "tiny", "big"]))
+        return replace(spec, count="one", size=rng.pick([None, None, None, "tiny", "big"]))
     if kind < 80:
-        return spec._replace(count=rng.pick(list(drawing.COUNTS)[1:]))
-    return spec._replace(relation=rng.pick(drawing.RELATIONS), second=rng.pick(list(drawing.SHAPES)),
+        return replace(spec, count=rng.pick(list(drawing.COUNTS)[1:]))
+    return replace(spec, relation=rng.pick(drawing.RELATIONS), second=rng.pick(list(drawing.SHAPES)),
                          second_color=rng.pick(list(drawing.COLORS)),
                          fill=None if rng.chance(70) else spec.fill)
 
@@ -80,10 +81,11 @@ def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
     """Return `spec` without some random attributes: what a caption mentions of the picture."""
     if spec.relation:
         colors = rng.chance(35)
-        return spec._replace(fill=None, count=None, tone=spec.tone if rng.chance(12) else None,
+        return replace(spec, fill=None, count=None, tone=spec.tone if rng.chance(12) else None,
                              color=spec.color if colors else None, second_color=spec.second_color if colors else None)
     full, single = rng.chance(50), spec.count == "one"
-    mentioned = spec._replace(
+    mentioned = replace(
+        spec,
         color=spec.color if full or rng.chance(60) else None,
         fill=spec.fill if full or rng.chance(60) else None,
         shape=spec.shape if full or rng.chance(85) else None,
@@ -92,7 +94,7 @@ def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
         count=spec.count if rng.chance(3 if single else 90) else None,
     )
     if not single and rng.chance(60):
-        mentioned = mentioned._replace(color=None)
+        mentioned = replace(mentioned, color=None)
     return mentioned
 
 

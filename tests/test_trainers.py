@@ -332,8 +332,8 @@ def test_zero_shot_logits_are_clips_own(make_trainer):
 
 def test_template_ensemble_averages_normalised_features_and_building_it_twice_changes_nothing(make_trainer):
     first, second = make_trainer("ZeroshotCLIP2", out="a"), make_trainer("ZeroshotCLIP2", out="b")
-    templates = [layout.template for layout in first.model.layout]
-    assert len(templates) == len(second.model.layout) == 8
+    templates = first.model.templates
+    assert len(templates) == len(second.model.templates) == 8
     name = readable(first.dm.dataset.classnames[0])
     with torch.no_grad():
         rows = first.model.backbone.tokenizer([template.replace("{}", name) for template in templates])

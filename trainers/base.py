@@ -1,10 +1,11 @@
-"""What all prompt-learning trainers share: build the method's model from a configuration, step it, save its prompts.
+"""PromptTrainer, the base of all prompt-learning trainers: it builds a model from a configuration, and trains it.
 
-The method itself is the model (p2c/model.py). Shapes: B images, C classes.
+The method itself is the model (p2c/model.py); the loop over the epochs is the engine's. Shapes: B images, C classes.
 """
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,14 +17,13 @@ from p2c.clip.precision import Precision
 from p2c.cloud import CloudTests
 from p2c.config import check_settings
 from p2c.denoising.mixture import noise_from_config
-from p2c.denoising.noise import PromptDenoising
+from p2c.denoising.noise import PromptDenoising, noise_unit
 from p2c.denoising.schedules import build_schedule
 from p2c.engine.checkpoint import CannotResume
 from p2c.engine.config import SHARED_NODES
 from p2c.engine.distributed import first_on_each_machine, local_processes, parallel
 from p2c.engine.numerics import SkippedSteps
 from p2c.engine.optim import build_lr_scheduler, build_optimizer
-from p2c.framework import TrainerX
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.attributes import choose_attributes
 from p2c.utils import trainable
@@ -37,21 +37,28 @@ GIB = 1 << 30  # bytes
 TEXT_SHARE = 0.25  # of a device's memory, for the class texts' activations
 
 
-class PromptTrainer(CloudTests, TrainerX):
-    """Base of the prompt-learning trainers. CLIP stays frozen, and the learner alone is registered."""
+class Classes(Protocol):
+    """The classes of a dataset, in the order of the labels. A dataset may also have a `template` with a `{}`."""
 
-    node: str  # the trainer's settings in cfg.TRAINER
-    model_class: type[PromptedCLIP]
+    @property
+    def classnames(self) -> Sequence[str]:
+        """The classes' names."""
+
+
+class PromptTrainer(CloudTests):
+    """Base of the prompt-learning trainers. CLIP stays frozen; the engine trains and saves the model's learner only."""
+
+    node: str  # key of the trainer's settings in cfg.TRAINER
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
-    takes_attributes = False  # whether TRAINER.ATPROMPT is for this trainer
+    takes_attributes = False  # True if TRAINER.ATPROMPT applies to this trainer
     several_processes = True
     length_matters = False
-    resumes_inside_epoch = True  # all randomness is in streams: a trainer with any other must set this to False
+    resumes_inside_epoch = True  # False in a trainer that draws random numbers outside `model.draw`
 
     # Building
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Raise ValueError for missing or senseless settings, naming the key."""
+        """Raise ValueError for missing settings, and for those that make no sense, naming the key."""
         name = type(self).__name__
         for node in (self.node, "PROMPT_DENOISING", "ATPROMPT"):
             if node not in cfg.TRAINER:
@@ -69,18 +76,23 @@ class PromptTrainer(CloudTests, TrainerX):
         super().check_cfg(cfg)
 
     @classmethod
-    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset) -> dict:
-        """Return the model's own arguments: the trainer's settings, in lower case."""
+    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset: Classes) -> dict:
+        """Return the model's own arguments: the trainer's settings except PREC, in lower case."""
         return {key.lower(): value for key, value in cfg.TRAINER[cls.node].items() if key != "PREC"}
 
     @classmethod
-    def create_model(cls, cfg: CfgNode, clip: Backbone, precision: Precision, dataset, seed: int) -> PromptedCLIP:
-        """Build the method's model for a dataset's classes (`classnames`, and `template` if it has one).
+    def create_model(cls, cfg: CfgNode, clip: Backbone, precision: Precision, dataset: Classes, seed: int) \
+            -> PromptedCLIP:
+        """Build the method's model for a dataset's classes.
+
+        Args:
+            seed: seed of the learner's start.
 
         Raises:
             ValueError: settings, classes and towers that do not go together.
         """
         settings, denoising = cfg.TRAINER[cls.node], cfg.TRAINER.PROMPT_DENOISING
+        build: Callable[..., PromptedCLIP] = cls.model_class  # each method has its own arguments
         arguments = cls.model_arguments(cfg, clip, dataset) | {
             "denoising": build_denoising(cfg, clip) if denoising.ENABLED else None,
             "precision": precision,
@@ -90,8 +102,8 @@ class PromptTrainer(CloudTests, TrainerX):
         if cls.takes_attributes:
             arguments["attributes"] = choose_attributes(cfg.TRAINER.ATPROMPT, cfg.DATASET.NAME)
         try:
-            model = cls.model_class(clip, dataset.classnames, seed=seed, **arguments)
-        except ValueError as error:
+            model = build(clip, dataset.classnames, seed=seed, **arguments)
+        except ValueError as error:  # where it begins with the name of an argument, name the setting instead
             argument, _, rest = str(error).partition(" ")
             if argument.upper() in settings:
                 raise ValueError(f"TRAINER.{cls.node}.{argument.upper()} {rest}") from error
@@ -102,7 +114,7 @@ class PromptTrainer(CloudTests, TrainerX):
         return model
 
     def build_model(self) -> None:
-        """Load CLIP, make the method's model, and register its learner alone, with the optimiser.
+        """Load CLIP, build the method's model, and register its learner with the engine.
 
         Raises:
             ValueError: settings, classes or weights that do not go together.
@@ -121,7 +133,12 @@ class PromptTrainer(CloudTests, TrainerX):
             self.prepare_training(precision)
 
     def prepare_training(self, precision: Precision) -> None:
-        """Load initial prompts, and make optimiser, schedule and loss scaling."""
+        """Load initial prompts, make optimiser, schedule and loss scaling, and register the learner.
+
+        Raises:
+            ValueError: several views of an image, or initial prompts of another model.
+            FileNotFoundError: there is no file of initial prompts.
+        """
         cfg = self.cfg
         if cfg.DATALOADER.K_TRANSFORMS > 1 and type(self).parse_batch_train is PromptTrainer.parse_batch_train:
             raise ValueError(f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but {type(self).__name__} "
@@ -136,16 +153,16 @@ class PromptTrainer(CloudTests, TrainerX):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.scaling)
         self.skipped = SkippedSteps(self.scaler, self.device)
         self.register_model(self.learner_name, self.model.learner, self.optim, self.sched)
-        # Words of the attributes that are not in use have tokens that learn nothing.
+        # Attributes that are not in use have tokens too, and these get no gradient.
         self.parallel_model = parallel(self.model, some_unused=cfg.TRAINER.ATPROMPT.USE_ATPROMPT)
 
     # Images
 
     def build_data_loader(self) -> None:
-        """Have the loaders hand out images in uint8, where normalisation is all that is done to them as floats."""
+        """Make the loaders, whose images stay in uint8 if the only step after that is normalisation."""
         super().build_data_loader()
         options = self.cfg.DATALOADER
-        if options.K_TRANSFORMS > 1 or options.RETURN_IMG0:  # a batch holds several images of each, all alike
+        if options.K_TRANSFORMS > 1 or options.RETURN_IMG0:  # a batch holds several versions of each image
             return
         for loader in (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader):
             if hasattr(getattr(loader, "dataset", None), "transform"):
@@ -153,19 +170,22 @@ class PromptTrainer(CloudTests, TrainerX):
 
     @functools.cached_property
     def normalization(self) -> Normalization:
-        """What INPUT says of pixels, for images in uint8."""
+        """The normalisation of images in uint8."""
         return input_normalization(self.cfg, self.device)
 
     def parse_batch_train(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Return images, as floats, and labels, on the device."""
+        """Return images and labels of a batch, see `parse_batch`. A method may train on several views of each image."""
         return self.parse_batch(batch)
 
     def parse_batch_test(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Return images, as floats, and labels, on the device."""
+        """Return images and labels of a batch, see `parse_batch`."""
         return self.parse_batch(batch)
 
     def parse_batch(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """Return images, as floats, and labels, on the device; images in uint8 are normalised there."""
+        """Return images (B, 3, height, width), as normalised floats, and labels (B,), on the device.
+
+        Images in uint8 are normalised there.
+        """
         image, label = (batch[name].to(self.device, non_blocking=True) for name in ("img", "label"))
         return self.normalization(image) if image.dtype == torch.uint8 else image, label
 
@@ -174,15 +194,16 @@ class PromptTrainer(CloudTests, TrainerX):
     @property
     def step(self) -> Step:
         """The step in progress."""
-        return Step(self.seed, self.epoch * self.num_batches + self.batch_idx, self.epoch,
-                    self.batch_idx / self.num_batches)
+        return Step(seed=self.seed, index=self.epoch * self.num_batches + self.batch_idx, epoch=self.epoch,
+                    fraction=self.batch_idx / self.num_batches)
 
     def forward_backward(self, batch: Mapping) -> dict[str, Tensor | float]:
-        """Do one step: noise, losses, their sum backward, update. Return what is logged, without waiting for a GPU."""
+        """Do one step: draw, losses, gradients of their sum, update. Return what is logged, without waiting for a GPU.
+        """
         image, label = self.parse_batch_train(batch)
         noise = self.model.draw(self.step)
         if self.cfg.TRAIN.COMPILE:
-            torch.compiler.cudagraph_mark_step_begin()  # its import of the compiler alone takes seconds
+            torch.compiler.cudagraph_mark_step_begin()  # not otherwise: it imports the compiler, which takes seconds
         losses = self.parallel_model(image, label, noise)
         loss = sum(losses.values())
         self.optim.zero_grad()
@@ -200,7 +221,7 @@ class PromptTrainer(CloudTests, TrainerX):
         return summary
 
     def after_epoch(self) -> None:
-        """Say how many steps loss scaling has left out, where it did."""
+        """Log how many steps loss scaling has left out, if any."""
         if skipped := self.skipped_steps:
             steps = (self.epoch + 1) * self.num_batches
             log.info(f"Loss scaling has left out {skipped} of {steps} steps so far: their gradients were not finite")
@@ -208,16 +229,18 @@ class PromptTrainer(CloudTests, TrainerX):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that loss scaling has left out."""
+        """The number of steps that loss scaling has left out."""
         return self.skipped.count if self.get_model_names() else 0
 
     # Checkpoints
 
     def run_state(self) -> dict:
+        """Return what a checkpoint holds beside the learner, with the digest of CLIP's weights."""
         return {**super().run_state(), "skipped_steps": self.skipped_steps,
                 "backbone_sha256": self.model.backbone.sha256}
 
     def check_run_state(self, checkpoint: dict) -> None:
+        """Raise CannotResume if a checkpoint is of another run or was trained with another CLIP."""
         super().check_run_state(checkpoint)
         if not (faults := other_backbone(self.model, checkpoint, self.cfg.MODEL.BACKBONE.WEIGHTS)):
             return
@@ -228,6 +251,7 @@ class PromptTrainer(CloudTests, TrainerX):
         log.warning(f"Resuming anyway: {faults[0]}")
 
     def load_run_state(self, checkpoint: dict) -> None:
+        """Take what `run_state` returned."""
         super().load_run_state(checkpoint)
         self.skipped.before = checkpoint.get("skipped_steps", 0)
 
@@ -248,7 +272,7 @@ class PromptTrainer(CloudTests, TrainerX):
         log.info(f'Loading weights to {self.learner_name} from "{path}" (epoch = {self.deployed_epoch})')
 
     def load_prompts(self, path: Path) -> int:
-        """Load prompts from a checkpoint file; return its epoch. Raises as `checkpoints.prompts.load_prompts`."""
+        """Load prompts from a checkpoint file; return its epoch. Raise as `p2c.checkpoints.prompts.load_prompts`."""
         return load_prompts(self.model, path, type(self).__name__, self.cfg.TRAINER[self.node],
                             self.cfg.MODEL.BACKBONE.WEIGHTS)
 
@@ -259,22 +283,25 @@ def init_seed(cfg: CfgNode, seed: int) -> int:
 
 
 def text_memory(gib: float, device: torch.device) -> float:
-    """Return the bytes that TRAIN.TEXT_MEMORY allows: what is asked for or, for 0, an equal part of a share of the
-    device's memory for each process there. Not of what is free at the time: equal runs must give equal bits."""
+    """Return the bytes that the class texts' activations may take, given TRAIN.TEXT_MEMORY in GiB.
+
+    For 0 it is a share of the device's memory, divided among the processes on a CPU. The share is of the whole memory,
+    not of what is free: two runs must give the same bits.
+    """
     if gib:
         return gib * GIB
     return TEXT_SHARE * total_memory(device) / (local_processes() if device.type == "cpu" else 1)
 
 
 def input_normalization(cfg: CfgNode, device: torch.device) -> Normalization:
-    """Return what INPUT says of pixels, for images in uint8."""
+    """Return the normalisation of images in uint8 that INPUT describes."""
     settings = cfg.INPUT
     normalized = "normalize" in settings.TRANSFORMS
     return Normalization((settings.PIXEL_MEAN, settings.PIXEL_STD) if normalized else None, device)
 
 
 def check_input(cfg: CfgNode, clip: Backbone) -> None:
-    """Compare the images that the configuration makes with those that CLIP was trained on.
+    """Compare the images that the configuration makes with those that CLIP was trained on; warn of other statistics.
 
     Raises:
         ValueError: another image size.
@@ -289,14 +316,9 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
                     f"{list(clip.pixel_std)}")
 
 
-def noise_unit(cfg: CfgNode, clip: Backbone) -> float:
-    """Return what a noise level of 1 means in the embedding's numbers."""
-    return 1.0 if cfg.TRAINER.PROMPT_DENOISING.NOISE_UNIT == "absolute" else clip.token_std
-
-
 def build_denoising(cfg: CfgNode, clip: Backbone) -> PromptDenoising:
     """Return the prompt noise that TRAINER.PROMPT_DENOISING describes."""
     settings = cfg.TRAINER.PROMPT_DENOISING
     schedule = build_schedule(settings.SCHEDULE, settings.SIGMOID_K)
-    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule,
-                           cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL, noise_unit(cfg, clip))
+    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule, cfg.OPTIM.MAX_EPOCH,
+                           settings.WARMUP_EPOCHS, settings.ANNEAL, noise_unit(settings, clip.token_std))

@@ -9,7 +9,7 @@ from p2c.trainers.base import PromptTrainer
 
 @TRAINER_REGISTRY.register()
 class IVLP(PromptTrainer):
-    """Trains text and image prompts in the first layers of their towers."""
+    """Train IndependentCLIP: text and image prompts in the first layers of their towers."""
 
     node, model_class = "IVLP", IndependentCLIP
     learner_name = "VLPromptLearner"

@@ -5,12 +5,15 @@ from p2c.trainers.base import PromptTrainer
 
 
 class MaPLeModel(CoupledCLIP):
-    """Text contexts in the first layers of the text tower, and linear mappers from these to the image tower's."""
+    """A text context in each of the first layers of the text tower, and a Linear that maps each to a visual prompt.
+
+    The visual prompts enter the same layers of the image tower.
+    """
 
 
 @TRAINER_REGISTRY.register()
 class MaPLe(PromptTrainer):
-    """Trains MaPLeModel."""
+    """Train MaPLeModel."""
 
     node, model_class = "MAPLE", MaPLeModel
     takes_attributes = True

@@ -1,8 +1,19 @@
-"""P2C: MaPLe that learns a cloud instead of a point ("From Points to Clouds", arXiv 2511.22897).
+"""P2C: MaPLe with prompts that are trained to withstand noise ("From Points to Clouds", arXiv 2511.22897).
 
-Two denoisers are added while training: annealed noise on the text context (Dynamic Prompt Denoising), and a loss that
-makes the input prompts' vision-language mapper a denoising autoencoder. With both off this is MaPLe, number for number.
+MaPLe trains a few vectors of the text prompts, and mappers from these to prompts of the image tower. Such a training
+fits the vectors to the classes it sees, at one point of the prompt space. P2C trains with noise around that point, so
+that a whole region of prompts, a cloud, classifies well; this generalizes better to classes that it does not see. Two
+denoisers are added, in training only:
+
+- Dynamic Prompt Denoising: noise from a Gaussian mixture on the text prompts, whose level falls over the epochs.
+- V-L mapper denoising: a loss that makes the vision-language mapper of the input prompts a denoising autoencoder, which
+  maps noisy text prompts to the visual prompts of the clean ones.
+
+With both off this is MaPLe, number for number. Shapes: B images, M context tokens, A tokens of attributes before these
+(none by default), D text width.
 """
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,46 +21,60 @@ from yacs.config import CfgNode
 
 from p2c.clip.loading import Backbone
 from p2c.denoising.mapper import mapper_loss
+from p2c.denoising.noise import noise_unit
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import CoupledCLIP, Step
 from p2c.prompts.context import add_noise
-from p2c.trainers.base import PromptTrainer, noise_unit
+from p2c.trainers.base import Classes, PromptTrainer
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
 
 class P2CModel(CoupledCLIP):
-    """MaPLe's coupled prompts with dual denoising. Shapes: B images, M context tokens, D text width.
+    """MaPLe's coupled prompts with both denoisers.
 
     Args:
-        clip, classnames, options: see CoupledCLIP; its `denoising` is Dynamic Prompt Denoising.
-        hidden_scale: hidden width of the denoising mapper over the text width; None: no mapper denoising, one Linear.
-        map_weight: lambda, of the mapper's denoising loss.
-        map_std: sigma_a, of the mapper's noise, in the embedding's numbers; None: 2 standard deviations of it.
+        clip, classnames, options: see CoupledCLIP; `denoising` is Dynamic Prompt Denoising, None to leave it out.
+        hidden_scale: hidden width of the mapper over the text width; None: no mapper denoising, and one Linear as in
+            MaPLe.
+        map_weight: lambda, the weight of the mapper's loss.
+        map_std: sigma_a, the standard deviation of the mapper's noise, in the units of the token embedding's numbers;
+            None: twice the standard deviation of these.
     """
 
     denoises_text = True
 
-    def __init__(self, clip: Backbone, classnames, *, hidden_scale: float | None = 1.0, map_weight: float = 1.0,
-                 map_std: float | None = None, **options):
-        self.denoises_mapper = hidden_scale is not None
-        hidden_width = max(1, int(hidden_scale * clip.text_width)) if self.denoises_mapper else None
+    def __init__(self, clip: Backbone, classnames: Sequence[str], *, hidden_scale: float | None = 1.0,
+                 map_weight: float = 1.0, map_std: float | None = None, **options):
+        hidden_width = None if hidden_scale is None else max(1, int(hidden_scale * clip.text_width))
         super().__init__(clip, classnames, hidden_width=hidden_width, **options)
+        self.denoises_mapper = hidden_scale is not None
         self.map_weight = map_weight
         self.map_std = 2.0 * clip.token_std if map_std is None else map_std
 
     def draw(self, step: Step) -> dict[str, Tensor]:
-        """Draw the noise of one step, on the CPU: "dpd" for the text context, "mapper" (M, D), standard normal."""
-        noise = super().draw(step)  # sigma(e) times draws from the mixture, where the text context is denoised
+        """Draw all random numbers of a step, on the CPU.
+
+        Returns:
+            With Dynamic Prompt Denoising "dpd" (A + M, D): sigma(e) eps, with eps from the Gaussian mixture and the
+            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I).
+        """
+        noise = {}
+        if self.denoising is not None:
+            noise["dpd"] = self.text_noise(self.denoising.noise, self.noise_level(step), "dpd", step)
         if self.denoises_mapper:
             noise["mapper"] = torch.randn(*self.learner.ctx.shape, generator=step.generator("mapper"))
         return noise
 
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of a batch (B, 3, height, width), (B,); they draw nothing."""
-        prompts = self.learner()  # clean; visual prompts come from the clean text context
-        noisy = add_noise(prompts, noise.get("dpd"))  # Dynamic Prompt Denoising
+        """Return the losses of a batch (B, 3, height, width), (B,): cross-entropy, and lambda times the mapper's.
+
+        Args:
+            noise: what `draw` returned for the step.
+        """
+        prompts = self.learner()  # the visual prompts are mapped from the clean text prompts
+        noisy = add_noise(prompts, noise.get("dpd"))  # Dynamic Prompt Denoising, of the text prompts at the input
         logits = self.logits(self.encode_image(image, noisy), self.encode_text(noisy))
         losses = {"loss_ce": F.cross_entropy(logits, label)}
         if self.denoises_mapper:
@@ -60,20 +85,23 @@ class P2CModel(CoupledCLIP):
 
 @TRAINER_REGISTRY.register()
 class P2C(PromptTrainer):
-    """Trains P2CModel."""
+    """Train P2CModel."""
 
     node, model_class = "P2C", P2CModel
     takes_attributes = True
     learner_name = "MultiModalPromptLearner"
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """Log a line if both denoisers are off."""
         super().check_cfg(cfg)
         if not (cfg.TRAINER.P2C.MAPPER.ENABLED or cfg.TRAINER.PROMPT_DENOISING.ENABLED):
             log.info("P2C with both denoisers off is MaPLe")
 
     @classmethod
-    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset) -> dict:
+    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset: Classes) -> dict:
+        """Return the model's own arguments, with those of the mapper from TRAINER.P2C.MAPPER."""
         arguments = super().model_arguments(cfg, clip, dataset)
         mapper = arguments.pop("mapper")
+        unit = noise_unit(cfg.TRAINER.PROMPT_DENOISING, clip.token_std)
         return arguments | {"hidden_scale": mapper.HIDDEN_SCALE if mapper.ENABLED else None,
-                            "map_weight": mapper.LOSS_WEIGHT, "map_std": mapper.NOISE_STD * noise_unit(cfg, clip)}
+                            "map_weight": mapper.LOSS_WEIGHT, "map_std": mapper.NOISE_STD * unit}

@@ -1,8 +1,9 @@
 """PromptSRC: IVLP kept near frozen CLIP (Self-regulating Prompts, arXiv 2307.06948).
 
-Three self-regularising losses tie the prompted features and predictions to frozen CLIP's, whose texts come from diverse
-templates; and the prompts that are kept are a Gaussian weighted average over the epochs. Shapes: B images, C classes, E
-width of the features.
+Three losses keep the prompted image features, text features and predictions near those of frozen CLIP, whose text
+features are means over many templates. The prompts after training are a Gaussian-weighted average over the epochs.
+
+Shapes: B images, C classes, E width of the features.
 """
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from p2c.clip.loading import Backbone
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import IndependentCLIP
 from p2c.prompts.context import TemplateLayout, add_noise
-from p2c.trainers.base import PromptTrainer
+from p2c.trainers.base import Classes, PromptTrainer
 from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 
@@ -42,13 +43,19 @@ TEMPLATES = (
 
 
 def epoch_weights(epochs: int, mean: float, std: float) -> Tensor:
-    """Weights (epochs,) of the epochs 1, 2, ... in the average of their prompts: Gaussian, with sum 1 (section 3.3)."""
+    """Return the weights (epochs,) of the epochs' prompts in their average: Gaussian over 1, 2, ..., with sum 1.
+
+    Section 3.3 of the paper.
+    """
     distance = (torch.arange(1, epochs + 1, dtype=torch.float64) - mean) / std
     return torch.softmax(-distance**2 / 2, dim=0)
 
 
 def divergence(logits: Tensor, frozen: Tensor) -> Tensor:
-    """KL divergence of the prompted predictions from the frozen ones, logits (B, C), as published over B * C."""
+    """Return the divergence KL(frozen || prompted) of predictions, given as logits (B, C).
+
+    As published, its sum is divided by B * C, not by B.
+    """
     return F.kl_div(logits.log_softmax(1), frozen.log_softmax(1), reduction="sum", log_target=True) / logits.numel()
 
 
@@ -56,8 +63,9 @@ class PromptSRCModel(IndependentCLIP):
     """IVLP's prompts with self-regularisation.
 
     Args:
-        clip, classnames, options: see IndependentCLIP, with 4 tokens a layer by default.
-        text_loss_weight, image_loss_weight: of the mean absolute distances to frozen CLIP's features.
+        clip, classnames, options: see IndependentCLIP.
+        n_ctx_vision, n_ctx_text: tokens in each layer.
+        text_loss_weight, image_loss_weight: weights of the mean absolute distances to frozen CLIP's features.
     """
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, n_ctx_vision: int = 4, n_ctx_text: int = 4,
@@ -66,17 +74,19 @@ class PromptSRCModel(IndependentCLIP):
         self.text_loss_weight, self.image_loss_weight = text_loss_weight, image_loss_weight
 
     def set_classes(self, classnames: Sequence[str]) -> None:
+        """Classify into these classes from now on."""
         super().set_classes(classnames)
-        self._frozen_text = None
+        self._frozen_text: Tensor | None = None
 
     @torch.no_grad()
     def frozen_text(self) -> Tensor:
-        """Return the normalised mean (C, E) over the templates of frozen CLIP's features, not normalised before.
+        """Return the mean over the templates of frozen CLIP's text features, normalised after the mean: (C, E).
 
-        They are encoded at the first call, since only training needs them.
+        The texts are encoded at the first call, since only training needs them. Templates with words that the
+        backbone does not know are left out.
 
         Raises:
-            ValueError: a backbone with a reduced vocabulary has words for none of the templates.
+            ValueError: no template is left.
         """
         if self._frozen_text is None:
             written = []
@@ -91,12 +101,13 @@ class PromptSRCModel(IndependentCLIP):
                 log.info(f"{len(written)} of {len(TEMPLATES)} templates are used; {self.backbone.name} has no words "
                          "for the others")
             text = self.text_tower
-            mean = sum(self.run_tower(text.encode, text.prepare(rows)) for rows in written) / len(written)
-            self._frozen_text = F.normalize(mean, dim=-1)
+            total = sum(self.run_tower(text.encode, text.prepare(rows)) for rows in written)
+            assert isinstance(total, Tensor)
+            self._frozen_text = F.normalize(total / len(written), dim=-1)
         return self._frozen_text
 
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of a batch (B, 3, height, width), (B,): cross-entropy, and three that regularise."""
+        """Return the losses of a batch: cross-entropy, and three distances to frozen CLIP."""
         prompts = add_noise(self.learner(), noise.get("dpd"))
         text_features, image_features = self.encode_text(prompts), self.encode_image(image, prompts)
         with torch.no_grad():
@@ -113,29 +124,33 @@ class PromptSRCModel(IndependentCLIP):
 
 @TRAINER_REGISTRY.register()
 class PromptSRC(PromptTrainer):
-    """Trains PromptSRCModel; the prompts that are kept are a Gaussian weighted average over the epochs."""
+    """Train PromptSRCModel, and average its prompts over the epochs with Gaussian weights."""
 
     node, model_class = "PROMPTSRC", PromptSRCModel
+    model: PromptSRCModel
     learner_name = "VLPromptLearner"
-    length_matters = True  # the average's weights
-    average: dict[str, Tensor] | None = None  # sum so far of the epochs' prompts, each with its weight
+    length_matters = True  # the weights of the average depend on the number of epochs
+    average: dict[str, Tensor] | None = None  # the weighted sum of the epochs' prompts so far
 
     @classmethod
-    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset) -> dict:
+    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset: Classes) -> dict:
+        """Return the model's own arguments: the settings without those of the average."""
         arguments = super().model_arguments(cfg, clip, dataset)
         return {key: value for key, value in arguments.items() if not key.startswith("gpa_")}
 
     def build_model(self) -> None:
+        """Also compute the weights of the epochs."""
         super().build_model()
         settings = self.cfg.TRAINER.PROMPTSRC
         self.epoch_weights = epoch_weights(self.max_epoch, settings.GPA_MEAN, settings.GPA_STD)
 
     def before_train(self) -> None:
-        self.model.frozen_text()  # encoded now, so that a fault shows before the first step
+        """Encode the templates, so that a fault in them shows before the first step."""
+        self.model.frozen_text()
         super().before_train()
 
     def after_epoch(self) -> None:
-        """Add the epoch's prompts to the average; after the last epoch the average takes their place."""
+        """Add the epoch's prompts to the average; after the last epoch, replace the prompts by it."""
         weight, state = self.epoch_weights[self.epoch].item(), trainable.state_dict(self.model.learner)
         so_far = self.average or {name: torch.zeros_like(value) for name, value in state.items()}
         self.average = {name: so_far[name] + weight * value for name, value in state.items()}
@@ -144,8 +159,10 @@ class PromptSRC(PromptTrainer):
         super().after_epoch()
 
     def extra_state(self) -> dict:
+        """Return the average so far, for checkpoints."""
         return {"average": self.average}
 
     def load_extra_state(self, state: dict) -> None:
+        """Take the average of a checkpoint."""
         average = state["average"]
         self.average = average and {name: value.to(self.device) for name, value in average.items()}

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from p2c.clip.loading import Backbone
+from p2c.clip.text import ClassPrompts
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import PromptedCLIP
-from p2c.prompts.context import Prompts, TemplateLayout
-from p2c.trainers.base import PromptTrainer
+from p2c.prompts.context import PromptLearner, Prompts, TemplateLayout
+from p2c.trainers.base import Classes, PromptTrainer
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -29,33 +30,26 @@ ENSEMBLE = (
 )
 
 
-class NoPrompts(nn.Module):
-    """A learner with nothing to learn: the prompts stay as they were written."""
-
-    def forward(self) -> Prompts:
-        return Prompts(context=None)
-
-
 class ZeroshotModel(PromptedCLIP):
-    """Each class is the mean of its features over some templates.
+    """CLIP without learned prompts: the feature of a class is the mean over some templates.
 
     Args:
         clip, classnames, options: see PromptedCLIP.
         templates: texts with one `{}` each, for the class name.
-        seed: not read, since nothing is drawn.
     """
 
+    class_prompts: list[ClassPrompts]  # of each template
     prompts_text = False
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, templates: Sequence[str] = (DEFAULT_TEMPLATE,),
-                 seed: int = 0, **options):
+                 **options):
         super().__init__(clip, **options)
-        self.learner = NoPrompts()
-        self.layout = [TemplateLayout(template) for template in templates]
-        self.set_classes(classnames)
+        self.templates = list(templates)
+        self.finish(PromptLearner(), classnames)
 
-    def prepare(self, layout: Sequence[TemplateLayout]) -> list:
-        return [super(ZeroshotModel, self).prepare(one) for one in layout]
+    def prepare_classes(self) -> list[ClassPrompts]:
+        """Return the classes' prompts by each template."""
+        return [self.prepare(TemplateLayout(template)) for template in self.templates]
 
     def encode_text(self, prompts: Prompts) -> Tensor:
         """Return the normalised mean over the templates of the normalised features, (C, E)."""
@@ -65,12 +59,13 @@ class ZeroshotModel(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(PromptTrainer):
-    """Tests with one template: the dataset's own."""
+    """Test with one template: the dataset's own."""
 
     node, model_class = "ZEROSHOTCLIP", ZeroshotModel
 
     @classmethod
-    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset) -> dict:
+    def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset: Classes) -> dict:
+        """Return the model's own arguments, templates among them."""
         arguments = super().model_arguments(cfg, clip, dataset)
         return arguments | {"templates": cls.templates(cfg, getattr(dataset, "template", DEFAULT_TEMPLATE))}
 
@@ -82,8 +77,9 @@ class ZeroshotCLIP(PromptTrainer):
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):
-    """Tests with the ensemble of seven templates, and the dataset's own except on ImageNet."""
+    """Test with the ensemble of seven templates and, except on ImageNet, the dataset's own."""
 
     @classmethod
     def templates(cls, cfg: CfgNode, template: str) -> Sequence[str]:
+        """Return the templates to use, given the dataset's own."""
         return ENSEMBLE if cfg.DATASET.NAME == "ImageNet" else (*ENSEMBLE, template)

@@ -1,4 +1,4 @@
-"""Trained prompts from a file into a model, and what must fit between the two."""
+"""Loading of trained prompts from a checkpoint file into a model, after checks that the two belong together."""
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -16,19 +16,19 @@ log = get_logger(__name__)
 
 
 def load_prompts(model: PromptedCLIP, path: Path, method: str, settings: Collection[str], weights: str) -> int:
-    """Load prompts from a checkpoint file of ours or of the published code; return its epoch.
+    """Load prompts into a model from a checkpoint of ours or of the published code; return the checkpoint's epoch.
 
     Args:
-        method: the model's name, for messages.
-        settings: the keys that the model was built by, to be named.
-        weights: the name or file of the model's weights of CLIP.
+        method: the method's name, for messages.
+        settings: the keys of the method's settings, which messages may name.
+        weights: MODEL.BACKBONE.WEIGHTS of the model: a name or a file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds other prompts; the model is unchanged.
+        ValueError: the file holds prompts of another method, size, class list or CLIP; the model is unchanged.
     """
     try:
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(str(path))
     except ValueError as error:
         raise ValueError(f"{error}; choose another checkpoint") from error
     saved, trained = learned_entries(checkpoint["state_dict"]), checkpoint.get("classnames")
@@ -42,14 +42,19 @@ def load_prompts(model: PromptedCLIP, path: Path, method: str, settings: Collect
     except ValueError as error:
         raise ValueError(f"{path} does not fit {method} with these settings: {error}") from error
     if per_class(saved) and trained is None:
-        log.warning(f"{path} does not say which classes its contexts belong to; they are taken for these, in order")
+        log.warning(f"{path} does not say which classes its contexts belong to; they are taken for those of the "
+                    "model, in order")
     return checkpoint["epoch"]
 
 
 def other_backbone(model: PromptedCLIP, checkpoint: Mapping, weights: str) -> list[str]:
-    """Return, in words, that prompts were trained with another CLIP of the same widths, where their file shows it."""
-    config = checkpoint.get("config")
-    config = flatten(config) if isinstance(config, dict) else {}
+    """Describe how the CLIP of a checkpoint's training differs from the model's; [] if it does not.
+
+    Only what the checkpoint records is compared: backbone and weights by name, the digest of the weights or, in
+    published checkpoints, the position embeddings.
+    """
+    saved_config = checkpoint.get("config")
+    config = flatten(saved_config) if isinstance(saved_config, dict) else {}
     clip = model.backbone
     here, there = clip.name, config.get("MODEL.BACKBONE.NAME", clip.name)
     if CLIP_NAMES.get(here, here) != CLIP_NAMES.get(there, there):
@@ -57,12 +62,12 @@ def other_backbone(model: PromptedCLIP, checkpoint: Mapping, weights: str) -> li
     trained, digest = config.get("MODEL.BACKBONE.WEIGHTS", weights), checkpoint.get("backbone_sha256")
     if digest:
         others = digest != clip.sha256
-    else:  # as in checkpoints of earlier versions: what a file holds cannot be told from its name
+    else:  # a checkpoint of an earlier version; names can be compared, but the name of a file says nothing
         others = trained != weights and {trained, weights} <= set(named_weights(here))
     if others:
         how = f"the settings say '{weights}'"
         if trained == weights:
-            how = f"but those that '{weights}' names now are others"
+            how = f"but '{weights}' now holds others"
         return [f"it was trained with the weights '{trained}' of {here}, {how} (MODEL.BACKBONE.WEIGHTS)"]
     state, own = checkpoint["state_dict"], clip.model.state_dict()
     for tower, part in (("image", "visual."), ("text", "")):
@@ -73,12 +78,15 @@ def other_backbone(model: PromptedCLIP, checkpoint: Mapping, weights: str) -> li
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are equal to what half precision leaves of them."""
+    """Return whether two tensors are equal up to the rounding of half precision."""
     return a.shape == b.shape and bool((a - b).norm() <= 0.01 * b.norm())
 
 
 def find_checkpoint(folder: Path, epoch: int | None) -> Path:
-    """Return the checkpoint of `epoch` in a learner's folder; without an epoch the best one, or else the last.
+    """Return the path of a checkpoint in a learner's folder.
+
+    Args:
+        epoch: the number of epochs after which it was saved; None: the best one if there is one, else the last.
 
     Raises:
         FileNotFoundError: it is not there; the message lists what is.

@@ -9,7 +9,7 @@ Shapes: N sequences, T tokens, S of them with queries, D width, H heads.
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 QUICK = 1.702  # of quick-GELU, x * sigmoid(1.702 x)
 
@@ -34,15 +34,16 @@ def attend(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, mask: Tensor | 
         mask: (S, T) or (N, 1, S, T), added to the products of queries and keys.
         causal: a query does not see the keys after its own position; needs S = T.
     """
-    heads = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
-    attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=causal)  # (N, H, S, D/H)
+    queries, keys, values = (x.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
+                             for x in (q, *kv.chunk(2, dim=-1)))                        # (N, H, S or T, D / H)
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
     return attended.transpose(1, 2).flatten(2)
 
 
 def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """Apply the rest of a block to states (..., D), given the result (..., D) of `attend`."""
     x = x + block.ls_1(block.attn.out_proj(attended))
-    return x + block.ls_2(_mlp(block.mlp, block.ln_2(x)))
+    return x + block.ls_2(_mlp(block, block.ln_2(x)))
 
 
 def self_attention(block: ResidualAttentionBlock, x: Tensor, first_only: bool = False) -> Tensor:
@@ -54,12 +55,13 @@ def self_attention(block: ResidualAttentionBlock, x: Tensor, first_only: bool = 
     return finish(block, x, attend(block, query(block, normed), kv))
 
 
-def _mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
-    """Apply the two linear layers of a block and the activation between them.
+def _mlp(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """Apply the two linear layers of a block and the activation between them to states (..., D) after `ln_2`.
 
     Quick-GELU is silu(1.702 x) / 1.702. The factors are folded into the matrix products: that takes one pass instead of
     three over the widest states, and keeps one tensor instead of two for the backward pass.
     """
+    mlp = block.mlp
     if not isinstance(mlp.gelu, QuickGELU):
         return mlp(x)
     first, second = mlp.c_fc, mlp.c_proj

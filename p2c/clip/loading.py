@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2c.clip.precision import use_sound_kernels
 from p2c.utils.checksums import check_archive
@@ -47,7 +47,7 @@ class Backbone:
     """A frozen CLIP with what prompt learning needs to know about it."""
 
     name: str
-    model: nn.Module
+    model: open_clip.CLIP
     tokenizer: SimpleTokenizer
     image_size: tuple[int, int]  # height, width in pixels
     pixel_mean: tuple[float, ...]
@@ -59,11 +59,11 @@ class Backbone:
 
     @property
     def text_width(self) -> int:
-        """Width of the text tower."""
+        """The width of the text tower."""
         return self.model.token_embedding.weight.shape[1]
 
     def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text, without [SOS] and [EOT].
+        """Return the token ids of a text, without [SOS] and [EOT].
 
         Raises:
             ValueError: the backbone has no embedding for a word (only a backbone with a reduced vocabulary).
@@ -76,7 +76,7 @@ class Backbone:
         return ids
 
     def word(self, token: int) -> str:
-        """A token as it is read: a hyphen behind a piece that does not end a word."""
+        """Return a token as it is read: a hyphen follows a piece that does not end a word."""
         piece = self.tokenizer.decoder[token]
         text = bytes(self.tokenizer.byte_decoder[letter] for letter in piece.removesuffix("</w>"))
         shown = "".join(letter if letter.isprintable() and letter != " " else f"\\u{ord(letter):04x}"
@@ -84,7 +84,7 @@ class Backbone:
         return shown if piece.endswith("</w>") or token in self.tokenizer.all_special_ids else f"{shown}-"
 
     def token_embedding(self, ids: list[int]) -> Tensor:
-        """Rows of the token embedding, (len(ids), d_t), in float32 or better."""
+        """Return rows of the token embedding, (len(ids), d_t), in float32 or better."""
         weight = self.model.token_embedding.weight
         return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].detach()
 
@@ -127,7 +127,7 @@ def named_weights(name: str) -> list[str]:
     return ["random", *open_clip.list_pretrained_tags_by_model(CLIP_NAMES.get(name, name))]
 
 
-def _digest(model: nn.Module) -> str:
+def _digest(model: open_clip.CLIP) -> str:
     """Return a SHA-256 of a model's tensors and their names."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
@@ -136,8 +136,9 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights and activations to `dtype`, except the embeddings that prompts are added to and the logits' scale."""
+def _cast(model: open_clip.CLIP, dtype: torch.dtype) -> None:
+    """Cast weights and activations to `dtype`, except the embeddings that prompts are added to and the logits' scale.
+    """
     kept = (model.token_embedding.weight, model.positional_embedding, model.logit_scale)
     originals = [parameter.data for parameter in kept]
     model.to(dtype)
@@ -145,7 +146,8 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = original.to(torch.promote_types(dtype, torch.float32))
 
 
-def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
+def _load_open_clip(name: str, weights: str) -> tuple[open_clip.CLIP, dict]:
+    """Return a model of open_clip's with its weights, and the statistics of its pixels."""
     architecture = CLIP_NAMES.get(name, name)
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -155,28 +157,28 @@ def _load_open_clip(name: str, weights: str) -> tuple[nn.Module, dict]:
         raise ValueError(f"{name} has a text tower or tokenizer other than CLIP's, which prompts need; choose one of "
                          f"{', '.join(CLIP_NAMES)}, or another model of open_clip's with CLIP's text tower")
     statistics = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
-    names = named_weights(name)
-    if weights in names and weights != "random":
-        quick = bool(get_pretrained_cfg(architecture, weights).get("quick_gelu"))
-        _check_activation(name, config, weights, quick)
+    if weights == "random":
+        return _random(config), statistics
+    if weights in named_weights(name):
+        _check_activation(name, config, weights, bool(get_pretrained_cfg(architecture, weights).get("quick_gelu")))
         path = _cached_openai_file(architecture) if weights == "openai" else None
         if path is None:
             model = _fetch(name, architecture, weights)
             return model, open_clip.get_model_preprocess_cfg(model)
-    elif weights != "random":
+        published = True
+    else:
         path = Path(weights).expanduser()
         if weights == "builtin":
             raise ValueError(f"Only {TINY} has builtin weights, but the backbone is '{name}'; give openai, random or a "
                              "file")
         if not path.is_file():
             raise FileNotFoundError(f"No weights '{weights}' for {name}: it is neither a file nor one of "
-                                    f"{', '.join(names)}")
-    model = _random(config)
-    if weights != "random":
-        published = weights == "openai" or _is_openais(path)
+                                    f"{', '.join(named_weights(name))}")
+        published = _is_openais(path)
         if published:
             _check_activation(name, config, weights, quick=True)
-        _load_state(model, read_state_dict(path, published), name, path)
+    model = _random(config)
+    _load_state(model, read_state_dict(path, published), name, path)
     return model, statistics
 
 
@@ -188,15 +190,15 @@ def _check_activation(name: str, config: dict, weights: str, quick: bool) -> Non
                          f"{name} does not run; set MODEL.BACKBONE.NAME to {other}")
 
 
-def _random(config: dict) -> nn.Module:
-    """A CLIP of an open_clip configuration with seeded weights; the global generator stays as it was."""
+def _random(config: dict) -> open_clip.CLIP:
+    """Build a CLIP of an open_clip configuration with seeded weights; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         return open_clip.CLIP(**config)
 
 
 def openai_file(name: str) -> Path | None:
-    """Where on this machine OpenAI's weights of a model are; None: they would be fetched.
+    """Return the file of OpenAI's weights of a model on this machine; None: they would be fetched.
 
     Raises:
         ValueError: OpenAI's own download is damaged.
@@ -209,12 +211,12 @@ def openai_file(name: str) -> Path | None:
 
 
 def openai_url(name: str) -> str:
-    """Where OpenAI's weights of a model are to be had."""
+    """Return the URL of OpenAI's weights of a model."""
     return get_pretrained_cfg(CLIP_NAMES.get(name, name), "openai").get("url", "")
 
 
 def _cached_openai_file(architecture: str) -> Path | None:
-    """OpenAI's own download of a model, if CLIP's cache has it.
+    """Return the file of OpenAI's own download of a model, if CLIP's cache has it.
 
     Raises:
         ValueError: it is damaged.
@@ -236,7 +238,7 @@ def _is_openais(path: Path) -> bool:
     return any(f"/{digest}/" in openai_url(name) for name in CLIP_NAMES)
 
 
-def _fetch(name: str, architecture: str, tag: str) -> nn.Module:
+def _fetch(name: str, architecture: str, tag: str) -> open_clip.CLIP:
     """Download through open_clip, which keeps its own cache."""
     log.info(f"Fetching the weights '{tag}' of {name} through open_clip")
     try:
@@ -257,7 +259,7 @@ def _sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
-    """The tensors in OpenAI's TorchScript archive, a saved state dict (bare or under `state_dict`) or safetensors.
+    """Read the tensors of OpenAI's TorchScript archive, a saved state dict (bare or under `state_dict`) or safetensors.
 
     Args:
         published: the file is known to be OpenAI's own by its hash, so that torch may run the code in it.
@@ -265,17 +267,19 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is none of these.
     """
+    content: object
     try:
         script = _is_torchscript(path)
         if not published:  # its hash has been compared, and every start of a run would read hundreds of MB once more
             check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
-            state = load_file(path)
+
+            content = load_file(path)
         elif not script or published:
             with warnings.catch_warnings():  # of how a foreign file was written; what matters raises
                 warnings.simplefilter("ignore")
-                state = torch.jit.load(path, map_location="cpu").state_dict() if script else \
+                content = torch.jit.load(path, map_location="cpu").state_dict() if script else \
                     torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
@@ -284,14 +288,14 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
         raise ValueError(f"{path} is a TorchScript archive other than OpenAI's, and loading one runs the code in it; "
                          f"if you trust it, convert it by torch.save(torch.jit.load({str(path)!r}).state_dict(), FILE) "
                          "and set MODEL.BACKBONE.WEIGHTS to FILE")
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(key, str) and isinstance(value, Tensor)
                                                  for key, value in state.items()):
         raise ValueError(f"{path} holds no state dict (names to tensors); give CLIP's weights")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    tensors = {key.removeprefix("module."): value for key, value in state.items()}
     for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
-        state.pop(scalar, None)
-    return state
+        tensors.pop(scalar, None)
+    return tensors
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -302,7 +306,8 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: Path) -> None:
+def _load_state(model: open_clip.CLIP, state: dict[str, Tensor], name: str, source: Path) -> None:
+    """Load weights from a file. Raise ValueError if they are not those of the model, naming a few differences."""
     own = model.state_dict()
     faults = [f"lacks {key}" for key in own if key not in state]
     faults += [f"has an unknown {key}" for key in state if key not in own]
@@ -315,7 +320,8 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: P
     model.load_state_dict(state)
 
 
-def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
+def _load_tiny(weights: str) -> tuple[open_clip.CLIP, dict, frozenset[int] | None]:
+    """Return tiny-shapes with its weights, the statistics of its pixels, and the ids of tokens that have weights."""
     description = json.loads((BUILTIN / f"{TINY}.json").read_text(encoding="utf-8"))
     model, statistics = _random(description["model"]), description["preprocess"]
     if weights == "random":
@@ -324,7 +330,8 @@ def _load_tiny(weights: str) -> tuple[nn.Module, dict, frozenset[int] | None]:
     if not path.is_file():
         raise FileNotFoundError(f"No weights '{weights}' for {TINY}; set MODEL.BACKBONE.WEIGHTS to builtin, random or "
                                 "a file")
-    state, stored_ids = read_state_dict(path), None
+    state = read_state_dict(path)
+    stored_ids = None
     if "token_embedding.ids" in state:  # only the rows that its captions needed are stored
         ids, rows = state.pop("token_embedding.ids"), state.pop("token_embedding.rows", torch.empty(0))
         count, width = model.token_embedding.weight.shape

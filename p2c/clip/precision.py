@@ -19,7 +19,7 @@ class Precision:
 
     @classmethod
     def from_name(cls, name: str, device: torch.device) -> "Precision":
-        """The policy called PREC in the configuration. Raises ValueError for a name that is none."""
+        """Return the precision that the configuration calls by this name. Raise ValueError for an unknown one."""
         if name not in PRECISIONS:
             raise ValueError(f"Unknown precision '{name}' (PREC); choose from {', '.join(PRECISIONS)}")
         if device.type == "cpu" and name in ("fp16", "amp"):
@@ -28,7 +28,7 @@ class Precision:
         return PRECISIONS[name]
 
     def context(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """What CLIP's towers run in."""
+        """Return the context that CLIP's towers run in."""
         return torch.autocast(device.type, dtype=torch.float16) if self.autocast else contextlib.nullcontext()
 
 

@@ -70,7 +70,7 @@ class TextTower:
         ValueError: the tower is not causal, or its pooling or blocks do not allow shared-prefix encoding.
     """
 
-    def __init__(self, model: nn.Module, sot: int, eot: int, memory: float = inf):
+    def __init__(self, model: CLIP, sot: int, eot: int, memory: float = inf):
         pooling = getattr(model, "text_pool_type", None)
         if not isinstance(model, CLIP) or model.attn_mask is None or pooling not in ("argmax", "eos") or \
                 not isinstance(model.text_projection, nn.Parameter):
@@ -188,7 +188,7 @@ class TextTower:
         assert not (deep and prompts.own), "deep prompts need a context that all classes share"
         shared = self._encode_prefix(prefix, [prompt.to(self._dtype) for prompt in deep], prompts.slots)
         training = any(states.requires_grad for states in (suffix, *shared))
-        parts = self._parts(prompts.buckets, *prefix.shape[:2], training)
+        parts = self._parts(prompts.buckets, prefix.shape[0], prefix.shape[1], training)
         tokens = list(map(_tokens, parts))
         ends = prompts.eot.split([sum(bucket.classes for bucket in buckets) for buckets in parts])
         starts = accumulate(tokens[:-1], initial=0)
@@ -198,8 +198,8 @@ class TextTower:
             # The last part keeps its activations: the backward pass starts with it, and frees them before other parts.
             features.append(self._encode_suffixes(*inputs) if buckets is parts[-1] or not training else
                             checkpoint(self._encode_suffixes, *inputs, use_reentrant=False, preserve_rng_state=False))
-        features = torch.cat(features, dim=1).index_select(1, prompts.order)            # (P, C, E)
-        return features if several else features[0]
+        ordered = torch.cat(features, dim=1).index_select(1, prompts.order)             # (P, C, E)
+        return ordered if several else ordered[0]
 
     def _encode_prefix(self, prefix: Tensor, deep: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
         """Return the keys and values (P, L, 2 D) of prefixes (P, L, D) in each layer, for the suffixes."""
@@ -234,7 +234,7 @@ class TextTower:
     def _parts(self, buckets: Sequence[Bucket], prefixes: int, shared: int, training: bool) -> list[list[Bucket]]:
         """Divide the buckets into as few parts as fit into the memory; the last part is as large as possible."""
         limit = self._memory / (prefixes * self._token_bytes(buckets, shared, training))
-        parts = [[]]
+        parts: list[list[Bucket]] = [[]]
         for bucket in reversed(buckets):
             stop = bucket.classes
             while stop:
@@ -276,7 +276,7 @@ def bucket_lengths(lengths: Sequence[int], padding: float = PADDING) -> list[int
     sequences = [0, *accumulate(counts[length] for length in distinct)]  # [j]: number with the j shortest lengths
     # best[j]: (tokens with padding, bucket lengths) for the sequences with the j shortest distinct lengths. It starts
     # without buckets, which is impossible (inf) for any sequence; each round adds one bucket.
-    best = [(0, [])] + [(inf, [])] * len(distinct)
+    best: list[tuple[float, list[int]]] = [(0, [])] + [(inf, [])] * len(distinct)
     while best[-1][0] * (1 - padding) > sum(lengths):
         shorter, best = best, [(inf, [])]
         for j, longest in enumerate(distinct, 1):

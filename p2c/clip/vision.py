@@ -5,18 +5,19 @@ Shapes: B images, M visual prompts, D vision width, E feature width.
 from collections.abc import Sequence
 
 import torch
+from open_clip import CLIP
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2c.clip.blocks import self_attention
 
 
 class ImageTower:
-    """Any image tower of open_clip; a VisionTransformer can also run with visual prompts."""
+    """Any image tower of open_clip; a VisionTransformer with [CLS] pooling can also run with visual prompts."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: CLIP):
         self._visual = visual = model.visual
-        self._plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and \
+        self._takes_prompts = isinstance(visual, VisionTransformer) and visual.attn_pool is None and \
             visual.pool_type == "tok" and visual.proj is not None and visual.transformer.batch_first and \
             all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks)
 
@@ -26,7 +27,7 @@ class ImageTower:
         Raises:
             ValueError: the tower is not a VisionTransformer with [CLS] pooling.
         """
-        if not self._plain:
+        if not self._takes_prompts:
             raise ValueError("Visual prompts need open_clip's VisionTransformer with [CLS] pooling, but the image "
                              f"tower is a {type(self._visual).__name__}: choose a ViT (ViT-B/16, ...) or a method with "
                              "text prompts only")
@@ -48,18 +49,19 @@ class ImageTower:
         Args:
             images: (B, 3, height, width), normalised.
             prompts: (M, D), appended to the patches without position embeddings, before `ln_pre`; None: no prompts.
-            deep: prompts (M, D) that replace the last M states at the input of layers 1, 2, ...
+            deep: prompts (M, D) that replace the last M states at the input of layers 1, 2, ...; only with `prompts`.
         """
         visual = self._visual
         images = images.to(next(visual.parameters()).dtype)
-        if not self._plain:
+        if not self._takes_prompts:
             return visual(images)
         x = visual._embeds(images)  # (B, 1 + patches, D), after ln_pre
         if prompts is not None:  # ln_pre acts on each token separately, so the prompts can be normalised on their own
             x = _append(x, visual.ln_pre(prompts.to(images.dtype)))
         for layer, block in enumerate(visual.transformer.resblocks):
             if 0 < layer <= len(deep):
-                x = _append(x[:, :-len(prompts)], deep[layer - 1].to(x.dtype))
+                prompt = deep[layer - 1]
+                x = _append(x[:, :-len(prompt)], prompt.to(x.dtype))
             x = self_attention(block, x, first_only=layer == self.layers - 1)  # only [CLS] is read
         pooled, _ = visual._pool(x)
         return pooled @ visual.proj

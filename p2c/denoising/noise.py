@@ -1,7 +1,9 @@
-"""Dynamic Prompt Denoising (DPD): annealed noise on the text context while training (the paper's section of that name).
+"""Dynamic Prompt Denoising (DPD): annealed noise on the text context while training (paper, section of that name).
 
-A component for any learner of a text context.
+Any method that learns a text context can train with it.
 """
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from p2c.denoising.mixture import GaussianMixture, Noise
@@ -19,17 +21,27 @@ def to_device_of(context: Tensor, draw: Tensor) -> Tensor:
     return (draw.pin_memory() if context.is_cuda else draw).to(context, non_blocking=True)
 
 
-class PromptDenoising:
-    """P_0 + sigma(e) * eps, with sigma annealed from `noise_std` over the training.
+def noise_unit(settings: Mapping, token_std: float) -> float:
+    """Return the factor from a noise level in the settings to one in the token embedding's numbers.
 
     Args:
-        noise: what eps is drawn from.
+        settings: TRAINER.PROMPT_DENOISING.
+        token_std: the standard deviation of the token embedding.
+    """
+    return 1.0 if settings["NOISE_UNIT"] == "absolute" else token_std
+
+
+class PromptDenoising:
+    """Noise on the text context while training: P_0 becomes P_0 + sigma(e) eps, with a level sigma that falls.
+
+    Args:
+        noise: the distribution of eps.
         noise_std: sigma_0 >= 0, the level at the start, in multiples of `unit`.
         schedule: maps progress in [0, 1] to the fraction of sigma_0.
         epochs: E, the length of the training.
         warmup_epochs: E_w, epochs at full level before the annealing begins; less than E.
-        unit: what a level of 1 means in the prompt's numbers.
-        anneal: `epoch`, the level changes once an epoch, or `step`, with every batch.
+        unit: the value of a level of 1 in the prompt's numbers.
+        anneal: `epoch`: the level changes once an epoch; `step`: with every batch.
 
     Raises:
         ValueError: an argument out of its range.
@@ -46,6 +58,11 @@ class PromptDenoising:
         self.epochs, self.warmup_epochs, self.anneal = epochs, warmup_epochs, anneal
 
     def sigma(self, epoch: int, epoch_fraction: float = 0.0) -> float:
-        """The level in epoch `epoch` (from 0); `epoch_fraction`, the part of it done, counts if annealing by step."""
+        """Return the noise level in an epoch, in the prompt's numbers.
+
+        Args:
+            epoch: the number of epochs before it.
+            epoch_fraction: the part of the epoch that is done, in [0, 1); only annealing by step reads it.
+        """
         e = epoch + epoch_fraction if self.anneal == "step" else epoch
         return self.start * self.schedule(progress(e, self.epochs, self.warmup_epochs))

@@ -7,7 +7,7 @@ from p2c.config import config_file, extend_cfg
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.fgvc_aircraft import LISTS
 from p2c.datasets.imagenet import CLASSNAMES, ImageNet, read_classnames
-from p2c.datasets.splits import read_lines, read_split
+from p2c.datasets.splits import Sizes, read_lines, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.engine.files import read_json
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
@@ -42,6 +42,12 @@ def class_of(name: str) -> type[FewShotDataset]:
     return DATASET_REGISTRY.get(load_cfg(name, Path()).DATASET.NAME)
 
 
+def sizes_of(kind: type[FewShotDataset]) -> Sizes:
+    """Return the published numbers of a dataset. Every dataset that can be downloaded has them."""
+    assert kind.sizes is not None, f"{kind.__name__} has no published numbers"
+    return kind.sizes
+
+
 def read_marker(folder: Path) -> dict[str, dict]:
     """Return the archives that a dataset's folder was unpacked from, as far as known: name -> bytes, hash and parts."""
     try:
@@ -66,14 +72,15 @@ def check_split(kind: type[FewShotDataset], path: Path) -> None:
         ValueError: it is not, or its numbers differ from the published ones.
     """
     if kind.split == CLASSNAMES:
-        found, expected = len(read_classnames(path)), ImageNet.sizes.classes
+        found, expected = len(read_classnames(path)), sizes_of(ImageNet).classes
         if found != expected:
             raise ValueError(f"{path}: it has {found} class names, expected {expected}")
     elif kind.split.endswith(".json"):
         split = read_split(path, Path(kind.images), "fetch it again")
-        found, expected = list(map(len, split.parts)), list(kind.sizes[1:])
-        if found != expected:
-            raise ValueError(f"{path}: it lists {found} images for training, validation and test, expected {expected}")
+        listed, published = list(map(len, split.parts)), list(sizes_of(kind)[1:])
+        if listed != published:
+            raise ValueError(f"{path}: it lists {listed} images for training, validation and test, expected "
+                             f"{published}")
 
 
 def find_valid_split(kind: type[FewShotDataset], root: Path) -> Path | None:
@@ -101,8 +108,9 @@ def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: 
         if kind.split == CLASSNAMES:
             listing = list_classes(folder, kind.__name__)
             found = sum(map(len, listing.values())), len(listing)
-            images = {"train": kind.sizes.train, "val": kind.sizes.test}.get(Path(part).name, sum(kind.sizes[1:]))
-            expected = images, kind.sizes.classes
+            sizes = sizes_of(kind)
+            images = {"train": sizes.train, "val": sizes.test}.get(Path(part).name, sum(sizes[1:]))
+            expected = images, sizes.classes
             if found == expected:
                 return ""
             return "{} holds {} images in {} class folders, expected {} in {}".format(folder, *found, *expected)

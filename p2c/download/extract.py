@@ -6,6 +6,7 @@ content, not from the file name.
 """
 import fnmatch
 import gzip
+import io
 import lzma
 import posixpath
 import re
@@ -34,13 +35,19 @@ DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of an archive. `target` is the target of a link, relative to the archive's root."""
+    """One entry of an archive.
+
+    Attributes:
+        kind: file, folder, link, or another kind, which is refused.
+        target: the target of a link, relative to the archive's root.
+        open: opens the content of a file.
+    """
 
     name: str
-    kind: str  # file, folder, link, or another kind, which is refused
+    kind: str
     size: int = 0
     target: str = ""
-    open: Callable[[], IO[bytes]] | None = None
+    open: Callable[[], IO[bytes]] = io.BytesIO
 
 
 class Budget:
@@ -109,8 +116,8 @@ def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
                     _unpack(stream, within, budget)
                 else:
                     budget.charge(member, member.size)
-                    with open(path, "wb") as target:
-                        shutil.copyfileobj(stream, target, CHUNK)
+                    with open(path, "wb") as file_out:
+                        shutil.copyfileobj(stream, file_out, CHUNK)
         elif member.kind == "folder":
             budget.charge(member, 0)
             path.mkdir(parents=True, exist_ok=True)
@@ -160,8 +167,14 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     if info.islnk():
         return Member(info.name, "link", target=info.linkname)
     if info.isreg():
-        return Member(info.name, "file", info.size, open=lambda: tar.extractfile(info))
+        return Member(info.name, "file", info.size, open=lambda: _open_file(tar, info))
     return Member(info.name, "device" if info.isdev() else "member of an unknown kind")
+
+
+def _open_file(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = tar.extractfile(info)
+    assert stream is not None, "a plain file has content"
+    return stream
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:

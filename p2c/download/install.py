@@ -90,7 +90,7 @@ class Installation:
         attempts = [self.attempt(self.get_split), *(self.attempt(self.get_part, part) for part in self.source.parts)]
         faults = [fault for fault in attempts if fault]
         if faults and mirror and self.source.mirror:
-            if fault := self.attempt(self.get_from_mirror):
+            if fault := self.attempt(self.get_from_mirror, self.source.mirror):
                 faults.append(fault)
             elif find_valid_split(self.kind, self.root):
                 faults = []
@@ -210,9 +210,8 @@ class Installation:
 
     # The mirror
 
-    def get_from_mirror(self) -> None:
+    def get_from_mirror(self, remote: Remote) -> None:
         """Install all missing parts from the third party's archive, wherever in it they are."""
-        remote = self.source.mirror
         copies = self.find_copies(remote)
         path = copies[0] if copies else self.fetch(remote)
         missing = [target for target in self.source.targets if self.first_fault([target])]

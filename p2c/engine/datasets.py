@@ -3,10 +3,13 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
+
+T = TypeVar("T")  # Datum, or another item with a label
 
 
 class Datum:
@@ -50,7 +53,7 @@ class Datum:
 class DatasetBase:
     """Lists of Datum: labeled and unlabeled training data, validation (may be None) and test."""
 
-    dataset_dir = ""  # folder inside DATASET.ROOT
+    dataset_dir: str | os.PathLike[str] = ""  # folder inside DATASET.ROOT
     domains = []  # names of all domains
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
@@ -150,13 +153,13 @@ class DatasetBase:
         return _grouped(data_source, "domain")
 
 
-def sample_shots(items: list[Datum], num_shots: int, repeat: bool = False, rng=random) -> list[Datum]:
+def sample_shots(items: Sequence[T], num_shots: int, repeat: bool = False, rng=random) -> list[T]:
     """`num_shots` items of each label, label by label in order of first appearance.
 
     A label with fewer items gives all of them in order, without a draw, or with `repeat` a draw with replacement.
     `rng` draws: a random.Random, or the module `random` with its global generator.
     """
-    chosen = []
+    chosen: list[T] = []
     for group in _grouped(items, "label").values():
         if len(group) >= num_shots:
             chosen += rng.sample(group, num_shots)
@@ -165,8 +168,8 @@ def sample_shots(items: list[Datum], num_shots: int, repeat: bool = False, rng=r
     return chosen
 
 
-def _grouped(items: list[Datum], attribute: str) -> dict[int, list[Datum]]:
-    groups = defaultdict(list)
+def _grouped(items: Sequence[T], attribute: str) -> dict[int, list[T]]:
+    groups: dict[int, list[T]] = defaultdict(list)
     for item in items:
         groups[getattr(item, attribute)].append(item)
     return groups

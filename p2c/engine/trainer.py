@@ -344,7 +344,7 @@ class TrainerX(InsideEpoch, SimpleTrainer):
         except NonFiniteLoss as error:
             raise keep_state(self, error, progress.recent()) from error
 
-    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor, Tensor]:
+    def parse_batch_train(self, batch: dict) -> tuple[Tensor, ...]:
         """Image, label and domain on the device."""
         return tuple(self.to_device(batch[name]) for name in ("img", "label", "domain"))
 

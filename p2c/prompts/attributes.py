@@ -4,7 +4,7 @@ The prompt is [SOS], tokens of attribute 1, its words, tokens of attribute 2, ..
 Everything before the name is shared by all classes. In deeper layers only the context is replaced; the attributes'
 states are kept. Words of several tokens are kept whole (the published code cuts Oxford Pets' "playfulness" to "play").
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,6 +68,7 @@ def choose_attributes(settings: Mapping, dataset: str) -> Attributes:
     if not settings["USE_ATPROMPT"]:
         return NO_ATTRIBUTES
     number = settings["ATT_NUM"]
+    words: Sequence[str]
     if number:
         words = [settings[f"ATT{i}_TEXT"] for i in range(1, number + 1)]
     elif dataset in PUBLISHED:

@@ -22,6 +22,7 @@ class MetaNet(nn.Module):
         self.linear2 = reset_linear(nn.Linear(hidden, text_width), generator)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return a shift (B, D) for each image's feature (B, E)."""
         return self.linear2(self.relu(self.linear1(features)))
 
 

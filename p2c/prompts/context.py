@@ -36,13 +36,15 @@ def readable(classname: str) -> str:
 def add_noise(prompts: Prompts, noise: Tensor | None) -> Prompts:
     """Move the attributes' tokens and the text context by noise (A + M, D); deep and visual prompts stay clean.
 
-    A context of each class (C, M, D) moves alike for all classes. None: no noise.
+    Class-specific contexts (C, M, D) all move by the same noise. None: no noise.
     """
     if noise is None:
         return prompts
-    *moves, move = noise.split([*map(len, prompts.attributes), prompts.context.shape[-2]])
+    context = prompts.context
+    assert context is not None, "Prompts without a text context have nothing to put noise on"
+    *moves, move = noise.split([*map(len, prompts.attributes), context.shape[-2]])
     return prompts._replace(
-        context=prompts.context + to_device_of(prompts.context, move),
+        context=context + to_device_of(context, move),
         attributes=[tokens + to_device_of(tokens, move)
                     for tokens, move in zip(prompts.attributes, moves, strict=True)])
 
@@ -65,8 +67,8 @@ class ContextLayout:
     """A prompt of each class with an M-token context: [SOS], attributes, context, fixed ids, name, full stop, [EOT].
 
     With `position` "front" the name is before the context, with "middle" between its halves, the second of which is
-    the longer (CoOp). As in CoOp, the name is as many tokens from the start of what follows the context as it has by
-    itself.
+    the longer (CoOp). As in CoOp, the tokens that are moved are as many as the name has by itself, from the start of
+    the fixed ids and the name.
 
     Attributes:
         n_ctx: M.
@@ -86,7 +88,8 @@ class ContextLayout:
             -> tuple[list[list[int]], list[list[int]]]:
         """Return the token ids of one prompt a class, and the positions of its learned tokens, which hold any id."""
         before = POSITIONS[self.position](self.n_ctx)
-        front, places = [sot], []
+        front: list[int] = [sot]
+        places: list[int] = []  # of the attributes' tokens
         for tokens, words in self.attributes:
             places += range(len(front), len(front) + tokens)
             front += [sot] * tokens + tokenize(words)
@@ -124,7 +127,20 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
     return ids[:n_ctx], ids[n_ctx:]
 
 
-class ContextLearner(nn.Module):
+class PromptLearner(nn.Module):
+    """What a method trains: parameters from which a call makes `Prompts`. By itself it has none, and leaves CLIP alone.
+    """
+
+    def text_tokens(self) -> list[Tensor]:
+        """Return the learned tokens of the text input, which prompt noise moves: the attributes', then the context."""
+        return []
+
+    def forward(self) -> Prompts:
+        """Return the prompts, without noise."""
+        return Prompts(context=None)
+
+
+class ContextLearner(PromptLearner):
     """CoOp's learner: one context for all classes, or class-specific contexts (arXiv 2109.01134, section 3.2).
 
     Args:
@@ -145,6 +161,7 @@ class ContextLearner(nn.Module):
         return [*(getattr(self, name) for name in self._used), self.ctx]
 
     def forward(self) -> Prompts:
+        """Return the context and the tokens of the attributes in use."""
         *attributes, context = self.text_tokens()
         return Prompts(context=context, attributes=attributes)
 

@@ -30,12 +30,13 @@ class MultiModalPromptLearner(ContextLearner):
         text_width = context.shape[-1]
         deep = init("compound_prompts_text")
         self.compound_prompts_text = nn.ParameterList(random_context(context.shape, deep) for _ in range(depth - 1))
+        self.proj: nn.Linear | DenoisingMapper
         if hidden_width is None:
             self.proj = reset_linear(nn.Linear(text_width, vision_width), init("proj"))
         else:
-            self.proj = DenoisingMapper(text_width, vision_width, hidden_width)
+            self.proj = mapper = DenoisingMapper(text_width, vision_width, hidden_width)
             generator = init("mapper")
-            for layer in self.proj:
+            for layer in mapper:
                 if isinstance(layer, nn.Linear):
                     reset_linear(layer, generator)
         # MaPLe starts all its deep projections as copies of one layer.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from torch import Generator, Tensor, nn
 
-from p2c.prompts.context import Prompts, random_context
+from p2c.prompts.context import PromptLearner, Prompts, random_context
 
 
-class IndependentPromptLearner(nn.Module):
+class IndependentPromptLearner(PromptLearner):
     """Text contexts for the first J layers of the text tower, prompts for the first K of the image tower.
 
     Args:
@@ -27,7 +27,8 @@ class IndependentPromptLearner(nn.Module):
         super().__init__()
         self.ctx = None if context is None else nn.Parameter(context.detach().clone())
         deep_text, images = init("deep_text"), init("images")
-        self.deep_text = nn.ParameterList(random_context(context.shape, deep_text) for _ in range(text_depth - 1))
+        text_shape = () if context is None else context.shape  # without a context nothing is drawn, since J is 1
+        self.deep_text = nn.ParameterList(random_context(text_shape, deep_text) for _ in range(text_depth - 1))
         self.images = nn.ParameterList(random_context((image_tokens, image_width), images) for _ in range(image_depth))
 
     def text_tokens(self) -> list[Tensor]:
@@ -35,9 +36,6 @@ class IndependentPromptLearner(nn.Module):
         return [] if self.ctx is None else [self.ctx]
 
     def forward(self) -> Prompts:
-        return Prompts(self.ctx, list(self.deep_text), *_first_and_rest(self.images))
-
-
-def _first_and_rest(prompts: nn.ParameterList) -> tuple[Tensor | None, list[Tensor]]:
-    first, *rest = prompts or [None]
-    return first, rest
+        """Return the prompts of both towers."""
+        images = list(self.images)
+        return Prompts(self.ctx, list(self.deep_text), images[0] if images else None, images[1:])

@@ -42,12 +42,15 @@ def make_average(datasets: list[Values], spread: Spread) -> Cell:
 
 
 def averages(values: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the means of the first, second, ... values."""
     return tuple(map(fmean, zip(*values, strict=True)))
 
 
 def with_hm(values: Sequence[float]) -> tuple[float, ...]:
+    """Return the values, with the harmonic mean of base and novel behind these if there are two."""
     return (*values, harmonic_mean(*values)) if len(values) == 2 else tuple(values)
 
 
 def harmonic_mean(base: float, novel: float) -> float:
+    """Return the harmonic mean; 0 if both values are 0."""
     return 2 * base * novel / (base + novel) if base + novel else 0.0

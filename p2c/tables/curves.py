@@ -2,6 +2,7 @@
 
 import math
 from itertools import cycle, groupby
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,12 +43,12 @@ def figure_of(rows: list[Row], keyword: str, spread: str) -> Figure:
         draw_panel(ax, name, label_rows(panel_rows), shots, styles)
     figure.supxlabel("shots (training images per class)", fontsize=10)
     figure.supylabel(f"{keyword} in %, mean ± {spread} over seeds", fontsize=10)
-    handles = {}
+    handles: dict[str, Any] = {}
     for ax in figure.axes:
         panel_handles, panel_labels = ax.get_legend_handles_labels()
         handles.update(zip(panel_labels, panel_handles, strict=True))
     columns = int(figure.get_figwidth() / (0.6 + 0.085 * max(map(len, labels))))  # as many labels as fit side by side
-    figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=max(1, columns),
+    figure.legend([handles[label] for label in labels], list(labels), loc="outside upper center", ncols=max(1, columns),
                   frameon=False)
     return figure
 
@@ -74,7 +75,8 @@ def draw_panel(ax: Axes, name: str, rows: dict[str, Row], shots: list[int], styl
     trained = [label for label, lines in drawn.items() if lines[0].group.shots]
     complete = True
     for label, lines in drawn.items():
-        look = dict(zip(("color", "marker"), styles[label], strict=True)) | {"markersize": 4, "linewidth": 1.2}
+        color, marker = styles[label]
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
         x = [float(shots.index(line.group.shots)) for line in lines]  # equally spaced, so that small numbers are apart
         y = [line.cells[name].means[0] for line in lines]
         if label in trained:
@@ -84,10 +86,10 @@ def draw_panel(ax: Axes, name: str, rows: dict[str, Row], shots: list[int], styl
             errors = [spread[0] if spread else 0 for spread in spreads]
             ax.errorbar(x, y, errors, **look, capsize=2, label=label)
         else:
-            ax.axhline(y[0], color=look["color"], linewidth=1, linestyle=":")
+            ax.axhline(y[0], color=color, linewidth=1, linestyle=":")
             ax.plot(x, y, **look, linestyle=":", label=label)
         partial = [i for i, line in enumerate(lines) if not rows[label].all_datasets(line, name)]
-        hollow = {"markerfacecolor": "white", "linestyle": "none", "zorder": 3}
+        hollow: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "zorder": 3}
         ax.plot([x[i] for i in partial], [y[i] for i in partial], **look, **hollow)
         complete = complete and not partial
     title = name

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
 
 from p2c.tables.folders import NO_SEED
 from p2c.tables.published import AVERAGE, STANDARD_SHOTS
@@ -11,6 +12,8 @@ from p2c.tables.runs import Run
 # Settings that differ between the seeds and halves of every experiment. If no others do, the engine, which knows all
 # settings that may differ but takes seconds to import, is not needed.
 USUAL = ("OUTPUT_DIR", "TRAIN.CHECKPOINT_FREQ")
+
+Found = TypeVar("Found", bound=Hashable)
 
 
 def notes_on(row: Row, output: str | None) -> list[str]:
@@ -53,9 +56,9 @@ def different_seeds(row: Row, output: str | None) -> list[str]:
     return notes
 
 
-def group_lines(row: Row, find: Callable[[Line], Hashable]) -> Iterator[tuple[str, Hashable, Line]]:
+def group_lines(row: Row, find: Callable[[Line], Found]) -> Iterator[tuple[str, Found, Line]]:
     """Group a row's lines by the result of `find`; yield a label, the result (if true) and the first line of each."""
-    lines: dict[Hashable, list[Line]] = {}
+    lines: dict[Found, list[Line]] = {}
     for line in row.lines:
         lines.setdefault(find(line), []).append(line)
     for found, same in lines.items():

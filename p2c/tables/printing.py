@@ -80,6 +80,7 @@ def output_folder(benchmark: str, folder: str) -> str | None:
 
 
 def any_published(rows: list[Row]) -> bool:
+    """Return whether a line of some rows has published numbers."""
     return any(line.published for row in rows for line in row.lines)
 
 
@@ -106,13 +107,13 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
                           lambda row, name: [[*row.lines[0].group, *our_cells(row, row.lines[0], name)]])
             print_title(f"Side by side, {scope.name} datasets: {title}", [], style)
             print_table(["Dataset", *GROUP, *MEASURES], body, style)
-    body = []
+    averages: list[list[object]] = []
     for row in rows:
         line = row.lines[0]
         size = f"{line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} {row.scope.name}"
-        body.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
+        averages.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
     print_title(f"Averages over datasets: {title}", rows, style)
-    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], body, style)
+    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], averages, style)
 
 
 def our_cells(row: Row, line: Line, name: str) -> list[str]:
@@ -130,7 +131,7 @@ def print_transfer(rows: list[Row], notes: list[str], title: str, style: str) ->
     """Print a table for each family: a row per trainer and config, columns for source, targets and their average."""
     gap = "\n" if style == "text" else " "  # with the spread below the mean, a dozen columns fit on a screen
     for scope, scope_rows in by_scope(rows):
-        body = []
+        body: list[list] = []
         for row in scope_rows:
             line = row.lines[0]
             cells = [format_cell(row, line, name, gap=gap) + format_coverage(row, line, name, gap)
@@ -164,6 +165,7 @@ def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) ->
 
 
 def by_scope(rows: list[Row]) -> Iterator[tuple[Scope, list[Row]]]:
+    """Yield each scope with its rows, which stand together."""
     for scope, scope_rows in groupby(rows, key=lambda row: row.scope):
         yield scope, list(scope_rows)
 
@@ -200,6 +202,7 @@ def format_coverage(row: Row, line: Line, name: str, gap: str = " ") -> str:
 
 
 def format_signed(difference: float) -> str:
+    """Format a difference with its sign and two decimals."""
     return f"{round(difference, 2) + 0.0:+.2f}"  # adding 0.0 avoids -0.00
 
 
@@ -239,6 +242,7 @@ def print_table(headers: list[str], lines: list[list], style: str) -> None:
 
 
 def latex(text: str) -> str:
+    """Escape a text for LaTeX."""
     return re.sub(r"([_&%#])", r"\\\1", text).replace("±", r"$\pm$").replace(MISSING, "--")
 
 
@@ -267,8 +271,10 @@ def print_csv(rows: list[Row], keyword: str, spread: str) -> None:
 
 def csv_cells(row: Row, line: Line, name: str, count: int) -> list:
     """Return the values after the dataset's name: numbers in pairs, then family, completeness and seeds."""
-    blank = [""] * count
-    means, spreads, seeds, n_seeds = blank, blank, (), 0
+    blank: Sequence[float | str] = [""] * count
+    means = spreads = blank
+    seeds: tuple[str, ...] = ()
+    n_seeds: int | str = 0
     if cell := line.cells.get(name):
         means, spreads, seeds = cell.means, cell.spreads or blank, cell.seeds
         n_seeds = len(seeds) or ""  # none: an average over datasets with different seeds

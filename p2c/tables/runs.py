@@ -35,6 +35,7 @@ class Run:
 
     @property
     def counts(self) -> bool:
+        """True if the run has a value."""
         return not self.fault
 
 
@@ -121,10 +122,12 @@ def number(text: str, otherwise: float | None) -> float | None:
 
 
 def describe_left_out(run: Run) -> str:
+    """Return a note on a run without a value."""
     return f"not counted: {run.folder}: {run.fault}"
 
 
 def std(values: list[float]) -> float:
+    """Return the population standard deviation, as CoOp's aggregator does."""
     return pstdev(values)
 
 
