@@ -25,7 +25,8 @@ from p2c.denoising.noise import noise_unit
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import CoupledCLIP, Step
 from p2c.prompts.context import add_noise
-from p2c.trainers.base import Classes, PromptTrainer
+from p2c.trainers.base import PromptTrainer
+from p2c.trainers.building import Classes
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)

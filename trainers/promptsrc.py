@@ -16,7 +16,8 @@ from p2c.clip.loading import Backbone
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import IndependentCLIP
 from p2c.prompts.context import TemplateLayout, add_noise
-from p2c.trainers.base import Classes, PromptTrainer
+from p2c.trainers.base import PromptTrainer
+from p2c.trainers.building import Classes
 from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 

@@ -13,7 +13,8 @@ from p2c.framework import TRAINER_REGISTRY
 from p2c.model import PromptedCLIP
 from p2c.prompts.context import Prompts, TemplateLayout
 from p2c.prompts.deep import IndependentPromptLearner
-from p2c.trainers.base import Classes, PromptTrainer
+from p2c.trainers.base import PromptTrainer
+from p2c.trainers.building import Classes
 
 TEMPLATE = "a photo of a {}."  # as published for every dataset, whatever CTX_INIT says
 

@@ -14,7 +14,8 @@ from p2c.clip.text import ClassPrompts
 from p2c.framework import TRAINER_REGISTRY
 from p2c.model import PromptedCLIP
 from p2c.prompts.context import PromptLearner, Prompts, TemplateLayout
-from p2c.trainers.base import Classes, PromptTrainer
+from p2c.trainers.base import PromptTrainer
+from p2c.trainers.building import Classes
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 

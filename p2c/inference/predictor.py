@@ -20,7 +20,8 @@ from p2c.engine.seeds import random_state_kept
 from p2c.framework import build_trainer, build_transform
 from p2c.inference.records import RecordedRun
 from p2c.model import PromptedCLIP
-from p2c.trainers.base import PromptTrainer, input_normalization
+from p2c.trainers.base import PromptTrainer
+from p2c.trainers.building import input_normalization
 
 CLASSIFIER_FORMAT = "p2c-text-classifier"
 

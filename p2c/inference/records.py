@@ -20,7 +20,8 @@ from p2c.framework import TRAINER_REGISTRY, get_cfg_default
 from p2c.merging import merge_values
 from p2c.model import PromptedCLIP
 from p2c.prompts.context import readable
-from p2c.trainers.base import PromptTrainer, check_input, init_seed
+from p2c.trainers.base import PromptTrainer
+from p2c.trainers.building import check_input, init_seed
 from p2c.utils.ranges import flatten
 
 RECORDED = {"mode": str, "seed": int, "versions": dict}  # what a record must have besides
