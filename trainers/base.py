@@ -44,7 +44,7 @@ class PromptTrainer(CloudTests, TrainerX):
     model_class: type[PromptedCLIP]
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
     takes_attributes = False  # whether TRAINER.ATPROMPT is for this trainer
-    several_processes = True
+    supports_distributed = True
     length_matters = False
     resumes_inside_epoch = True  # all randomness is in streams: a trainer with any other must set this to False
 
