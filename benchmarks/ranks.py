@@ -18,7 +18,7 @@ import torch
 from common import Setting, build, machine, made_up, options, peak_memory, seconds
 from tabulate import tabulate
 
-from p2c.engine.distributed import barrier, is_main, join, leave, processes, share
+from p2c.engine.distributed import barrier, is_main, join, leave, processes, shard
 from p2c.trainers.p2c import P2C
 
 RESULT = "RESULT"
@@ -28,7 +28,7 @@ def take_part(setting: Setting, steps: int) -> None:
     """One of the processes; the main one prints seconds of a step and bytes of its memory."""
     join(use_cuda=setting.device != "cpu")
     trainer = build(P2C, setting)
-    mine = share(setting.batch)
+    mine = shard(setting.batch)
     images, labels = (some[mine.start:mine.stop] for some in made_up(trainer, setting.batch, setting.classes))
     batch = {"img": images, "label": labels}
 

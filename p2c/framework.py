@@ -1,8 +1,11 @@
-"""The one place that chooses the engine: what depends on the engine is imported from here.
+"""The choice of the engine: names that depend on it are imported from here.
 
 On real Dassl (see `p2c.compat.engine`) the loop, the data, the evaluator, the registries and the default configuration
-are Dassl's. Everything else, such as optimisers, checkpoints and records, is this package's on both.
+are Dassl's. Everything else, such as optimisers, checkpoints and records, is this package's on both. The type checker
+sees this package's engine.
 """
+from typing import TYPE_CHECKING
+
 from p2c import compat
 
 __all__ = [
@@ -10,7 +13,7 @@ __all__ = [
     "TRAINER_REGISTRY", "TrainerBase", "TrainerX", "build_trainer", "build_transform", "get_cfg_default",
 ]
 
-if compat.engine() == compat.OURS:
+if TYPE_CHECKING or compat.engine() == compat.OURS:
     from p2c.engine import (
         DATASET_REGISTRY,
         EVALUATOR_REGISTRY,
@@ -36,22 +39,25 @@ else:
     from dassl.engine import TrainerX as DasslTrainerX
     from dassl.evaluation import EVALUATOR_REGISTRY
 
-    from p2c.engine.numerics import NonFiniteLoss, check_finite, keep_state
+    from p2c.engine.numerics import NonFiniteLoss, check_finite, save_nonfinite_state
     from p2c.engine.run import Run
     from p2c.utils.logs import speak_despite_disable
 
     speak_despite_disable()
 
     class Names:
-        """A registry of real Dassl's, in which a name that is taken stays whose it is."""
+        """A registry of real Dassl in which a name that is taken keeps its object."""
 
         def __init__(self, registry):
             self._registry = registry
 
         def register(self, obj=None, force: bool = False):
-            """Add an object by its name, unless it is taken; as a decorator it returns the object."""
+            """Add an object unless its name is taken; usable as a decorator."""
             if obj is None:
-                return lambda decorated: self.register(decorated, force) or decorated
+                def decorator(decorated):
+                    self.register(decorated, force)
+                    return decorated
+                return decorator
             if force or obj.__name__ not in self._registry.registered_names():
                 self._registry.register(obj, force=force)
 
@@ -80,12 +86,12 @@ else:
             self.begin_run()
 
         def checked(self, summary: dict) -> dict:
-            """What a training step reports, as it is; NonFiniteLoss, a FloatingPointError, if a loss is not finite."""
+            """Return the numbers of a training step unchanged. Raise NonFiniteLoss if a loss is not finite."""
             try:
                 check_finite(summary, (self.epoch, self.max_epoch), (self.batch_idx, self.num_batches),
                              self.get_current_lr())
             except NonFiniteLoss as error:
-                raise keep_state(self, error) from error
+                raise save_nonfinite_state(self, error) from error
             return summary
 
         def after_epoch(self) -> None:

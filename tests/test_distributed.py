@@ -10,7 +10,7 @@ from all_trainers import CASES, train
 from clip_files import make_pets
 
 from p2c.engine import distributed
-from p2c.engine.distributed import PartOfAll, PartOfBatches
+from p2c.engine.distributed import ShardBatchSampler, ShardSampler
 from p2c.engine.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +137,7 @@ def test_all_processes_stop_after_the_step_in_which_one_is_told_to(two_processes
         assert f"{rank}Stopped after epoch [1/2] batch [2/6]; the same command continues" in stopped.stderr
     assert (tmp_path / "run/MultiModalPromptLearner/resume.pth.tar").is_file()
     done = two_processes(*command, cwd=tmp_path)
-    assert done.returncode == [0, 0] and "Going on after batch 2 of epoch 1" in done.stdout
+    assert done.returncode == [0, 0] and "Resuming after batch 2 of epoch 1" in done.stdout
     assert read_results(str(tmp_path / "run"))["finished"]
 
 
@@ -158,7 +158,7 @@ def test_shares_are_a_partition_in_order(as_rank, size, processes):
     parts = []
     for rank in range(processes):
         as_rank(rank, processes)
-        part = PartOfAll(range(size))
+        part = ShardSampler(range(size))
         assert len(part) == len(list(part))
         parts.append(list(part))
     assert sum(parts, []) == list(range(size))
@@ -170,7 +170,7 @@ def test_each_batch_is_shared_out_whole(as_rank, size, batch, expected):
     shares = []
     for rank in range(2):
         as_rank(rank, 2)
-        batches = PartOfBatches(range(size), batch)
+        batches = ShardBatchSampler(range(size), batch)
         shares.append(list(batches))
         assert len(batches) == len(shares[-1]) == len(expected)
     assert [first + second for first, second in zip(*shares, strict=True)] == expected
@@ -179,7 +179,7 @@ def test_each_batch_is_shared_out_whole(as_rank, size, batch, expected):
 def test_too_few_images_for_the_processes_are_refused(as_rank):
     as_rank(0, 2)
     with pytest.raises(ValueError, match="The number of training images is 3, which 2 processes cannot divide equally"):
-        PartOfBatches(range(3), 4)
+        ShardBatchSampler(range(3), 4)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -13,7 +13,7 @@ from engine_fixtures import tiny_config
 import p2c
 from p2c.engine import DATASET_REGISTRY, read_json
 from p2c.engine.provenance import commit
-from p2c.engine.results import changed_keys, changes, digest_weights, fingerprint, read_results, write_started
+from p2c.engine.results import changed_keys, describe_changes, digest_weights, fingerprint, read_results, write_started
 
 
 def test_results_of_a_training_run(tiny_trainer, tmp_path):
@@ -154,7 +154,7 @@ def test_results_that_are_damaged_or_not_ours_are_refused(content, tmp_path):
 def test_changed_keys_tell_another_run(options, changed, tmp_path):
     write_started(tiny_config("data", tmp_path), tmp_path)
     old = read_results(tmp_path)["config"]
-    assert bool(changes(old, tiny_config("elsewhere", tmp_path / "b", *options))) == bool(changed)
+    assert bool(describe_changes(old, tiny_config("elsewhere", tmp_path / "b", *options))) == bool(changed)
     assert changed_keys(old, tiny_config("elsewhere", tmp_path / "b", *options)) == changed
     old["TRAINER"]["FUTURE"] = {"KEY": 1}
     assert changed_keys(old, tiny_config("elsewhere", tmp_path / "b", *options)) == changed

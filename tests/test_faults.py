@@ -11,7 +11,7 @@ import torch
 
 from p2c.clip.loading import read_state_dict
 from p2c.engine.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
-from p2c.engine.curves import CurveWriter, cut_back
+from p2c.engine.curves import CurveWriter, truncate_curves
 from p2c.utils.checksums import check_archive
 
 RUN = Path(__file__).parent / "faults" / "run.py"
@@ -78,6 +78,6 @@ def test_a_damaged_point_of_a_curve_is_dropped_with_a_line(tmp_path, capsys):
     content, steps = bytearray(path.read_bytes()), []
     content[-6] ^= 1  # the last point's value
     path.write_bytes(content)
-    cut_back(str(tmp_path), lambda tag, step: steps.append(step) or True)
+    truncate_curves(str(tmp_path), lambda tag, step: steps.append(step) or True)
     assert steps == [0, 1] and f"{path} is damaged" in capsys.readouterr().out
     assert len(path.read_bytes()) < len(content)

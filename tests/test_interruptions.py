@@ -82,7 +82,7 @@ def test_a_signal_saves_after_the_step_in_progress_and_the_same_command_continue
     assert files(tmp_path / "cut" / LEARNER) == ["resume.pth.tar"]
     assert not read_results(str(tmp_path / "cut"))["finished"]
     assert call(out="cut") == 0
-    assert "Going on after batch 2 of epoch 2" in capsys.readouterr().out
+    assert "Resuming after batch 2 of epoch 2" in capsys.readouterr().out
     assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
     first, second = (read_results(str(tmp_path / out)) for out in ("cut", "whole"))
     assert first["metrics"] == second["metrics"] and files(tmp_path / "cut" / LEARNER) == ["checkpoint",
@@ -114,7 +114,7 @@ def test_a_signal_to_all_processes_of_a_job_spares_the_workers(pets, tmp_path):
     assert stopped.returncode == 75, stopped.stderr
     assert stopped.stderr.startswith("Stopped after epoch [1/2] batch [2/4]") and "Traceback" not in stopped.stderr
     done = start("")
-    assert done.returncode == 0 and "Going on after batch 2 of epoch 1" in done.stdout
+    assert done.returncode == 0 and "Resuming after batch 2 of epoch 1" in done.stdout
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
@@ -191,7 +191,7 @@ def test_a_run_whose_records_have_a_setting_of_an_earlier_version_continues_and_
     write_json(content, record)
     torch.save(saved, position)
     assert call(out="cut") == 0
-    assert "Going on after batch 3 of epoch 2" in capsys.readouterr().out
+    assert "Resuming after batch 3 of epoch 2" in capsys.readouterr().out
     assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
     content, path = read_json(record), tmp_path / "cut" / LEARNER / "model.pth.tar-2"
     saved = torch.load(path)

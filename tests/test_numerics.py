@@ -40,7 +40,7 @@ def test_the_step_is_named_and_the_state_is_kept_to_look_into(tiny_trainer, bad)
         trainer.train()
     path = f"{trainer.output_dir}/prompt_learner/{FILE}"
     assert str(error.value) == (f"Loss is infinite or NaN! loss is nan at step {13 + bad}, epoch [2/5] batch "
-                                f"[{bad + 1}/12], learning rate 3.5000e-03; the state to look into lies in {path}")
+                                f"[{bad + 1}/12], learning rate 3.5000e-03; the state for debugging is in {path}")
     state = torch.load(path)
     assert state["nonfinite"] == {"step": 12 + bad, "epoch": 1, "batch": bad, "lr": 0.0035}
     assert state["steps_done"] == 13 + trainer.batch_idx <= 12 + bad + trainer.cfg.TRAIN.PRINT_FREQ
@@ -58,7 +58,7 @@ def test_a_loss_that_the_engine_checks_at_once_leaves_its_state_too(tiny_trainer
 
     trainer = tiny_trainer(kind=AtOnce)
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 8, epoch \[1/5\] batch \[8/12\], learning rate "
-                                                 "1.0000e-05; the state to look into lies in"):
+                                                 "1.0000e-05; the state for debugging is in"):
         trainer.train()
     state = torch.load(f"{trainer.output_dir}/prompt_learner/{FILE}")
     assert [step["batch"] for step in state["recent"]] == list(range(7)) and state["nonfinite"]["lr"] == 1e-5
@@ -118,7 +118,7 @@ def test_the_noise_level_and_each_loss_at_fault_are_named(make_trainer, monkeypa
         trainer.train()
     assert "loss is inf, loss_map is inf at step 5, epoch [2/3] batch [1/4], learning rate " in str(error.value)
     assert f", noise level {level:.4e}; the state" in str(error.value) and level > 0
-    assert torch.load(str(error.value).rpartition(" lies in ")[2])["nonfinite"]["noise"] == level
+    assert torch.load(str(error.value).rpartition(" is in ")[2])["nonfinite"]["noise"] == level
 
 
 # Loss scaling

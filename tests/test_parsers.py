@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from p2c.datasets.folder import read_csv, read_names
 from p2c.datasets.splits import PARTS, Item, check_items, read_split, sha256
 from p2c.engine import build_evaluator
-from p2c.engine.curves import CurveWriter, cut_back
+from p2c.engine.curves import CurveWriter, truncate_curves
 from p2c.engine.files import write_json
 from p2c.engine.results import read_results
 from p2c.framework import get_cfg_default
@@ -239,10 +239,10 @@ def test_of_a_file_cut_anywhere_exactly_the_wanted_whole_points_stay(tmp_path_fa
     os.truncate(path, length)
     unwanted = data.draw(st.sets(st.sampled_from(points)) if points else st.just(set()))
     (folder / "other.txt").write_text("stays")
-    cut_back(str(folder), lambda tag, step: (tag, step) not in unwanted)
+    truncate_curves(str(folder), lambda tag, step: (tag, step) not in unwanted)
     (folder / "other.txt").unlink()
     assert points_of(folder) == [point for point, end in zip(points, ends, strict=True)
                                  if end <= length and point not in unwanted]
     after = path.stat()
-    cut_back(str(folder), lambda tag, step: (tag, step) not in unwanted)
+    truncate_curves(str(folder), lambda tag, step: (tag, step) not in unwanted)
     assert path.stat() == after

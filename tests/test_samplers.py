@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from p2c.engine import distributed
-from p2c.engine.distributed import PartOfAll, PartOfBatches
-from p2c.engine.samplers import SAMPLERS, WHOLE
+from p2c.engine.distributed import ShardBatchSampler, ShardSampler
+from p2c.engine.samplers import FULL_PASS, SAMPLERS
 
 SEEDS, EPOCHS = st.integers(0, (1 << 63) - 1), st.integers(0, 300) | st.sampled_from(["val", "u.3"])
 
@@ -57,7 +57,7 @@ def test_an_order_begun_late_is_the_tail_of_the_whole_one_until_the_next_epoch(c
     assert list(sampler) == order
 
 
-@given(samplers(WHOLE))
+@given(samplers(FULL_PASS))
 def test_every_image_comes_once(case):
     order = list(case.make())
     assert sorted(order) == list(range(len(case.images)))
@@ -100,9 +100,9 @@ def in_each_process(processes, function):
 
 @given(samplers(), st.integers(1, 5))
 def test_the_parts_of_an_order_follow_each_other_and_are_the_whole(case, processes):
-    parts = in_each_process(processes, lambda: list(PartOfAll(case.make())))
+    parts = in_each_process(processes, lambda: list(ShardSampler(case.make())))
     assert sum(parts, []) == list(case.make())
-    assert in_each_process(processes, lambda: len(PartOfAll(case.make()))) == list(map(len, parts))
+    assert in_each_process(processes, lambda: len(ShardSampler(case.make()))) == list(map(len, parts))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -113,7 +113,7 @@ def test_the_parts_of_batches_make_the_batches_of_one_process_also_when_begun_la
     assume(len(order) >= batch_size)
 
     def part():
-        batches = PartOfBatches(case.make(), batch_size)
+        batches = ShardBatchSampler(case.make(), batch_size)
         whole = list(batches)
         batches.sampler.start_at(start * batches.batch_size)
         assert list(batches) == whole[start:] and len(batches) == len(whole)

@@ -33,7 +33,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
     """Base of the prompt-learning trainers. CLIP stays frozen; the engine trains and saves the model's learner only."""
 
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
-    several_processes = True
+    supports_distributed = True
     length_matters = False
     resumes_inside_epoch = True  # False in a trainer that draws random numbers outside `model.draw`
 

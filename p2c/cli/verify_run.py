@@ -23,7 +23,7 @@ from p2c import registry
 from p2c.engine.logger import only_warnings
 from p2c.engine.provenance import versions
 from p2c.engine.results import describe_data, digest_weights, measured
-from p2c.engine.seeds import random_state_kept, set_random_seed
+from p2c.engine.seeds import preserve_random_state, set_random_seed
 from p2c.framework import DATASET_REGISTRY, SimpleTrainer, build_trainer
 from p2c.inference.records import read_record, recorded_cfg, recorded_model, use_cuda
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, say, show
@@ -111,7 +111,7 @@ def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrain
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
     if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
         raise FileNotFoundError(f"No data at {cfg.DATASET.ROOT}; give --root the folder that holds all data sets")
-    with random_state_kept():
+    with preserve_random_state():
         set_random_seed(cfg.SEED)
         return build_trainer(cfg)
 

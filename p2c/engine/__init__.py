@@ -1,6 +1,6 @@
 """The training engine: the part of Dassl's public API that prompt learning uses, on current torch.
 
-What Dassl has under           is here under
+Dassl                          this package
 dassl.engine                   p2c.engine, p2c.engine.trainer
 dassl.config                   p2c.engine.config
 dassl.data, .data_manager      p2c.engine.data

@@ -1,38 +1,41 @@
-"""How far the probabilities of predictions can be trusted (Guo et al., "On Calibration of Modern Neural Networks",
-arXiv 1706.04599, section 2).
+"""Calibration of predicted probabilities (Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599,
+section 2).
 
 Shapes: N samples.
 """
 import torch
 from torch import Tensor
 
-BINS = 15  # of confidence, of equal width, the upper end included
+BINS = 15  # of equal width over confidence, each with its upper end
 
 
 def calibration(confidence: Tensor, correct: Tensor, likelihood: Tensor) -> dict:
-    """What predictions of some confidence are worth, in float64 on the CPU.
+    """Measure the calibration of predictions on the CPU, in float64.
 
     Args:
         confidence: (N,) probabilities of the predicted classes, finite.
-        correct: (N,) whether these are the true ones.
-        likelihood: (N,) logarithms of the probabilities of the true classes.
+        correct: (N,) True where the predicted class is the true one.
+        likelihood: (N,) log-probabilities of the true classes.
 
     Returns:
-        ece: expected calibration error in percent, the mean over samples of how far their bin's accuracy is from its
-            mean confidence; nll: mean negative log-likelihood in nats; reliability: count, mean confidence and
-            accuracy, in percent, of each bin, None for those of an empty one.
+        ece: expected calibration error in percent, the mean over samples of the gap between the accuracy and the mean
+            confidence of their bin; nll: mean negative log-likelihood in nats; reliability: count, mean confidence and
+            accuracy (in percent, None for an empty bin) of each bin.
     """
     ends = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
     bins = torch.bucketize(confidence, ends)
     count = torch.bincount(bins, minlength=BINS)
-    sums = [torch.bincount(bins, weights=values.double(), minlength=BINS) for values in (confidence, correct)]
+    confidences, hits = (torch.bincount(bins, weights=values.double(), minlength=BINS)
+                         for values in (confidence, correct))
+
+    def percentages(totals: Tensor) -> list[float | None]:
+        return [100 * total / number if number else None
+                for total, number in zip(totals.tolist(), count.tolist(), strict=True)]
+
     return {
-        "ece": 100 * ((sums[0] - sums[1]).abs().sum() / len(bins)).item(),
+        "ece": 100 * ((confidences - hits).abs().sum() / len(bins)).item(),
         "nll": -likelihood.mean().item(),
         "reliability": {
-            "count": count.tolist(),
-            **{name: [100 * total / number if number else None
-                      for total, number in zip(values.tolist(), count.tolist(), strict=True)]
-               for name, values in zip(("confidence", "accuracy"), sums, strict=True)},
+            "count": count.tolist(), "confidence": percentages(confidences), "accuracy": percentages(hits),
         },
     }

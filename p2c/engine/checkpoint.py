@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, as plain tensors and values, and read without running what is in them."""
+"""Checkpoints: plain tensors and values, written atomically and read without executing code from the file."""
 import contextlib
 import io
 import os
@@ -21,25 +21,26 @@ log = get_logger(__name__)
 
 BEST = "model-best.pth.tar"
 POINTER = "checkpoint"  # text file that names the newest checkpoint of its folder
-POSITION = "resume.pth.tar"  # where a training stands inside an epoch: "epoch" whole ones and "batch" batches are done
+POSITION = "resume.pth.tar"  # checkpoint inside an epoch, after "epoch" whole epochs and "batch" batches of the next
 
 
 class UnreadableCheckpoint(ValueError):
-    """A file that is no checkpoint, or only a part of one."""
+    """A file that is not a checkpoint, or is damaged."""
 
 
 class CannotResume(ValueError):
-    """A run cannot go on from the checkpoints that it was pointed to."""
+    """A run cannot resume from the given checkpoints."""
 
 
 class NothingToResume(FileNotFoundError, CannotResume):
-    """Nothing is where the checkpoints to go on from should be."""
+    """There is no checkpoint to resume from."""
 
 
 def plain(value, name: str = "checkpoint"):
-    """A copy of nested containers that torch.load reads by default: tensors (on the CPU), numbers, text.
+    """Return a copy of nested containers with tensors on the CPU, numbers and text, as torch.load reads by default.
 
-    Anything else raises TypeError saying where it is.
+    Raises:
+        TypeError: any other value; the message says where it is.
     """
     if isinstance(value, Mapping):
         return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
@@ -53,7 +54,7 @@ def plain(value, name: str = "checkpoint"):
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         whole = value.untyped_storage().nbytes() == value.nbytes
-        return value if whole else value.clone()  # a view would be saved with all that it views
+        return value if whole else value.clone()  # torch.save writes the whole storage of a view
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"Checkpoints hold plain tensors and values, but {name} is a {type(value).__name__}")
@@ -62,15 +63,15 @@ def plain(value, name: str = "checkpoint"):
 def save_checkpoint(
     state: dict, save_dir: str, is_best: bool = False, remove_module_from_keys: bool = True, model_name: str = ""
 ) -> None:
-    """Write `state` to `save_dir` as `model_name` or model.pth.tar-{epoch}, and name it there as the newest.
+    """Write `state` to `save_dir` as `model_name` or model.pth.tar-{epoch}, and record it there as the newest.
 
-    With `is_best` a copy becomes model-best.pth.tar. `remove_module_from_keys` strips DataParallel's prefix from the
-    keys of state["state_dict"].
+    With `is_best` a copy is written as model-best.pth.tar. `remove_module_from_keys` strips the prefix of DataParallel
+    from the keys of state["state_dict"].
     """
     state = plain(state)
     if remove_module_from_keys:
         state["state_dict"] = _without_module(state["state_dict"])
-    content = serialised(state)
+    content = serialize(state)
     name = model_name or f"model.pth.tar-{state['epoch']}"
     path = os.path.join(save_dir, name)
     write_atomically(path, content)
@@ -83,31 +84,31 @@ def save_checkpoint(
 
 
 def save_position(state: dict, save_dir: str) -> None:
-    """Write `state`, which has "epoch" and "batch" beside what a checkpoint has, as the position in `save_dir`."""
-    write_atomically(os.path.join(save_dir, POSITION), serialised(plain(state)))
+    """Write `state`, a checkpoint with "epoch" and "batch", as the position file of `save_dir`."""
+    write_atomically(os.path.join(save_dir, POSITION), serialize(plain(state)))
 
 
 def remove_position(save_dir: str) -> None:
-    """Delete the position in `save_dir`, if there is one: a checkpoint has superseded it."""
+    """Delete the position file of `save_dir`, if any, once a checkpoint has superseded it."""
     with contextlib.suppress(FileNotFoundError):
         os.remove(os.path.join(save_dir, POSITION))
 
 
-def serialised(state: dict) -> bytes:
-    """What a file of torch.save's with `state` in it would hold."""
+def serialize(state: dict) -> bytes:
+    """Return the bytes that torch.save writes for `state`."""
     content = io.BytesIO()
     torch.save(state, content)
     return content.getvalue()
 
 
 def load_checkpoint(fpath: str) -> dict:
-    """What is in a checkpoint, tensors on the CPU: at least "state_dict" and "epoch".
+    """Read a checkpoint with at least "state_dict" and "epoch", its tensors on the CPU.
 
-    Of a file of real Dassl that holds objects, those are None.
+    Objects of other classes in a file that real Dassl wrote become None.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableCheckpoint: it cannot be read, or is no checkpoint.
+        UnreadableCheckpoint: it cannot be read, or is not a checkpoint.
     """
     checkpoint = read(fpath)
     if not _is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("epoch"), int):
@@ -116,7 +117,7 @@ def load_checkpoint(fpath: str) -> dict:
 
 
 def is_readable(fpath: str) -> bool:
-    """Whether there is a checkpoint that can be read."""
+    """Return whether a path leads to a readable checkpoint."""
     try:
         load_checkpoint(fpath)
     except (FileNotFoundError, UnreadableCheckpoint):
@@ -125,11 +126,11 @@ def is_readable(fpath: str) -> bool:
 
 
 def read(fpath: str) -> dict:
-    """The dict that a file of torch.save's holds, tensors on the CPU.
+    """Return the dict in a file that torch.save wrote, its tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableCheckpoint: it cannot be read, or holds no dict.
+        UnreadableCheckpoint: it cannot be read, or does not hold a dict.
     """
     if fpath is None:
         raise ValueError("File path is None")
@@ -137,14 +138,14 @@ def read(fpath: str) -> dict:
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how a foreign file was written; what matters raises
+            warnings.simplefilter("ignore")  # torch warns about how foreign files were written
             check_archive(fpath)
             try:
                 content = torch.load(fpath, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
                 content = _load_with_objects(fpath)
-    except Exception as error:  # damaged bytes drive the readers of torch and pickle into almost any exception
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__  # torch goes on with advice
+    except Exception as error:  # damaged files make torch and pickle raise almost any exception
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__  # without torch's advice
         raise UnreadableCheckpoint(f'Unable to load checkpoint from "{fpath}": {reason}') from error
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(f'"{fpath}" is no checkpoint: it holds a {type(content).__name__}, not a dict')
@@ -161,13 +162,13 @@ def _load_with_objects(fpath: str) -> dict:
 
 
 def load_resumable(folders: list[str], inside_epoch: bool = False) -> tuple[list[str], list[dict]]:
-    """The newest checkpoint that is readable in every one of these folders: its paths and contents.
+    """Return paths and contents of the newest checkpoint that can be read in all folders.
 
-    Unreadable files are warned of and passed over. With `inside_epoch` a position counts too.
+    Skips unreadable files with a warning. With `inside_epoch` position files count too.
 
     Raises:
         NothingToResume: the first folder has no checkpoint.
-        CannotResume: nothing can be read.
+        CannotResume: no checkpoint can be read.
     """
     position = _load_position(folders) if inside_epoch else None
     names = _newest_first(folders[0])
@@ -178,7 +179,7 @@ def load_resumable(folders: list[str], inside_epoch: bool = False) -> tuple[list
         except (UnreadableCheckpoint, FileNotFoundError) as error:
             log.warning(f"{error}; trying an older one")
             continue
-        if position is not None and _stands_at(position[1][-1]) > _stands_at(checkpoints[-1]):
+        if position is not None and _trained(position[1][-1]) > _trained(checkpoints[-1]):
             return position
         return paths, checkpoints
     if position is not None:
@@ -186,23 +187,23 @@ def load_resumable(folders: list[str], inside_epoch: bool = False) -> tuple[list
     if not names:
         raise NothingToResume(
             f'Cannot resume: there is no file "{os.path.join(folders[0], POINTER)}", which names the newest '
-            f"checkpoint; choose another folder, or remove {folders[0]} to start afresh"
+            f"checkpoint; choose another folder, or remove {folders[0]} to start from scratch"
         )
     raise CannotResume(
         f"Cannot resume: no checkpoint can be read in {', '.join(folders)}; choose another folder, "
-        "or remove these to start afresh"
+        "or remove these to start from scratch"
     )
 
 
 def _load_position(folders: list[str]) -> tuple[list[str], list[dict]] | None:
-    """Paths and contents of the position files, if all folders have one of the same moment."""
+    """Return paths and contents of the position files, None unless all folders have one after the same batch."""
     paths = [os.path.join(folder, POSITION) for folder in folders]
     try:
         checkpoints = [load_checkpoint(path) for path in paths]
         for path, checkpoint in zip(paths, checkpoints, strict=True):
             if not isinstance(checkpoint.get("batch"), int):
                 raise UnreadableCheckpoint(f'"{path}" does not say after which batch it was saved')
-            if _stands_at(checkpoint) != _stands_at(checkpoints[0]):
+            if _trained(checkpoint) != _trained(checkpoints[0]):
                 raise UnreadableCheckpoint(f'"{path}" and "{paths[0]}" were saved after different batches')
     except FileNotFoundError:
         return None
@@ -212,13 +213,13 @@ def _load_position(folders: list[str]) -> tuple[list[str], list[dict]] | None:
     return paths, checkpoints
 
 
-def _stands_at(checkpoint: dict) -> tuple[int, int]:
-    """Whole epochs, and batches of the next one, that have been trained."""
+def _trained(checkpoint: dict) -> tuple[int, int]:
+    """Return how many epochs, and batches of the next one, a checkpoint has been trained for."""
     return checkpoint["epoch"], checkpoint.get("batch", 0)
 
 
 def _newest_first(folder: str) -> list[str]:
-    """The names of a folder's checkpoints of whole epochs; none if there are none."""
+    """Return the names of a folder's checkpoints of whole epochs, the newest first."""
     numbered = [match for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, os.listdir(folder)) if match]
     numbered.sort(key=lambda match: int(match[1]), reverse=True)
     names = [match[0] for match in numbered]
@@ -232,9 +233,13 @@ def _newest_first(folder: str) -> list[str]:
 
 
 def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the checkpoint read from `path` into a model and, where given and saved, optimiser and schedule.
+    """Load a checkpoint, read from `path`, into a model and, where given and saved, its optimiser and schedule.
 
-    Returns its epoch. Raises CannotResume if it does not fit the model or the optimiser.
+    Returns:
+        The checkpoint's epoch.
+
+    Raises:
+        CannotResume: the checkpoint does not fit the model or the optimiser.
     """
     log.info(f'Loading checkpoint from "{path}"')
     try:
@@ -261,22 +266,25 @@ def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, sched
 
 
 def resume_from_checkpoint(fdir: str, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the newest readable checkpoint of a folder; returns the number of epochs trained.
+    """Load the newest readable checkpoint of a folder and return the number of epochs trained.
 
-    Raises CannotResume (NothingToResume, also a FileNotFoundError) if there is none, or none that fits.
+    Raises:
+        NothingToResume: there is no checkpoint.
+        CannotResume: none can be read, or it does not fit.
     """
     (path,), (checkpoint,) = load_resumable([fdir])
     return restore(path, checkpoint, model, optimizer, scheduler)
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str) -> int:
-    """Copy the entries of a file (a checkpoint, or a bare state dict) whose name and shape fit the model.
+    """Copy the weights of a checkpoint or bare state dict whose names and shapes match the model's; log the others.
 
-    Says which do not. Returns how many fit; none is a warning, not an error.
+    Returns:
+        How many matched; a warning is issued if none did.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableCheckpoint: it cannot be read, or holds no weights.
+        UnreadableCheckpoint: it cannot be read, or does not hold weights.
     """
     saved = read(weight_path)
     saved = saved.get("state_dict", saved)

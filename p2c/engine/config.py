@@ -1,4 +1,4 @@
-"""The default config tree (Dassl's keys, types and defaults) and what can be said about a config as a whole.
+"""The default config tree, with Dassl's keys, types and defaults, and checks of a whole config.
 
 Checks, error messages and docs/configuration.md come from the table `SETTINGS`.
 """
@@ -8,7 +8,7 @@ from operator import attrgetter
 from yacs.config import CfgNode
 
 from p2c.engine.optim import OPTIMIZERS, SCHEDULES, WARMUPS
-from p2c.engine.samplers import SAMPLERS, WHOLE
+from p2c.engine.samplers import FULL_PASS, SAMPLERS
 from p2c.engine.transforms import AVAILABLE_CHOICES, INTERPOLATION_MODES
 from p2c.utils.ranges import (
     LIST,
@@ -94,7 +94,7 @@ SETTINGS = {
         "TRAIN_X": TRAIN_LOADER,
         "TRAIN_U": {"SAME_AS_X": Setting(True, SWITCH, "load unlabeled data as TRAIN_X says"), **TRAIN_LOADER},
         "TEST": {  # validation too
-            "SAMPLER": Setting("SequentialSampler", one_of(*WHOLE), "order of the images, in validation too"),
+            "SAMPLER": Setting("SequentialSampler", one_of(*FULL_PASS), "order of the images, in validation too"),
             "BATCH_SIZE": Setting(32, whole(1), "images in a batch, in validation too"),
         },
     },
@@ -162,25 +162,25 @@ SHARED_NODES = ("PROMPT_DENOISING", "ATPROMPT")
 
 
 def get_cfg_default() -> CfgNode:
-    """Return a copy of the default tree, independent of every other."""
+    """Return a new copy of the default tree."""
     return DEFAULTS.clone()
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:
-    """Drop from cfg.TRAINER, in place, the settings of every trainer but this one; shared nodes stay."""
+    """Remove the settings of all other trainers from cfg.TRAINER, in place; shared nodes stay."""
     keep = {"NAME", trainer.upper(), *SHARED_NODES}
     for name in [name for name in cfg.TRAINER if name not in keep]:
         cfg.TRAINER.pop(name)
 
 
 def unused_keys(cfg: CfgNode) -> list[str]:
-    """Return the keys that were changed from their default although nothing reads them."""
+    """Return the keys whose values differ from the defaults although nothing reads them."""
     return [key for key, setting in flatten(SETTINGS).items()
             if setting.meaning == UNREAD and attrgetter(key)(cfg) != setting.default]
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Raise ValueError with every engine setting out of its range, or FileNotFoundError for RESUME."""
+    """Raise ValueError naming all engine settings out of range, FileNotFoundError if RESUME is not a folder."""
     if found := faults(cfg, SETTINGS):
         raise ValueError("; ".join(found))
     if cfg.RESUME and not os.path.isdir(cfg.RESUME):

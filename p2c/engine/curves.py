@@ -1,4 +1,4 @@
-"""TensorBoard's files, in which a run that goes on must find no point that it is going to write again."""
+"""TensorBoard event files, cut back on resume so that no point of a curve is written twice."""
 import os
 import platform
 import struct
@@ -11,16 +11,17 @@ from p2c.utils.logs import get_logger
 log = get_logger(__name__)
 
 HEADER, FOOTER = 12, 4  # bytes of a record before its content (length and checksum) and after it (checksum)
-FLUSH = 5  # seconds after which points go to the system with the next one
+FLUSH_SECONDS = 5  # a point flushes the file if the last flush is longer ago
 
 
 class CurveWriter:
-    """Adds points to an event file of its own.
+    """Writes points to a new event file.
 
-    torch's SummaryWriter has a thread for it; its `flush` was seen to wait for ever, and the thread prints the trace
-    of an error, as of a full disk.
+    torch's SummaryWriter writes in a thread: its `flush` has been seen to hang, and the thread prints a traceback when
+    the disk is full.
 
-    Raises ImportError if tensorboard is not installed.
+    Raises:
+        ImportError: tensorboard is not installed.
     """
 
     def __init__(self, log_dir: str):
@@ -36,17 +37,17 @@ class CurveWriter:
         self.flush()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
-        """Add a point to a curve; without a step it is at 0."""
+        """Add a point to a curve, at step 0 if none is given."""
         value = self._summary.Value(tag=tag, simple_value=float(scalar_value))
         self._add(step=global_step or 0, summary=self._summary(value=[value]))
 
     def _add(self, **content) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
-        if time.monotonic() - self._flushed > FLUSH:
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Hand all points so far to the system."""
+        """Pass all points so far to the operating system."""
         self._records.flush()
         self._flushed = time.monotonic()
 
@@ -54,10 +55,10 @@ class CurveWriter:
         self._records.close()
 
 
-def cut_back(folder: str, keep: Callable[[str, int], bool]) -> None:
-    """Drop the points for which `keep(tag, step)` is False from a folder's event files, and what is damaged or half.
+def truncate_curves(folder: str, keep: Callable[[str, int], bool]) -> None:
+    """Drop damaged records and the points for which `keep(tag, step)` is False from a folder's event files.
 
-    Does nothing if tensorboard is not installed.
+    Do nothing if tensorboard is not installed.
     """
     try:
         from google.protobuf.message import DecodeError
@@ -66,7 +67,7 @@ def cut_back(folder: str, keep: Callable[[str, int], bool]) -> None:
     except ImportError:
         return
 
-    def kept(record: bytes) -> bool:
+    def is_kept(record: bytes) -> bool:
         try:
             event = Event.FromString(record[HEADER:-FOOTER])
         except DecodeError:
@@ -79,13 +80,13 @@ def cut_back(folder: str, keep: Callable[[str, int], bool]) -> None:
             continue
         with open(path, "rb") as file:
             content = file.read()
-        rest = b"".join(filter(kept, _records(content, path, masked_crc32c)))
+        rest = b"".join(record for record in _records(content, path, masked_crc32c) if is_kept(record))
         if rest != content:
             write_atomically(path, rest)
 
 
 def _records(content: bytes, path: str, checksum: Callable[[bytes], int]) -> Iterator[bytes]:
-    """The whole records of an event file; says so if it is damaged before its end."""
+    """Yield the complete records of an event file; warn if it is damaged before its end."""
     start = 0
     while start + HEADER <= len(content):
         length, length_sum = struct.unpack_from("<QI", content, start)

@@ -1,7 +1,7 @@
-"""From lists of Datum to batches of tensors.
+"""Data loading: from lists of Datum to batches of tensors.
 
-What a batch holds is a function of (seed, epoch, index of each image): the same for any number of workers, whatever
-else draws random numbers, and after a resume.
+A batch is a function of (seed, epoch, index of each image): it depends neither on the number of workers nor on other
+uses of random numbers, and a resumed run gets the same.
 """
 import contextlib
 import multiprocessing
@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import transforms as T
 
 from p2c.engine.datasets import DatasetBase, Datum
-from p2c.engine.distributed import PartOfAll, PartOfBatches, processes
+from p2c.engine.distributed import ShardBatchSampler, ShardSampler, processes
 from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
 from p2c.engine.samplers import build_sampler
-from p2c.engine.seeds import random_state_kept, run_seed
+from p2c.engine.seeds import preserve_random_state, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
 from p2c.utils.logs import get_logger
 from p2c.utils.streams import seed_of
@@ -37,11 +38,10 @@ log = get_logger(__name__)
 class DatasetWrapper(Dataset):
     """Reads and transforms the images of a list of Datum.
 
-    An item is a dict: label, domain and index (int), impath (str) and img, what the transform makes of the image: with
-    `build_transform` a float32 tensor (3, H, W), INPUT.SIZE being (H, W); without a transform the PIL image. With a
-    list of transforms there are also img2, img3, ...; with K_TRANSFORMS above 1, in training, each of them is a list of
-    that many draws; with RETURN_IMG0 there is img0 (3, H, W), the image resized and, if that is among the transforms,
-    normalised.
+    An item is a dict with label, domain and index (int), impath (str) and img, the transformed image: with
+    `build_transform` a float32 tensor (3, H, W), where INPUT.SIZE is (H, W); without a transform the PIL image. A list
+    of transforms also gives img2, img3, ... In training, K_TRANSFORMS above 1 makes each of these a list of that many
+    draws. RETURN_IMG0 adds img0 (3, H, W), the image resized and, if INPUT.TRANSFORMS has normalize, normalised.
 
     Raises:
         ValueError: K_TRANSFORMS without a transform; on access, an image that cannot be read (UnreadableImage).
@@ -55,13 +55,14 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.seed = run_seed(cfg)
-        self._epoch = torch.zeros(64, dtype=torch.uint8)  # its label as text
+        self._epoch = torch.zeros(64, dtype=torch.uint8)  # the epoch's label as text
         if is_train and cfg.DATALOADER.NUM_WORKERS:
-            self._epoch.share_memory_()  # workers that are kept see it change
+            self._epoch.share_memory_()  # so that running workers see it change
         self.set_epoch(0)
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat")
-        steps = [T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), T.ToTensor()]
+        resize = T.Resize(tuple(cfg.INPUT.SIZE), INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
+        steps: list[Callable] = [resize, T.ToTensor()]
         if "normalize" in cfg.INPUT.TRANSFORMS:
             steps.append(T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
         self.to_tensor = T.Compose(steps)
@@ -71,12 +72,12 @@ class DatasetWrapper(Dataset):
 
     @property
     def epoch(self) -> int | str:
-        """The label that `set_epoch` was given last."""
+        """Return the last label given to `set_epoch`."""
         label = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
         return int(label) if label.isdigit() else label
 
     def set_epoch(self, epoch: int | str) -> None:
-        """Choose the augmentations, in worker processes too: equal labels give equal ones."""
+        """Choose the augmentations, also in worker processes; equal labels give equal augmentations."""
         self._epoch.numpy()[:] = list(str(epoch).encode().ljust(len(self._epoch), b"\0"))
 
     def __getitem__(self, idx: int) -> dict:
@@ -84,8 +85,8 @@ class DatasetWrapper(Dataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         image = read_image(item.impath)
         if self.is_train:
-            # In a worker nobody else draws.
-            with contextlib.nullcontext() if get_worker_info() else random_state_kept(gpu=False):
+            in_worker = get_worker_info() is not None  # where nothing else draws random numbers
+            with contextlib.nullcontext() if in_worker else preserve_random_state(gpu=False):
                 self._seed_augmentation(idx)
                 output.update(self._images(image))
         else:
@@ -98,7 +99,7 @@ class DatasetWrapper(Dataset):
         seed = seed_of(self.seed, f"augment.{self.epoch}", idx)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
 
     def _images(self, image) -> dict:
         if not isinstance(self.transform, list | tuple):
@@ -114,21 +115,22 @@ class DatasetWrapper(Dataset):
 
 
 class TrainingLoader(DataLoader):
-    """A loader that keeps its worker processes from epoch to epoch: starting them takes longer than many batches.
+    """A loader whose workers persist from epoch to epoch, since starting them takes longer than many batches.
 
-    They know the data set as it was when they started, and its epoch; if one of its attributes is set anew, they are
-    started anew. Each pass draws one number from the global generator, as any DataLoader's does. With kept workers only
-    the first pass would, and what a trainer draws would depend on their number and on resumes.
+    Workers hold the dataset as it was when they started, except for its epoch; they are restarted if one of its
+    attributes has been replaced. Each pass draws one number from the global generator, as in any DataLoader. With
+    persistent workers torch draws in the first pass only, so that a trainer's random numbers would depend on the number
+    of workers and on resumes.
     """
 
     def __init__(self, dataset: Dataset, **options):
         super().__init__(dataset, persistent_workers=True, generator=torch.Generator(), **options)
-        self._known = vars(dataset).copy()
+        self._attributes = vars(dataset).copy()
 
     def __iter__(self):
         self.generator.manual_seed(torch.empty((), dtype=torch.int64).random_().item())
-        known, self._known = self._known, vars(self.dataset).copy()
-        if known.keys() != self._known.keys() or any(known[name] is not self._known[name] for name in known):
+        before, self._attributes = self._attributes, vars(self.dataset).copy()
+        if before.keys() != self._attributes.keys() or any(before[key] is not self._attributes[key] for key in before):
             self._iterator = None
         return super().__iter__()
 
@@ -137,69 +139,67 @@ def build_data_loader(
     cfg, sampler_type: str = "SequentialSampler", data_source: list[Datum] | None = None, batch_size: int = 64,
     n_domain: int = 0, n_ins: int = 2, tfm: Callable | list | None = None, is_train: bool = True, dataset_wrapper=None,
 ) -> DataLoader:
-    """A loader over a list of Datum; an incomplete last batch is dropped in training unless it is the only one.
+    """Build a loader over a list of Datum; in training an incomplete last batch is dropped, unless it is the only one.
 
-    Where several processes train together, it has this one's part of each training batch, or of the test images.
+    If several processes train together, it loads this process's shard of each training batch, or of the test images.
     """
     if not data_source:
         raise ValueError("There are no images to load: the list of this split is empty")
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     workers = cfg.DATALOADER.NUM_WORKERS
-    keep_workers = is_train and workers > 0 and dataset_wrapper is None  # others' wrappers may not expect it
+    keep_workers = is_train and workers > 0 and dataset_wrapper is None  # a wrapper may rely on new workers
+    options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": _ignore_job_signals,
+                               "pin_memory": torch.cuda.is_available() and cfg.USE_CUDA}
     if processes() > 1 and is_train:
-        batches = {"batch_sampler": PartOfBatches(sampler, batch_size)}
+        options["batch_sampler"] = ShardBatchSampler(sampler, batch_size)
     else:
-        batches = {"sampler": PartOfAll(sampler) if processes() > 1 else sampler, "batch_size": batch_size,
-                   "drop_last": is_train and len(data_source) >= batch_size}
-    return (TrainingLoader if keep_workers else DataLoader)(
-        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_trainer,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        **batches,
-    )
+        options |= {"sampler": ShardSampler(sampler) if processes() > 1 else sampler, "batch_size": batch_size,
+                    "drop_last": is_train and len(data_source) >= batch_size}
+    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    return TrainingLoader(dataset, **options) if keep_workers else DataLoader(dataset, **options)
 
 
-def _leave_signals_to_trainer(worker: int) -> None:
-    """A scheduler, or a terminal, signals all processes of a job; the training still needs this one to end well."""
+def _ignore_job_signals(worker: int) -> None:
+    """Ignore signals that a scheduler or terminal sends to all processes of a job: the trainer ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS and Windows lack it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        trainer = multiprocessing.parent_process().pid  # not os.getppid(): that may be a fork server
-        threading.Thread(target=_end_when_told_by, args=(trainer,), daemon=True).start()
+        trainer = multiprocessing.parent_process()  # not os.getppid(): that may be a fork server
+        assert trainer is not None, "a worker process has a parent"
+        threading.Thread(target=_exit_on_sigterm_from, args=(trainer.pid,), daemon=True).start()
 
 
-def _end_when_told_by(trainer: int) -> None:
-    """End this worker on SIGTERM from its trainer's process, which has no other way if all else fails."""
+def _exit_on_sigterm_from(trainer: int) -> None:
+    """End this worker on a SIGTERM from its trainer's process, which sends it as a last resort."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
 
 
 def set_epoch(loader, epoch: int | str) -> None:
-    """Tell whichever parts of a loader ask for it which epoch begins."""
+    """Pass the new epoch to those parts of a loader that have a `set_epoch`."""
     for part in (loader, *(getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler"))):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
 
 def start_at(loader: DataLoader, batch: int) -> None:
-    """Have the epoch that `set_epoch` has announced begin with this batch, without reading those before it."""
-    batches = loader.batch_sampler
+    """Start the epoch set by `set_epoch` at this batch, without reading those before it."""
+    batches: Any = loader.batch_sampler  # a BatchSampler or ShardBatchSampler
     batches.sampler.start_at(batch * batches.batch_size)
 
 
 def end_workers(loader: DataLoader) -> None:
-    """Let go of workers that are kept: they end with the pass over the loader, where collecting garbage kills them."""
+    """Release persistent workers: they then end with the current pass, where garbage collection would kill them."""
     if isinstance(loader, TrainingLoader):
         loader._iterator = None
 
 
 class DataManager:
-    """The data set of a config and its loaders; building it draws nothing from the global generators."""
+    """The dataset of a config and its loaders; building it leaves the global random generators as they were."""
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
-        with random_state_kept():
+        with preserve_random_state():
             self.dataset = build_dataset(cfg)
         for split in ("train_x", "test"):
             if not getattr(self.dataset, split):
@@ -254,7 +254,7 @@ class DataManager:
         return self.dataset.lab2cname
 
     def show_dataset_summary(self, cfg) -> None:
-        """Log a table of the data set's sizes."""
+        """Log a table of the dataset's sizes."""
         rows = [["Dataset", cfg.DATASET.NAME]]
         if cfg.DATASET.SOURCE_DOMAINS:
             rows.append(["Source", list(cfg.DATASET.SOURCE_DOMAINS)])
@@ -267,7 +267,8 @@ class DataManager:
         log.info(tabulate(rows))
 
     def _report_dropped_images(self) -> None:
-        batches, total = self.train_loader_x.batch_sampler, len(self.dataset.train_x)
+        batches: Any = self.train_loader_x.batch_sampler
+        total = len(self.dataset.train_x)
         dropped = len(batches.sampler) % batches.batch_size
         if dropped and len(batches):
             log.info(f"Each epoch leaves out {dropped} of {total} training images: they do not fill a batch")

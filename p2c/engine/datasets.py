@@ -1,4 +1,4 @@
-"""What a data set is: lists of `Datum` for training, validation and test, and the draw of a few shots from them."""
+"""Datasets as lists of `Datum` for training, validation and test, and few-shot sampling from them."""
 import os
 import random
 from collections import defaultdict
@@ -15,7 +15,7 @@ T = TypeVar("T")  # Datum, or another item with a label
 class Datum:
     """One image file with its label, domain and class name.
 
-    `check=False` skips the look at the file, for a data set that has made sure of its folder as a whole.
+    `check=False` does not check that the file exists, for a dataset that has checked its folder as a whole.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Datum:
         impath = os.fspath(impath)
         if check and not os.path.isfile(impath):
             raise FileNotFoundError(f'No image file at "{impath}"')
-        # These four names are those of Dassl's pickled few-shot files, which p2c.engine.restricted reads.
+        # Dassl's pickled few-shot files, which p2c.engine.restricted reads, have these names.
         self._impath = impath
         self._label = label
         self._domain = domain
@@ -51,10 +51,10 @@ class Datum:
 
 
 class DatasetBase:
-    """Lists of Datum: labeled and unlabeled training data, validation (may be None) and test."""
+    """Lists of Datum for labeled and unlabeled training, validation (may be None) and test."""
 
     dataset_dir: str | os.PathLike[str] = ""  # folder inside DATASET.ROOT
-    domains = []  # names of all domains
+    domains: list[str] = []  # names of all domains
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         self._train_x = train_x
@@ -99,17 +99,17 @@ class DatasetBase:
 
     @staticmethod
     def get_num_classes(data_source: list[Datum]) -> int:
-        """The largest label plus 1; TypeError for None, ValueError for an empty list."""
+        """Return the largest label plus 1. Raise TypeError for None, ValueError for an empty list."""
         if data_source is None:
-            raise TypeError("A data set needs a list train_x, but got None")
+            raise TypeError("A dataset needs a list train_x, but got None")
         if not data_source:
-            raise ValueError("A data set needs training images, but train_x is empty")
+            raise ValueError("A dataset needs training images, but train_x is empty")
         return max(item.label for item in data_source) + 1
 
     @staticmethod
     def get_lab2cname(data_source: list[Datum]) -> tuple[dict[int, str], list[str]]:
-        """Label to class name, ordered by label, and the names in that order; a label's first name counts."""
-        names = defaultdict(dict)  # label -> its names in order of appearance, as the keys of a dict
+        """Return a dict from label to class name, sorted by label, and its names. The first name of a label counts."""
+        names: dict[int, dict[str, None]] = defaultdict(dict)  # label -> its names in order of appearance, as dict keys
         for item in data_source:
             names[item.label][item.classname] = None
         for label, several in names.items():
@@ -119,24 +119,23 @@ class DatasetBase:
         return lab2cname, list(lab2cname.values())
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
-        """AssertionError if either is empty, ValueError for a domain that the data set does not have."""
+        """Raise AssertionError if either is empty, ValueError for a domain that the dataset does not have."""
         assert source_domains, "source_domains is empty"
         assert target_domains, "target_domains is empty"
         self.is_input_domain_valid(source_domains)
         self.is_input_domain_valid(target_domains)
 
     def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
-        """ValueError for a domain that the data set does not have."""
+        """Raise ValueError for a domain that the dataset does not have."""
         for domain in input_domains:
             if domain not in self.domains:
                 raise ValueError(f"Input domain must belong to {self.domains}, but got [{domain}]")
 
     def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False, rng=random):
-        """`sample_shots` of each source: a list for one source, a list of lists for several.
+        """Draw `sample_shots` from each source: a list for one source, a list of lists for several.
 
-        num_shots below 1 hands the sources back as they are. `rng` draws: a random.Random, or, as in Dassl, the module
-        `random` with its global generator. Dassl's draw for a seed is that of random.Random(seed) over the sources in
-        turn.
+        With num_shots below 1 the sources are returned unchanged. `rng` is a random.Random or, as in Dassl, the module
+        `random` with its global generator. random.Random(seed) draws what Dassl draws for that seed.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
@@ -145,22 +144,22 @@ class DatasetBase:
         return samples[0] if len(samples) == 1 else samples
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        """Label to items, both in order of appearance."""
-        return _grouped(data_source, "label")
+        """Return a dict from label to items, both in order of appearance."""
+        return _group_by(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
-        """Domain to items, both in order of appearance."""
-        return _grouped(data_source, "domain")
+        """Return a dict from domain to items, both in order of appearance."""
+        return _group_by(data_source, "domain")
 
 
 def sample_shots(items: Sequence[T], num_shots: int, repeat: bool = False, rng=random) -> list[T]:
-    """`num_shots` items of each label, label by label in order of first appearance.
+    """Draw `num_shots` items of each label, the labels in order of first appearance.
 
-    A label with fewer items gives all of them in order, without a draw, or with `repeat` a draw with replacement.
-    `rng` draws: a random.Random, or the module `random` with its global generator.
+    A label with fewer items contributes all of them in order or, with `repeat`, a draw with replacement. `rng` is a
+    random.Random, or the module `random` with its global generator.
     """
     chosen: list[T] = []
-    for group in _grouped(items, "label").values():
+    for group in _group_by(items, "label").values():
         if len(group) >= num_shots:
             chosen += rng.sample(group, num_shots)
         else:
@@ -168,7 +167,7 @@ def sample_shots(items: Sequence[T], num_shots: int, repeat: bool = False, rng=r
     return chosen
 
 
-def _grouped(items: Sequence[T], attribute: str) -> dict[int, list[T]]:
+def _group_by(items: Sequence[T], attribute: str) -> dict[int, list[T]]:
     groups: dict[int, list[T]] = defaultdict(list)
     for item in items:
         groups[getattr(item, attribute)].append(item)

@@ -1,11 +1,12 @@
-"""Several processes that train one model, as torchrun starts them: what each does, and what only one of them does.
+"""Data-parallel training in several processes, as torchrun starts them.
 
-Every process runs the same program on its part of each batch, and gradients are averaged; the first one (rank 0) alone
-writes files and lines. With one process all of this does nothing.
+Every process runs the same program on its shard of each batch, and gradients are averaged. Only the main process, of
+rank 0, writes files and logs. With one process all of this does nothing.
 """
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,15 +18,15 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join(use_cuda: bool) -> None:
-    """Meet the other processes, if there are any; with `use_cuda` each takes a GPU of its own, where there are GPUs.
+    """Join the process group if torchrun started several processes; with `use_cuda` each takes a GPU, if there are any.
 
     Raises:
-        ValueError: fewer GPUs than processes on this machine.
+        ValueError: this machine has fewer GPUs than processes.
     """
     if not launched() or dist.is_initialized():
         return
@@ -39,40 +40,40 @@ def join(use_cuda: bool) -> None:
 
 
 def leave() -> None:
-    """End what `join` began."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process among all, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_processes() -> int:
-    """How many of them run on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes."""
+    """Return whether this is the main process, which writes files and logs."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait for all processes to come here."""
+    """Wait until all processes get here."""
     if processes() > 1:
         from_main(lambda: None)
 
 
 @contextlib.contextmanager
 def first_on_each_machine() -> Iterator[None]:
-    """One process of each machine goes ahead, the others follow: for what is fetched or made once and then found."""
+    """Let one process of each machine run the block before the others, to download or create what they then find."""
     ahead = processes() == 1 or os.environ["LOCAL_RANK"] == "0"
     if not ahead:
         barrier()
@@ -83,11 +84,11 @@ def first_on_each_machine() -> Iterator[None]:
             barrier()
 
 
-# Exchange
+# Communication
 
 
 def from_main(function: Callable):
-    """What `function` returns in the main process, which alone calls it."""
+    """Call `function` in the main process and return its result in all."""
     if processes() == 1:
         return function()
     result = [function() if is_main() else None]
@@ -95,8 +96,8 @@ def from_main(function: Callable):
     return result[0]
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether a flag is set in any of the processes."""
+def any_process(flag: bool) -> bool:
+    """Return whether a flag is set in any process."""
     if processes() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -105,32 +106,32 @@ def anywhere(flag: bool) -> bool:
 
 
 def average(numbers: Tensor) -> Tensor:
-    """The mean over all processes of a tensor that each of them has."""
+    """Return the mean of a tensor over all processes."""
     if processes() > 1:
         dist.all_reduce(numbers)
         numbers /= processes()
     return numbers
 
 
-def collect(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """The batches of all processes, in the order of the ranks, for the main process; none for the others."""
+def gather(batches: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the batches of all processes, rank by rank, in the main process; nothing in the others."""
     if processes() == 1:
         yield from batches
         return
     mine = [tuple(tensor.cpu() for tensor in batch) for batch in batches]
-    everybodys = [None] * processes() if is_main() else None
-    dist.gather_object(mine, everybodys)
-    for theirs in everybodys or ():
+    gathered: list = [None] * processes() if is_main() else []
+    dist.gather_object(mine, gathered or None)
+    for theirs in gathered:
         yield from theirs
 
 
 def parallel(module: nn.Module, some_unused: bool) -> nn.Module:
-    """Return a module whose gradients are averaged over all processes; with one process the module itself.
+    """Wrap a module so that its gradients are averaged over all processes; with one process return it as it is.
 
-    Frozen parameters and buffers are left alone: they are the same in all processes.
+    Frozen parameters and buffers are not synchronised: they are the same in all processes.
 
     Args:
-        some_unused: whether parameters that train have no part in what it returns.
+        some_unused: whether some trainable parameters do not contribute to the output.
     """
     if processes() == 1:
         return module
@@ -140,38 +141,46 @@ def parallel(module: nn.Module, some_unused: bool) -> nn.Module:
     return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 
-# Shares
+# Shards
 
 
-def share(size: int) -> range:
-    """This process's part of `size` things in order: the parts follow each other and differ by one at most."""
+class Indices(Protocol):
+    """Dataset indices in some order, such as a sampler with a length."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+
+def shard(size: int) -> range:
+    """Return the positions of this process's shard of `size` items: contiguous, and at most 1 longer than any other."""
     return range(size * rank() // processes(), size * (rank() + 1) // processes())
 
 
-class PartOfAll(Sampler):
-    """This process's part of what a sampler gives, each index once over all processes."""
+class ShardSampler(Sampler):
+    """This process's shard of a sampler's indices: over all processes, each index once."""
 
-    def __init__(self, sampler: Sampler):
+    def __init__(self, sampler: Indices):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
         indices = list(self.sampler)
-        return iter([indices[position] for position in share(len(indices))])
+        return iter([indices[position] for position in shard(len(indices))])
 
     def __len__(self) -> int:
-        return len(share(len(self.sampler)))
+        return len(shard(len(self.sampler)))
 
 
-class PartOfBatches(Sampler):
-    """This process's part of each batch of `batch_size` that a sampler's indices make.
+class ShardBatchSampler(Sampler):
+    """This process's shard of each batch of `batch_size` indices of a sampler.
 
-    A last, smaller batch is left out, unless it is the only one.
+    An incomplete last batch is dropped, unless it is the only one.
 
     Raises:
-        ValueError: batches that the processes do not divide.
+        ValueError: the batch size is not a multiple of the number of processes.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int):
+    def __init__(self, sampler: Indices, batch_size: int):
         self.sampler = sampler
         self.batch_size = min(batch_size, len(sampler))
         if self.batch_size % processes():
@@ -180,16 +189,16 @@ class PartOfBatches(Sampler):
                              "a multiple, or another number of processes (torchrun --nproc-per-node)")
 
     def set_epoch(self, epoch: int | str) -> None:
-        """Hand on which epoch begins, if the sampler asks for it."""
+        """Pass the epoch on to the sampler, if it takes one."""
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batch = []
+        batch: list[int] = []
         for index in self.sampler:
             batch.append(index)
             if len(batch) == self.batch_size:
-                yield [batch[position] for position in share(len(batch))]
+                yield [batch[position] for position in shard(len(batch))]
                 batch = []
 
     def __len__(self) -> int:

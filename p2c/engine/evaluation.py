@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, macro F1, per-class accuracy, confusion matrix.
+"""Evaluation of predictions: accuracy, macro F1, per-class accuracy, confusion matrix, calibration.
 
 Shapes: N samples, C classes.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p2c.engine.calibration import calibration
-from p2c.engine.checkpoint import serialised
+from p2c.engine.checkpoint import serialize
 from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
 from p2c.utils.logs import get_logger
@@ -20,21 +20,21 @@ log = get_logger(__name__)
 
 
 class EvaluatorBase:
-    """Takes the outputs of a whole split batch by batch, then says how good they are."""
+    """Base of the evaluators: collects the outputs of a split batch by batch, then computes metrics."""
 
     def __init__(self, cfg):
         self.cfg = cfg
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Forget all outputs so far."""
         raise NotImplementedError
 
     def process(self, output: Tensor, label: Tensor) -> None:
-        """Take one batch."""
+        """Add the outputs and labels of one batch."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict:
-        """Name to number, the main result first."""
+        """Return a dict from metric to value, the main metric first."""
         raise NotImplementedError
 
 
@@ -42,25 +42,28 @@ class EvaluatorBase:
 class Classification(EvaluatorBase):
     """Top-1 classification.
 
-    After `evaluate`, `correct` and `total` hold the counts, and `calibration` what the function of this name says, with
-    the scores taken for logits; nothing where these are not finite.
+    After `evaluate`, `correct` and `total` hold the counts, and `calibration` the result of p2c.engine.calibration with
+    the scores as logits, empty if these are not finite.
     """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
         super().__init__(cfg)
         if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
             raise ValueError("TEST.PER_CLASS_RESULT needs the class names (lab2cname), but got None")
-        self.lab2cname = lab2cname
+        self.lab2cname = lab2cname or {}
         self.reset()
 
     def reset(self) -> None:
         self.correct = self.total = 0
-        self.calibration = {}
-        self._predictions, self._labels, self._nan_rows = [], [], []
-        self._confidences, self._likelihoods = [], []
+        self.calibration: dict = {}
+        self._predictions: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._nan_rows: list[Tensor] = []
+        self._confidences: list[Tensor] = []
+        self._likelihoods: list[Tensor] = []
 
     def process(self, output: Tensor, label: Tensor) -> None:
-        """Take scores (N, C) and labels (N,); nothing is copied to the host yet."""
+        """Add scores (N, C) and labels (N,), without a copy to the host."""
         self._predictions.append(output.max(1)[1])
         self._labels.append(label)
         self._nan_rows.append(output.isnan().any(1).sum())
@@ -69,7 +72,7 @@ class Classification(EvaluatorBase):
         self._likelihoods.append(likelihood.gather(1, label[:, None]).flatten())
 
     def evaluate(self) -> OrderedDict:
-        """accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy, in percent."""
+        """Return accuracy, error_rate, macro_f1 and, with TEST.PER_CLASS_RESULT, perclass_accuracy, in percent."""
         if not self._labels or not sum(len(label) for label in self._labels):
             raise ValueError("There is nothing to evaluate: no sample was processed")
         truth = torch.cat(self._labels).cpu()
@@ -120,18 +123,18 @@ class Classification(EvaluatorBase):
         matrix = matrix[labels][:, labels].double()
         rows = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
         path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
-        write_atomically(path, serialised({"labels": labels.tolist(), "matrix": rows}))
+        write_atomically(path, serialize({"labels": labels.tolist(), "matrix": rows}))
         log.info(f"Confusion matrix is saved to {path}")
 
 
 def confusion_matrix(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Counts (C, C), rows true and columns predicted, of labels (N,) on the CPU; C is the largest label plus 1."""
+    """Return the counts (C, C) of true (rows) and predicted (columns) labels (N,); C is the largest label plus 1."""
     size = int(torch.maximum(truth.max(), prediction.max())) + 1
     return torch.bincount(truth * size + prediction, minlength=size * size).reshape(size, size)
 
 
 def macro_f1(matrix: Tensor) -> float:
-    """Mean F1 (0 to 1) over the classes that occur among the true labels, from a confusion matrix (C, C)."""
+    """Return the mean F1, 0 to 1, over the classes with samples, from a confusion matrix (C, C)."""
     matrix = matrix.double()
     hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
     occurs = true > 0
@@ -139,9 +142,9 @@ def macro_f1(matrix: Tensor) -> float:
 
 
 def compute_accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
-    """Top-k accuracy in percent, a tensor of shape (1,) for each k, of scores (N, C) against labels (N,).
+    """Return the top-k accuracy of scores (N, C) against labels (N,) in percent, a tensor of shape (1,) for each k.
 
-    Of a tuple or list of outputs the first counts.
+    If the output is a tuple or list, its first element is used.
     """
     if isinstance(output, tuple | list):
         output = output[0]

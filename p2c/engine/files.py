@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all."""
+"""File helpers: atomic writes, JSON, images, downloads."""
 import contextlib
 import csv
 import errno
@@ -25,15 +25,15 @@ class DiskFull(OSError):
     """There is no space to write a file."""
 
     def __str__(self) -> str:
-        return self.strerror
+        return self.strerror or super().__str__()
 
 
 @contextlib.contextmanager
-def named_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Have an error while a file is written say which one it was, and a full disk what to do about it.
+def errors_naming(path: str | os.PathLike) -> Iterator[None]:
+    """Add the path to an error that occurs while a file is written, and advice if the disk is full.
 
     Raises:
-        DiskFull: the disk is full, or one's share of it.
+        DiskFull: the disk, or the user's quota, is full.
     """
     try:
         yield
@@ -51,14 +51,14 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a whole file or nothing: a crash leaves what was there before.
+    """Write a file completely or not at all: after a crash the previous content is still there.
 
     Raises:
-        DiskFull: there is no space for it.
+        DiskFull: there is no space left.
     """
     path = os.fspath(path)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    with named_errors(path):
+    with errors_naming(path):
         mkdir_if_missing(os.path.dirname(path))
         try:
             with open(temporary, "xb") as file:
@@ -73,7 +73,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Delete what a killed `write_atomically` left in a folder in which nobody writes, and a folder of nothing else."""
+    """Delete temporary files of a killed `write_atomically` from a folder not in use, and the folder if it is empty."""
     if not os.path.isdir(folder):
         return
     for name in filter(LEFTOVER.search, os.listdir(folder)):
@@ -84,13 +84,13 @@ def remove_leftovers(folder: str) -> None:
 
 
 def mkdir_if_missing(dirname: str) -> None:
-    """Make a folder and its parents; an empty name is the current folder."""
+    """Create a folder and its parents; an empty name means the current folder."""
     if dirname:
         os.makedirs(dirname, exist_ok=True)
 
 
 def check_isfile(fpath: str) -> bool:
-    """Whether `fpath` is a file; warns if not."""
+    """Return whether `fpath` is a file; warn if it is not."""
     found = os.path.isfile(fpath)
     if not found:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
@@ -98,16 +98,13 @@ def check_isfile(fpath: str) -> bool:
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
-    """The names in a folder that do not start with a dot."""
+    """List the names in a folder that do not start with a dot."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
 
 def read_json(fpath: str | os.PathLike):
-    """The object in a JSON file.
-
-    Raises ValueError if it is damaged.
-    """
+    """Read a JSON file. Raise ValueError if it is damaged."""
     with open(fpath, encoding="utf-8") as file:
         try:
             return json.load(file)
@@ -116,12 +113,12 @@ def read_json(fpath: str | os.PathLike):
 
 
 def write_json(obj, fpath: str | os.PathLike) -> None:
-    """Write an object as JSON: indented by 4, ASCII only; atomic."""
+    """Write an object as JSON, indented by 4 and ASCII only, atomically."""
     write_atomically(fpath, json.dumps(obj, indent=4, separators=(",", ": ")))
 
 
 def write_csv(fpath: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Write a table as CSV, its columns' names first; atomic."""
+    """Write a table as CSV with a header row, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -130,7 +127,7 @@ def write_csv(fpath: str | os.PathLike, columns: Sequence[str], rows: Iterable[S
 
 
 def write_figure(fpath: str | os.PathLike, figure) -> None:
-    """Write a picture of matplotlib's in the format that its name ends with, such as .png or .pdf; atomic."""
+    """Write a matplotlib figure atomically, in the format of the file's extension, such as .png or .pdf."""
     content = io.BytesIO()
     figure.savefig(content, format=os.path.splitext(fpath)[1][1:].lower(), dpi=150)
     write_atomically(fpath, content.getvalue())
@@ -139,8 +136,8 @@ def write_figure(fpath: str | os.PathLike, figure) -> None:
 class UnreadableImage(ValueError):
     """An image file that is missing or damaged.
 
-    A loader's worker process hands an exception on by calling its class with the formatted traceback, of which this
-    keeps the message alone.
+    A loader re-raises a worker's exception by calling its class with the formatted traceback, of which only the message
+    is kept.
     """
 
     def __init__(self, message: str):
@@ -148,32 +145,35 @@ class UnreadableImage(ValueError):
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """An image file as RGB with 8 bits: its first frame, as stored, without transparency.
+    """Read the first frame of an image file as 8-bit RGB without transparency.
 
-    The file's own note on its orientation is not followed, as in Dassl. Raises UnreadableImage, which names the file.
+    As in Dassl, the EXIF orientation is ignored.
+
+    Raises:
+        UnreadableImage: the file is missing or damaged; the message names it.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF notes and large sizes; what matters raises
+            warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF data and large images
             with Image.open(path) as image:
                 return to_rgb(image)
-    except Exception as error:  # damaged bytes drive Pillow's readers into almost any exception
+    except Exception as error:  # damaged files make Pillow raise almost any exception
         reason = str(error) or type(error).__name__
         raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file "
                               "(`python -m p2c data verify` finds all such)") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image in any mode as RGB with 8 bits; transparency is dropped."""
+    """Convert an image of any mode to 8-bit RGB; drop transparency."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which convert would clip
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:  # convert warns of what it does with these
+    elif image.mode == "P" and "transparency" in image.info:  # convert("RGB") warns about these
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def download_url(url: str, dst: str) -> None:
-    """Fetch a file; `dst` is complete or absent."""
+    """Download a file to `dst` atomically."""
     log.info(f'Downloading "{url}" to "{dst}"')
     with urllib.request.urlopen(url) as response:
         write_atomically(dst, response.read())

@@ -1,11 +1,11 @@
-"""What a trainer does to the layers of a model: count, open, freeze, draw afresh."""
+"""Helpers for the layers of a model: count, freeze and initialise their parameters."""
 from collections.abc import Iterable
 
 from torch import nn
 
 
 def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
-    """How many numbers a module, or an iterable of tensors or of {"params": tensor}, holds."""
+    """Count the elements of a module's parameters, or of an iterable of tensors or {"params": tensor} dicts."""
     if model is not None:
         return sum(parameter.numel() for parameter in model.parameters())
     if params is None:
@@ -14,13 +14,13 @@ def count_num_param(model: nn.Module | None = None, params: Iterable | None = No
 
 
 def open_all_layers(model: nn.Module) -> None:
-    """Train every parameter."""
+    """Make every parameter trainable and set training mode."""
     model.train()
     model.requires_grad_(True)
 
 
 def open_specified_layers(model: nn.Module, open_layers: str | list[str]) -> None:
-    """Train the named children and freeze the others; an unknown name raises ValueError."""
+    """Make the named children trainable and freeze the others. Raise ValueError for an unknown name."""
     names = [open_layers] if isinstance(open_layers, str) else list(open_layers)
     children = dict(model.named_children())
     if unknown := [name for name in names if name not in children]:
@@ -39,7 +39,7 @@ _INITIALISERS = {
 
 
 def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
-    """Draw linear and convolutional weights afresh; biases become 0, normalisation layers the identity."""
+    """Reinitialise linear and convolutional weights, set biases to 0 and normalisation layers to the identity."""
     if init_type not in _INITIALISERS:
         raise ValueError(f"Unknown init_type {init_type!r}; choose from {', '.join(_INITIALISERS)}")
     for module in model.modules():

@@ -1,5 +1,7 @@
-"""One process in an output folder: a lock of the operating system's, which ends with its process, and a file beside it
-that names the owner."""
+"""A lock that lets one process use an output folder, with a file that names its owner.
+
+The operating system releases the lock when the process ends.
+"""
 import contextlib
 import os
 import platform
@@ -8,27 +10,27 @@ from collections.abc import Iterator
 
 from filelock import FileLock, Timeout
 
-from p2c.engine.files import DiskFull, mkdir_if_missing, named_errors, write_atomically
+from p2c.engine.files import DiskFull, errors_naming, mkdir_if_missing, write_atomically
 
 FILE, OWNER = "run.lock", "run.owner"
 
 
 class FolderInUse(ValueError):
-    """Another process has the folder."""
+    """Another process uses the folder."""
 
 
 @contextlib.contextmanager
 def folder_lock(folder: str) -> Iterator[str]:
-    """Have a folder for oneself; gives a line about the owner that died in it, "" if there was none.
+    """Hold the lock of a folder. Yield a line about an owner that died, "" if there was none.
 
     Raises:
-        FolderInUse: another process has it.
+        FolderInUse: another process holds it.
         OSError: the folder cannot be written to.
     """
     path, owner = os.path.join(folder, FILE), os.path.join(folder, OWNER)
     lock = FileLock(path)
     try:
-        with named_errors(folder):
+        with errors_naming(folder):
             mkdir_if_missing(folder)
             lock.acquire(timeout=0)
     except Timeout:
@@ -43,15 +45,15 @@ def folder_lock(folder: str) -> Iterator[str]:
         write_atomically(owner, f"{platform.node()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         yield f"Taking {folder} over from a run that died ({died})" if died else ""
     finally:
-        # Before the release: who has opened the file meanwhile finds it deleted once it has the lock, and tries again.
+        # Before the release: a process that has opened the file by then sees that it is deleted, and tries again.
         for each in (owner, path):
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows deletes no open file
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows cannot delete an open file
                 os.remove(each)
         lock.release()
 
 
 def _read(owner: str) -> str:
-    """Return the content of an owner's file as one line, "" if there is none."""
+    """Return the content of an owner file as one line, "" if there is none."""
     try:
         with open(owner, encoding="utf-8", errors="replace") as file:
             return " ".join(file.read(200).split())

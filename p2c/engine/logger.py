@@ -1,30 +1,31 @@
-"""Where the lines of a run go: bare messages to standard output, and from there to a log file as well."""
+"""Logging of a run: bare messages to standard output, which is copied to a log file."""
 import contextlib
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
-from p2c.engine.files import DiskFull, mkdir_if_missing, named_errors
+from p2c.engine.files import DiskFull, errors_naming, mkdir_if_missing
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches: then bars show progress, and progress lines go to the log file only."""
-    console = getattr(sys.stdout, "console", sys.stdout)  # real Dassl's Logger cannot be asked itself
+    """Return whether output goes to a terminal: then bars show progress, and progress lines go to the log file only."""
+    console = getattr(sys.stdout, "console", sys.stdout)  # real Dassl's Logger has no isatty
     return console.isatty() and sys.stderr.isatty()
 
 
 class Logger:
-    """A stand-in for sys.stdout that writes to the console and, if a path is given, to a new file too.
+    """A replacement for sys.stdout that writes to the console and, if a path is given, also to a new file.
 
-    Each full line reaches the file at once. The console is never closed.
+    The file is line-buffered. The console is never closed.
     """
 
     def __init__(self, fpath: str | None = None):
-        self.file = None  # set first: opening it may fail
-        self.console = sys.stdout.console if isinstance(sys.stdout, Logger) else sys.stdout
+        self.file: TextIO | None = None  # set first: opening it may fail
+        self.console: TextIO = sys.stdout.console if isinstance(sys.stdout, Logger) else sys.stdout
         if fpath is not None:
             mkdir_if_missing(os.path.dirname(fpath))
             self.file = open(fpath, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
@@ -34,14 +35,14 @@ class Logger:
         return self.console.write(text)
 
     def write_file(self, text: str) -> None:
-        """Write to the file alone. After an OSError (DiskFull, for one) only the console is written."""
+        """Write to the file alone. After an OSError, such as DiskFull, all output goes to the console alone."""
         if self.file is None:
             return
         try:
-            with named_errors(self.file.name):
+            with errors_naming(self.file.name):
                 self.file.write(text)
         except OSError:
-            with contextlib.suppress(OSError):  # what could not be written is tried again
+            with contextlib.suppress(OSError):  # closing retries the failed write
                 self.file.close()
             self.file = None
             raise
@@ -49,12 +50,12 @@ class Logger:
     def flush(self) -> None:
         self.console.flush()
         if self.file is not None:
-            with named_errors(self.file.name):
+            with errors_naming(self.file.name):
                 self.file.flush()
                 os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Close the file; from then on only the console is written."""
+        """Close the file; all further output goes to the console alone."""
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -66,14 +67,14 @@ class Logger:
         self.close()
 
     def __getattr__(self, name):
-        # isatty, encoding, fileno, buffer and whatever else is asked of a standard output
+        # isatty, encoding, fileno, buffer and the rest of a standard output
         if name in ("console", "file"):
             raise AttributeError(name)
         return getattr(self.console, name)
 
 
 class StdoutHandler(logging.Handler):
-    """Writes bare messages to the sys.stdout of the moment."""
+    """Writes bare messages to the current sys.stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -105,7 +106,7 @@ _configure()
 
 @contextlib.contextmanager
 def only_warnings() -> Iterator[None]:
-    """Leave standard output alone, for a command whose result it is: warnings, and what is printed, go to stderr."""
+    """Keep standard output for a command's result: show warnings only, and send them and prints to stderr."""
     logger = logging.getLogger("p2c")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -119,8 +120,8 @@ def only_warnings() -> Iterator[None]:
 def setup_logger(output: str | None = None) -> None:
     """Copy standard output, and the traceback of an uncaught exception, to a log file from now on.
 
-    `output` is a file if it ends in .txt or .log, otherwise a folder, whose log.txt is written; None does nothing.
-    A file that exists is kept: the new name is the old one with the date and time appended.
+    `output` is a file if it ends in .txt or .log, otherwise a folder, in which log.txt is written; None does nothing.
+    An existing file is kept: date and time are appended to the new name.
     """
     if output is None:
         return
@@ -128,12 +129,17 @@ def setup_logger(output: str | None = None) -> None:
     while os.path.exists(path):
         path += time.strftime("-%Y-%m-%d-%H-%M-%S")
     sys.stdout = Logger(path)
-    if sys.excepthook is not _log_uncaught:
-        _log_uncaught.previous = sys.excepthook
-        sys.excepthook = _log_uncaught
+    if not isinstance(sys.excepthook, _LogUncaught):
+        sys.excepthook = _LogUncaught(sys.excepthook)
 
 
-def _log_uncaught(kind, error, trace) -> None:
-    if isinstance(sys.stdout, Logger):
-        sys.stdout.write_file("".join(traceback.format_exception(kind, error, trace)))
-    _log_uncaught.previous(kind, error, trace)
+class _LogUncaught:
+    """An excepthook that writes the traceback to the log file, then calls the previous hook."""
+
+    def __init__(self, previous: Callable):
+        self.previous = previous
+
+    def __call__(self, kind, error, trace) -> None:
+        if isinstance(sys.stdout, Logger):
+            sys.stdout.write_file("".join(traceback.format_exception(kind, error, trace)))
+        self.previous(kind, error, trace)

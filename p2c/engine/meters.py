@@ -1,11 +1,11 @@
-"""Running averages of what a training loop measures."""
+"""Running averages for a training loop."""
 from collections import defaultdict
 
 import torch
 
 
 class AverageMeter:
-    """The current value of a number and its average: the plain mean or, with `ema`, a moving one that starts at 0."""
+    """The current value and the average of a number: the mean or, with `ema`, a moving average that starts at 0."""
 
     def __init__(self, ema: bool = False):
         self.ema = ema
@@ -26,14 +26,14 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """One average per name; as a string `name current (average) ...` in the order of first appearance."""
+    """One AverageMeter per name. str() gives `name current (average) ...` in order of first appearance."""
 
     def __init__(self, delimiter: str = " "):
-        self.meters = defaultdict(AverageMeter)
+        self.meters: dict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
     def update(self, values: dict | None) -> None:
-        """Count one value per name: numbers or one-element tensors. None counts nothing; no dict: TypeError."""
+        """Count one value per name, a number or one-element tensor; None is ignored. Raise TypeError for no dict."""
         if values is None:
             return
         if not isinstance(values, dict):

@@ -1,11 +1,12 @@
-"""Numbers that are not finite: a loss ends the run and leaves what there is to look into; skipped steps are counted."""
+"""Non-finite numbers: a non-finite loss ends the run and saves its state; steps skipped by loss scaling are counted."""
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
-from p2c.engine.checkpoint import plain, serialised
+from p2c.engine.checkpoint import plain, serialize
 from p2c.engine.distributed import is_main
 from p2c.engine.files import write_atomically
 from p2c.utils import trainable
@@ -13,11 +14,11 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-FILE = "nonfinite.pth.tar"  # beside the checkpoints, but none of them: nothing resumes from it
+FILE = "nonfinite.pth.tar"  # beside the checkpoints, for debugging; no run resumes from it
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss of a training step is infinite or NaN. `step` holds where that was, as plain values."""
+    """A loss of a training step is infinite or NaN; `step` describes the step in plain values."""
 
     def __init__(self, message: str, step: dict):
         super().__init__(message)
@@ -25,12 +26,12 @@ class NonFiniteLoss(FloatingPointError):
 
 
 def check_finite(summary: dict, epoch: tuple[int, int], batch: tuple[int, int], lr: float) -> None:
-    """NonFiniteLoss if a loss of a step is not finite.
+    """Raise NonFiniteLoss if a loss of a step is not finite.
 
     Args:
-        summary: what the step reported, name to number; of these "noise" is the noise level.
-        epoch, batch: (index, number of them).
-        lr: the rate of this step.
+        summary: the numbers that the step reported by name, "noise" being the noise level.
+        epoch, batch: (index, total).
+        lr: the learning rate of this step.
     """
     bad = {name: float(value) for name, value in summary.items() if "loss" in name and not math.isfinite(value)}
     if not bad:
@@ -45,15 +46,17 @@ def check_finite(summary: dict, epoch: tuple[int, int], batch: tuple[int, int], 
     raise NonFiniteLoss(f"Loss is infinite or NaN! {losses} at {text}", step)
 
 
-def keep_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] = ()) -> NonFiniteLoss:
-    """Write what a trainer holds now to FILE in each model's folder; the error to raise, which says where it lies.
+def save_nonfinite_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] = ()) -> NonFiniteLoss:
+    """Write a trainer's state to FILE in each model's folder; return the error to raise, which names the files.
 
-    The files hold plain values: state_dict, optimizer, scheduler, scaler, `nonfinite` (where the loss was found; epoch,
-    batch and step from 0), steps_done (what the state is after), and `recent`, what the last steps reported.
+    They hold plain values: state_dict, optimizer, scheduler, scaler, `nonfinite` (epoch, batch and step of the loss,
+    from 0), steps_done (steps before the state was written), and `recent`, the numbers that the last steps reported.
     """
-    scaler = getattr(trainer, "scaler", None)
+    if not is_main():
+        return error
+    scaler: Any = getattr(trainer, "scaler", None)
     places = []
-    for name in trainer.get_model_names() if is_main() else ():
+    for name in trainer.get_model_names():
         optim, sched = trainer._optims[name], trainer._scheds[name]
         state = {
             "state_dict": trainable.state_dict(trainer._models[name]),
@@ -67,37 +70,37 @@ def keep_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] = ()) -> No
         }
         path = os.path.join(trainer.output_dir, name, FILE)
         try:
-            write_atomically(path, serialised(plain(state)))
-        except (OSError, TypeError) as problem:  # what stopped the run is said in any case
-            log.warning(f"The state to look into could not be written to {path}: {problem}")
+            write_atomically(path, serialize(plain(state)))
+        except (OSError, TypeError) as problem:  # the error itself is raised in any case
+            log.warning(f"The state for debugging could not be written to {path}: {problem}")
         else:
             places.append(path)
     if not places:
         return error
-    return NonFiniteLoss(f"{error}; the state to look into lies in {', '.join(places)}", error.step)
+    return NonFiniteLoss(f"{error}; the state for debugging is in {', '.join(places)}", error.step)
 
 
 class SkippedSteps:
-    """Counts the steps that loss scaling leaves out since a gradient is not finite, without waiting for the device.
+    """Counts the steps that loss scaling skips because a gradient is not finite, without waiting for the device.
 
-    A scaler lowers its scale when, and only when, it leaves a step out.
+    A scaler lowers its scale if and only if it skips a step.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler, device: torch.device):
         self.scaler = scaler
         self.one = torch.ones((), device=device)
-        self.before = 0  # in the runs that this one continues
-        self.here = torch.zeros((), dtype=torch.long, device=device)
+        self.before = 0  # skipped in the runs that this one continues
+        self.skipped = torch.zeros((), dtype=torch.long, device=device)
 
     def update(self) -> None:
-        """Call it instead of the scaler's update, after the step."""
+        """Update the scaler after a step; call this in place of `scaler.update`."""
         if not self.scaler.is_enabled():
             return
         scale = self.scaler.scale(self.one)
         self.scaler.update()
-        self.here += self.scaler.scale(self.one) < scale
+        self.skipped += self.scaler.scale(self.one) < scale
 
     @property
     def count(self) -> int:
-        """Steps left out so far; waits for the device."""
-        return self.before + int(self.here)
+        """Return the number of steps skipped so far; waits for the device."""
+        return self.before + int(self.skipped)

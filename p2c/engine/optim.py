@@ -1,6 +1,6 @@
 """Optimisers and learning-rate schedules from a config's OPTIM node.
 
-Rates are per epoch e = 0, 1, 2, ... in closed form, so that a schedule's state is one number.
+Learning rates are closed-form functions of the epoch e = 0, 1, 2, ..., so the state of a schedule is one number.
 """
 import math
 from bisect import bisect_right
@@ -30,9 +30,9 @@ def _rmsprop(opts) -> dict:
     return {"weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "alpha": opts.RMSPROP_ALPHA}
 
 
-# One kernel a step. Loss scaling leaves their steps out on the device, where it waits for it with the others.
+# Their fused kernels skip a step on the device itself; for the others loss scaling has to wait for the device.
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-KERNELS = ("fused", "foreach", "capturable")  # options that choose how a step is computed, not what
+KERNELS = ("fused", "foreach", "capturable")  # options that select how a step is computed
 
 OPTIMIZERS = {
     "adam": (torch.optim.Adam, _adam),
@@ -45,13 +45,13 @@ OPTIMIZERS = {
 
 
 def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -> torch.optim.Optimizer:
-    """The optimiser of the trainable parameters of a module, or of the parameters (or groups) given as an iterable.
+    """Build the optimiser for the trainable parameters of a module, or for an iterable of parameters or groups.
 
-    `param_groups` replaces the model. With STAGED_LR the children of the module that NEW_LAYERS names train at the
-    full rate, the rest at BASE_LR_MULT times it.
+    `param_groups` takes precedence over the model. With STAGED_LR the module's children in NEW_LAYERS train at the full
+    learning rate, the others at BASE_LR_MULT times that.
 
     Raises:
-        ValueError: an unknown NAME, a setting that torch's optimiser refuses, or nothing to train.
+        ValueError: an unknown NAME, a setting that torch's optimiser rejects, or no trainable parameter.
         TypeError: STAGED_LR without a module.
     """
     if optim_cfg.NAME not in OPTIMIZERS:
@@ -60,14 +60,14 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
         log.warning("STAGED_LR is ignored, since param_groups is given")
     if param_groups is None:
         param_groups = _groups(model, optim_cfg)
-    optimizer, arguments = OPTIMIZERS[optim_cfg.NAME]
-    param_groups = [{**group, "params": _listed(group["params"])} if isinstance(group, dict) else group
+    optimizer_class, arguments = OPTIMIZERS[optim_cfg.NAME]
+    param_groups = [{**group, "params": _as_list(group["params"])} if isinstance(group, dict) else group
                     for group in param_groups]
     options = arguments(optim_cfg)
-    # Fused SGD has no first step of its own (see _start_momentum), in which dampening is left out.
-    if optimizer in FUSED and not options.get("dampening") and _all_on_gpu(param_groups):
+    # torch's first step ignores dampening; with the initial momentum of _start_momentum there is no such step.
+    if optimizer_class in FUSED and not options.get("dampening") and _all_on_gpu(param_groups):
         options["fused"] = True
-    optimizer = optimizer(param_groups, lr=optim_cfg.LR, **options)
+    optimizer = optimizer_class(param_groups, lr=optim_cfg.LR, **options)
     optimizer.register_load_state_dict_pre_hook(_keep_kernels)
     optimizer.register_load_state_dict_post_hook(_start_momentum)
     _start_momentum(optimizer)
@@ -75,18 +75,18 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
 
 
 def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """Return a state to load with the optimiser's own KERNELS: the state may be of a run on another device."""
+    """Return a state with the KERNELS of this optimiser, since the state may come from another device."""
     groups = [dict(group) for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch refuses another number of groups
+    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch rejects another number of groups
         group.update({name: own[name] for name in KERNELS if name in own})
     return {**state, "param_groups": groups}
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give fused SGD a momentum of zeros where it has none yet.
+    """Initialise the momentum of fused SGD with zeros where there is none yet.
 
-    torch would allocate it in the first step and not write it if loss scaling leaves that step out; the next step then
-    reads whatever the memory held. From zeros, the first step that is taken is torch's own: 0.9 * 0 + gradient.
+    torch allocates it in the first step but leaves it uninitialised if loss scaling skips that step, and the next step
+    reads it. From zeros, the first step is the same as torch's: momentum * 0 + gradient.
     """
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
@@ -95,8 +95,8 @@ def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def _listed(parameters) -> list:
-    """The parameters of a group, which may be one, or a generator that can be read once only."""
+def _as_list(parameters) -> list:
+    """Return the parameters of a group, given as one tensor or as any iterable, as a list."""
     return [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
 
 
@@ -112,14 +112,15 @@ def _groups(model: nn.Module | Iterable, optim_cfg) -> Iterable:
     return trainable.parameters(model) if isinstance(model, nn.Module) else model
 
 
-def _staged_groups(model: nn.Module, lr: float, base_lr_mult: float, new_layers: str | Iterable[str]) -> list[dict]:
+def _staged_groups(
+    model: nn.Module | Iterable, lr: float, base_lr_mult: float, new_layers: str | Iterable[str]
+) -> list[dict]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"STAGED_LR needs a module, whose children have names, but got {type(model).__name__}")
-    if isinstance(model, nn.DataParallel):
-        model = model.module
+    module = model.module if isinstance(model, nn.DataParallel) else model
     new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
-    layers = {}  # child, or parameter of the module itself, -> its trainable parameters
-    for name, parameter in model.named_parameters():
+    layers: dict[str, list] = {}  # child, or parameter of the module itself -> its trainable parameters
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             layers.setdefault(name.partition(".")[0], []).append(parameter)
     unmatched = [name for name in new_layers if name not in layers]
@@ -134,10 +135,10 @@ def _staged_groups(model: nn.Module, lr: float, base_lr_mult: float, new_layers:
 
 
 class EpochSchedule:
-    """Sets the rate of every parameter group, at once and at each step, one step per epoch.
+    """Sets the learning rate of every parameter group, when constructed and at each step; one step per epoch.
 
-    `rate(base_lr, epoch)` gives the rate in force during an epoch. The state is `last_epoch`; what the rates are comes
-    from the config, also after a resume.
+    `rate(base_lr, epoch)` is the learning rate of an epoch. The state is `last_epoch` alone: learning rates come from
+    the config, also after a resume.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, rate: Callable[[float, int], float]):
@@ -148,12 +149,12 @@ class EpochSchedule:
         self._apply()
 
     def step(self) -> None:
-        """Go on to the next epoch."""
+        """Advance to the next epoch."""
         self.last_epoch += 1
         self._apply()
 
     def get_last_lr(self) -> list[float]:
-        """The rates in force, one per parameter group."""
+        """Return the current learning rate of each parameter group."""
         return [self.rate(base_lr, self.last_epoch) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict:
@@ -168,24 +169,29 @@ class EpochSchedule:
             group["lr"] = lr
 
 
-# The rate of epoch e over that of epoch `start`, or over the base rate for start 0.
+# (e, start) -> learning rate of epoch e divided by that of epoch `start`, or by the base rate if start is 0.
 Factor = Callable[[int, int], float]
 
 
 def cosine(epochs: int) -> Factor:
-    """From 1 at epoch 0 to 0 at `epochs`, of which `start` must not be the last."""
+    """Return the factor that falls from 1 at epoch 0 to 0 at `epochs`; `start` must differ from `epochs`."""
     return lambda e, start: (1 + math.cos(math.pi * e / epochs)) / (1 + math.cos(math.pi * start / epochs))
 
 
 def single_step(size: int, gamma: float) -> Factor:
-    """Times gamma every `size` epochs."""
+    """Return the factor that is multiplied by gamma every `size` epochs."""
     return lambda e, start: gamma ** (e // size - start // size)
 
 
 def multi_step(milestones: Iterable[int], gamma: float) -> Factor:
-    """Times gamma at each milestone, at once for 0; one below 0 never comes."""
+    """Return the factor that is multiplied by gamma at each milestone from 0 on; negative milestones are ignored."""
     milestones = sorted(milestone for milestone in milestones if milestone >= 0)
-    return lambda e, start: gamma ** (bisect_right(milestones, e) - (start and bisect_right(milestones, start)))
+
+    def factor(e: int, start: int) -> float:
+        before = bisect_right(milestones, start) if start else 0  # a milestone at 0 counts against the base rate
+        return gamma ** (bisect_right(milestones, e) - before)
+
+    return factor
 
 
 def _build_single_step(opts):
@@ -207,7 +213,7 @@ SCHEDULES = {
     "cosine": lambda opts: cosine(opts.MAX_EPOCH),
 }
 
-# Rate of a warm-up epoch from (OPTIM node, base rate, epoch).
+# (OPTIM node, base learning rate, epoch) -> learning rate of a warm-up epoch.
 WARMUPS = {
     "constant": lambda opts, base_lr, e: opts.WARMUP_CONS_LR,
     "linear": lambda opts, base_lr, e: opts.WARMUP_MIN_LR if e == 0 else base_lr * e / opts.WARMUP_EPOCH,
@@ -215,7 +221,7 @@ WARMUPS = {
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSchedule:
-    """The schedule LR_SCHEDULER, after WARMUP_EPOCH epochs of warm-up if that is above 0.
+    """Build the schedule LR_SCHEDULER, preceded by WARMUP_EPOCH epochs of warm-up if that is above 0.
 
     Raises:
         ValueError: an unknown LR_SCHEDULER or WARMUP_TYPE.
@@ -233,7 +239,7 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg) -> EpochSche
             return WARMUPS[opts.WARMUP_TYPE](opts, base_lr, epoch)
         if opts.WARMUP_RECOUNT or not warmup_epochs:
             return base_lr * factor(epoch - warmup_epochs, 0)
-        # Dassl goes on recursively from the base rate, with a counter preset to the warm-up's length.
+        # As in Dassl: recursively from the base rate, counting from the length of the warm-up.
         return base_lr if epoch == warmup_epochs else base_lr * factor(epoch, warmup_epochs)
 
     return EpochSchedule(optimizer, rate)

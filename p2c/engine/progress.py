@@ -1,4 +1,4 @@
-"""What a training loop says while it runs: lines every few batches, curves, a bar on a terminal.
+"""Progress of a training loop: a line every few batches, curves, and a bar on a terminal.
 
 The numbers of each batch stay on the device until a line is due, so that the loop does not wait for the GPU.
 """
@@ -19,14 +19,16 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-RECENT = 100  # batches whose numbers are kept to look into
+RECENT = 100  # batches whose numbers are kept for NonFiniteLoss
+
+Record = tuple[int, dict, float, float]  # batch, its numbers, learning rate after it and in it
 
 
 class EpochProgress:
-    """Follows one epoch. Epochs and batches count from 0 here and from 1 in what is shown.
+    """Tracks one epoch. Epochs and batches count from 0 here and from 1 in the output.
 
-    `write_scalar(tag, value, step)` receives every number of every batch: its running average as train/NAME, and
-    train/lr. An epoch that goes on before the batch `first` takes `so_far`, what `state` gave then.
+    For every batch, `write_scalar(tag, value, step)` receives the running averages as train/NAME, and train/lr. When
+    resumed, an epoch starts at batch `first` from `so_far`, the `state` at that batch.
     """
 
     def __init__(
@@ -39,11 +41,11 @@ class EpochProgress:
         self.write_scalar = write_scalar
         self.batch_time, self.data_time = AverageMeter(), AverageMeter()
         self.metrics = MetricMeter()
-        self.pending = []  # (batch, its numbers, rate after it, rate in it), not yet read
-        self.read = deque(maxlen=RECENT)  # likewise, read
+        self.pending: list[Record] = []  # not yet copied to the host
+        self.read: deque[Record] = deque(maxlen=RECENT)  # copied
         self.first = first
         if so_far is not None:
-            self._take_over(so_far)
+            self._load_state(so_far)
 
     def __enter__(self):
         self.bar = tqdm(
@@ -59,13 +61,13 @@ class EpochProgress:
             self._read()
 
     def timed(self, batches: Iterable) -> Iterator:
-        """The batches, timing how long each took to arrive."""
+        """Yield the batches and time how long each took to arrive."""
         for batch in batches:
             self.data_time.update(time.time() - self.mark)
             yield batch
 
     def record(self, batch: int, summary: dict | None, lr: float, used_lr: float) -> None:
-        """Take what a batch returned (name to number or one-element tensor), the rate after it, and that used in it."""
+        """Take a batch's numbers or one-element tensors by name, the learning rate after it, and the one used in it."""
         self.batch_time.update(time.time() - self.mark)
         detached = {
             name: value.detach().clone() if isinstance(value, torch.Tensor) else value
@@ -79,21 +81,22 @@ class EpochProgress:
         self.mark = time.time()
 
     def state(self) -> dict:
-        """The averages so far, as plain values; all numbers have been read and checked then."""
+        """Return the averages so far as plain values, after reading and checking all numbers."""
         self._read()
         return {"batch_time": vars(self.batch_time).copy(), "data_time": vars(self.data_time).copy(),
                 "metrics": {name: vars(meter).copy() for name, meter in self.metrics.meters.items()}}
 
-    def _take_over(self, state: dict) -> None:
+    def _load_state(self, state: dict) -> None:
         for name in ("batch_time", "data_time"):
             vars(getattr(self, name)).update(state[name])
         for name, values in state["metrics"].items():
             vars(self.metrics.meters[name]).update(values)
 
     def _read(self) -> None:
-        """Copy the pending numbers to the host at once, check the losses, count and write them."""
+        """Copy the pending numbers to the host in one go, check the losses, average and write them."""
         numbers = _to_host([summary for _, summary, _, _ in self.pending])
-        window = [(batch, summary, *rates) for (batch, _, *rates), summary in zip(self.pending, numbers, strict=True)]
+        window = [(batch, summary, lr, used_lr)
+                  for (batch, _, lr, used_lr), summary in zip(self.pending, numbers, strict=True)]
         self.read.extend(window)
         self.pending.clear()
         for batch, summary, lr, used_lr in window:
@@ -105,8 +108,7 @@ class EpochProgress:
             self.write_scalar("train/lr", lr, step)
 
     def recent(self) -> list[dict]:
-        """What the last batches of this epoch reported, with their rates; of several processes, where not yet read,
-        this one's."""
+        """Return the numbers and learning rates of the last batches; numbers not yet read are those of this process."""
         return [
             {"epoch": self.epoch, "batch": batch, "lr": lr, **{name: float(value) for name, value in summary.items()}}
             for batch, summary, _, lr in (*self.read, *self.pending)
@@ -130,8 +132,7 @@ class EpochProgress:
 
 
 def _to_host(summaries: list[dict]) -> list[dict]:
-    """The same dicts with every tensor as a float, fetched in one copy: the mean over all processes, where several
-    train."""
+    """Return the dicts with every tensor as a float, its mean over all processes, after one copy to the host."""
     tensors = [value for summary in summaries for value in summary.values() if isinstance(value, torch.Tensor)]
     if not tensors:
         return summaries

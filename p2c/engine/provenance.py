@@ -1,4 +1,4 @@
-"""What computed a result: the code's version, the packages', the device."""
+"""Provenance of a result: versions of code and packages, and the device."""
 import functools
 import os
 import platform
@@ -13,7 +13,7 @@ import p2c
 
 
 def versions(dassl: str | None = None) -> dict[str, str | None]:
-    """Return the versions of what computes; `dassl`: real Dassl's, where it runs the trainer."""
+    """Return the versions of Python and packages; `dassl` is the version of real Dassl if that runs the trainer."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -36,19 +36,21 @@ def _version(distribution: str) -> str | None:
 
 @functools.cache
 def code() -> dict:
-    """The version of this package and, where it is a git checkout, the commit and whether tracked files differ from it.
+    """Return this package's version and, in a git checkout, the commit and whether tracked files differ from it.
 
-    The last is None where git cannot tell.
+    Values that git cannot tell are None.
     """
     root = Path(p2c.__file__).resolve().parents[1]
     found = commit(root)
-    return {"version": p2c.__version__, "commit": found, "dirty": found and _dirty(root)}
+    return {"version": p2c.__version__, "commit": found, "dirty": _dirty(root) if found else None}
 
 
 def commit(root: Path) -> str | None:
-    """The commit that a checkout is at; None where that is no checkout, or git cannot tell."""
-    found = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None  # of no folder around it
-    return found and found.strip()
+    """Return the commit of a checkout; None if the folder is not the root of one, or git cannot tell."""
+    if not (root / ".git").exists():
+        return None
+    found = _git(root, "rev-parse", "--verify", "HEAD")
+    return None if found is None else found.strip()
 
 
 def _dirty(root: Path) -> bool | None:
@@ -67,7 +69,7 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def machine(device: torch.device) -> dict:
-    """The device that computes, the GPU's name, and the CPU threads that sums may depend on."""
+    """Return the device, the GPU's name, and the number of CPU threads, on which sums may depend."""
     return {
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

@@ -1,6 +1,7 @@
-"""Tables of trainers, data sets and evaluators by name, and the builders that look a config's choice up in them."""
+"""Registries of trainers, datasets and evaluators by name, and the functions that build what a config names."""
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
+from typing import Any
 
 from p2c.utils.logs import get_logger
 
@@ -10,16 +11,16 @@ log = get_logger(__name__)
 class Registry:
     """Objects by their `__name__`.
 
-    Use as a decorator (`@REGISTRY.register()`, which returns the object) or as a call (`REGISTRY.register(obj)`).
-    Where two have one name, an object of this package's gives way to one from elsewhere (a plugin's).
+    Register with a decorator (`@REGISTRY.register()`) or a call (`REGISTRY.register(obj)`). If an object of this
+    package and another one, such as a plugin's, have the same name, the other one takes precedence.
     """
 
     def __init__(self, name: str):
         self._name = name
-        self._objects = {}
+        self._objects: dict[str, Any] = {}
 
     def register(self, obj=None, force: bool = False):
-        """Add an object; a name that is taken raises KeyError unless `force` replaces it."""
+        """Add an object. Raise KeyError if its name is taken, unless `force` is set."""
         if obj is None:
             def decorator(decorated):
                 self._add(decorated, force)
@@ -34,17 +35,17 @@ class Registry:
             if ours == new_is_ours:
                 raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
             if new_is_ours:
-                return  # somebody's own object keeps the name, whichever was imported first
+                return  # the other object keeps the name, whichever was imported first
         self._objects[name] = obj
 
     def get(self, name: str):
-        """The object called `name`; KeyError if there is none."""
+        """Return the object called `name`. Raise KeyError if there is none."""
         if name not in self._objects:
             raise KeyError(f'Object name "{name}" does not exist in "{self._name}" registry')
         return self._objects[name]
 
     def registered_names(self) -> list[str]:
-        """All names, in the order of registration."""
+        """Return all names, in order of registration."""
         return list(self._objects)
 
 
@@ -58,8 +59,9 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
-    """The string of `b` most like `a`, the last one on ties; None when `b` is empty."""
-    best, best_ratio = None, 0.0
+    """Return the string of `b` most similar to `a`, the last one on ties; None if `b` is empty."""
+    best: str | None = None
+    best_ratio = 0.0
     for candidate in b:
         ratio = SequenceMatcher(None, a, candidate).ratio()
         if ratio >= best_ratio:
@@ -68,7 +70,7 @@ def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
 
 
 def check_availability(requested: str, available: list[str]) -> None:
-    """Raise ValueError with the choices and a guess unless `requested` is one of `available`."""
+    """Raise ValueError, with the choices and the most similar one, unless `requested` is one of `available`."""
     if requested not in available:
         guess = get_most_similar_str_to_a_from_b(requested, available)
         raise ValueError(
@@ -84,15 +86,15 @@ def _look_up(registry: Registry, kind: str, name: str, verbose: bool) -> Callabl
 
 
 def build_trainer(cfg):
-    """The trainer that TRAINER.NAME asks for."""
+    """Build the trainer TRAINER.NAME."""
     return _look_up(TRAINER_REGISTRY, "trainer", cfg.TRAINER.NAME, cfg.VERBOSE)(cfg)
 
 
 def build_dataset(cfg):
-    """The data set that DATASET.NAME asks for."""
+    """Build the dataset DATASET.NAME."""
     return _look_up(DATASET_REGISTRY, "dataset", cfg.DATASET.NAME, cfg.VERBOSE)(cfg)
 
 
 def build_evaluator(cfg, **kwargs):
-    """The evaluator that TEST.EVALUATOR asks for; `kwargs` go to it."""
+    """Build the evaluator TEST.EVALUATOR with `kwargs`."""
     return _look_up(EVALUATOR_REGISTRY, "evaluator", cfg.TEST.EVALUATOR, cfg.VERBOSE)(cfg, **kwargs)

@@ -1,11 +1,11 @@
-"""Reading pickles without trusting them: no code of the file's choosing runs.
+"""Restricted unpickling: untrusted files cannot run code.
 
 Files that real Dassl wrote hold objects of its own classes and of torch's. `Unpickler` (and with it this module, as the
-`pickle_module` of torch.load) admits tensors and plain containers and puts something inert in the place of the rest;
-`read_legacy_pickle` admits Dassl's Datum and plain containers and refuses the rest.
+`pickle_module` of torch.load) allows tensors and plain containers and replaces everything else by inert objects;
+`read_legacy_pickle` allows Dassl's Datum and plain containers and rejects everything else.
 
-A pickle may also set attributes of what it is given (its instruction BUILD does, even on a class or a function). So a
-file gets Python's own containers, which have none to set, and otherwise what was made for this one read.
+A pickle can also set attributes of the objects it is given (the BUILD opcode does, even on a class or a function).
+Therefore it is given only Python's own containers, which have none to set, and objects created for this one read.
 """
 import collections
 import os
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import torch
+
+from p2c.engine.datasets import Datum
 
 CONTAINERS = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -32,7 +34,7 @@ FIELDS = {"_impath": str, "_label": int, "_domain": int, "_classname": str}  # o
 
 
 class Rebuild:
-    """One of torch's functions, for a file to call; setting attributes of it is refused."""
+    """Wraps a torch function that a file may call; rejects attempts to set its attributes."""
 
     __slots__ = ("function",)
 
@@ -47,7 +49,7 @@ class Rebuild:
 
 
 class Inert:
-    """Stands for an object that is not admitted: takes whatever a pickle does to it and keeps nothing."""
+    """Replaces an object that is not allowed: accepts everything a pickle does to it and keeps nothing."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -75,7 +77,7 @@ class Inert:
 
 
 class Unpickler(pickle.Unpickler):
-    """Admits tensors and plain containers; any other global becomes inert."""
+    """Allows tensors and plain containers; any other global becomes inert."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -87,12 +89,12 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(file: BinaryIO, **kwargs):
-    """pickle.load through `Unpickler`; torch.load calls it for files of the old format."""
+    """Load a pickle with `Unpickler`; torch.load calls this for files of the old format."""
     return Unpickler(file, **kwargs).load()
 
 
 def plain(value):
-    """A copy of what was read in which everything but tensors, plain values and containers is None."""
+    """Return a copy in which everything but tensors, plain values and containers is None."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
@@ -101,7 +103,7 @@ def plain(value):
 
 
 class StoredDatum:
-    """Stands for a Datum: keeps the attributes that a pickle gives it as `fields`."""
+    """Replaces a Datum: keeps the attributes that a pickle sets as `fields`."""
 
     def __setstate__(self, state):
         self.fields = state
@@ -120,41 +122,41 @@ class _DatumUnpickler(pickle.Unpickler):
 
 
 def read_legacy_pickle(path: str | os.PathLike) -> dict[str, list]:
-    """Return what a few-shot cache of CoOp or Dassl holds: a dict of lists of Datum, whose files need not exist.
+    """Read a few-shot cache of CoOp or Dassl: a dict of lists of Datum, whose image files need not exist.
 
-    Raises ValueError, with nothing run and nothing changed, if the file asks for or holds anything else, or is damaged.
+    Raises:
+        ValueError: the file asks for or holds anything else, or is damaged; no code has run.
     """
     with open(path, "rb") as file:
         try:
             content = _DatumUnpickler(file).load()
-        except Exception as error:  # damaged bytes drive the reader into almost any exception
+        except Exception as error:  # damaged files make pickle raise almost any exception
             reason = str(error) or type(error).__name__
             raise ValueError(f'Cannot read the pickle "{os.fspath(path)}": {reason}; delete it') from error
     try:
-        return _draw(content)
+        return _to_datums(content)
     except TypeError as error:
         raise ValueError(f'The pickle "{os.fspath(path)}" holds no dict of lists of Datum: {error}; delete it') \
             from error
 
 
-def _draw(content) -> dict[str, list]:
-    """Return a draw with a Datum for each StoredDatum, the same for the same. Raise TypeError for anything else."""
+def _to_datums(content) -> dict[str, list]:
+    """Convert each StoredDatum to a Datum, a repeated one to the same Datum. Raise TypeError for anything else."""
     if not isinstance(content, dict):
         raise TypeError(f"it is a {type(content).__name__}")
-    made = {}
-    draw = {}
-    for key, items in dict.items(content):  # an OrderedDict may have an attribute `items` of the file's
+    made: dict[int, Datum] = {}
+    converted = {}
+    for key, items in dict.items(content):  # the file may have set an attribute `items` of an OrderedDict
         if not isinstance(items, list):
             raise TypeError(f"{key!r} is a {type(items).__name__}")
         for item in items:
             if id(item) not in made:
-                made[id(item)] = _datum(item)
-        draw[key] = [made[id(item)] for item in items]
-    return draw
+                made[id(item)] = _to_datum(item)
+        converted[key] = [made[id(item)] for item in items]
+    return converted
 
 
-def _datum(item):
-    from p2c.engine.datasets import Datum
+def _to_datum(item) -> Datum:
     if not isinstance(item, StoredDatum):
         raise TypeError(f"an item is a {type(item).__name__}")
     fields = vars(item).get("fields")

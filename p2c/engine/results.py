@@ -1,4 +1,4 @@
-"""results.json: what a run was and what came out, unrounded, for programs to read."""
+"""results.json: the machine-readable record of a run, with unrounded metrics."""
 import hashlib
 import os
 from datetime import datetime, timezone
@@ -15,7 +15,7 @@ from p2c.utils.ranges import flatten
 FILE = "results.json"
 FORMAT = "p2c-results"
 
-# A run is the same run when only these differ.
+# Keys whose values may differ between a run and its continuation.
 MAY_CHANGE = (
     "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.CHECKPOINT_STEPS", "TRAIN.TEXT_MEMORY", "USE_CUDA", "VERBOSE",
@@ -24,15 +24,14 @@ MAY_CHANGE = (
 
 def write_started(cfg, directory: str, mode: str = "train", started: float | None = None, dassl: str | None = None,
                   **source) -> None:
-    """Record a run that begins, or began at `started` (seconds since the epoch); `source` says what an evaluated model
-    was loaded from."""
+    """Record a run that starts now, or did at the Unix time `started`; `source` is the origin of an evaluated model."""
     if is_main():
         record = {**_describe(cfg, dassl), "finished": False, "mode": mode, **source, "started": _timestamp(started)}
         write_json(record, os.path.join(directory, FILE))
 
 
 def write_finished(trainer, mode: str, **source) -> None:
-    """Record in the trainer's output folder that a run is over ("train") or that a model was evaluated ("eval")."""
+    """Record in the trainer's output folder that a run has finished ("train") or a model was evaluated ("eval")."""
     if not is_main():
         return
     cfg = trainer.cfg
@@ -53,18 +52,18 @@ def write_finished(trainer, mode: str, **source) -> None:
 
 
 def measured(trainer) -> dict:
-    """What a trainer's last test gave: every metric, the counts, and on this package's engine how far the probabilities
-    are to be trusted."""
-    evaluator = trainer.evaluator  # real Dassl's has the counts under private names
+    """Return the metrics and counts of a trainer's last test and, on this package's engine, the calibration."""
+    evaluator = trainer.evaluator  # real Dassl's keeps the counts under private names
     counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
     counts = {name: count for name, count in counts.items() if count is not None}
     return {**trainer.results, **counts, **getattr(evaluator, "calibration", {})}
 
 
 def read_results(directory: str) -> dict | None:
-    """What a run folder records, None if it records nothing.
+    """Read the results.json of a run folder; return None if there is none.
 
-    Raises ValueError if its results.json is damaged or another program's.
+    Raises:
+        ValueError: the file is damaged, or another program wrote it.
     """
     path = os.path.join(directory, FILE)
     if not os.path.isfile(path):
@@ -83,27 +82,28 @@ def read_results(directory: str) -> dict | None:
 
 
 def changed_keys(old: dict, cfg, length_matters: bool = True) -> list[str]:
-    """The dotted keys whose values differ between the "config" of a results.json and a cfg, but for MAY_CHANGE.
+    """Return the dotted keys, MAY_CHANGE aside, whose values differ between the "config" of a results.json and a cfg.
 
-    A key that only one of the two has says that the program changed, not the run, and does not count. A larger
-    MAX_EPOCH counts if it matters to the trainer, to the rates or to the noise of the epochs before.
+    A key that only one of the two has is ignored: the program changed, not the run. A larger MAX_EPOCH counts if the
+    trainer, the learning rates or the noise of earlier epochs depend on it.
     """
-    free = not length_matters and _length_is_free(cfg)
+    extendable = not length_matters and _is_extendable(cfg)
     old, new = flatten(old), flatten(to_plain(cfg))
     keys = [key for key in new if key in old and key not in MAY_CHANGE and old[key] != new[key]]
-    if free and "OPTIM.MAX_EPOCH" in keys and new["OPTIM.MAX_EPOCH"] > old["OPTIM.MAX_EPOCH"]:
+    if extendable and "OPTIM.MAX_EPOCH" in keys and new["OPTIM.MAX_EPOCH"] > old["OPTIM.MAX_EPOCH"]:
         keys.remove("OPTIM.MAX_EPOCH")
     return keys
 
 
-def _length_is_free(cfg) -> bool:
+def _is_extendable(cfg) -> bool:
+    """Return whether noise level and learning rate of an epoch do not depend on MAX_EPOCH."""
     noise = cfg.TRAINER.get("PROMPT_DENOISING")
     constant = not noise or not noise.ENABLED or noise.SCHEDULE == "constant"
-    return constant and cfg.OPTIM.LR_SCHEDULER in ("single_step", "multi_step")  # constant but for steps
+    return constant and cfg.OPTIM.LR_SCHEDULER in ("single_step", "multi_step")  # they depend on the epoch alone
 
 
-def changes(old: dict, cfg, length_matters: bool = True, most: int = 3) -> str:
-    """What `changed_keys` found, for a message: "OPTIM.LR was 0.0035, is 0.5" for the first few; "" for nothing."""
+def describe_changes(old: dict, cfg, length_matters: bool = True, most: int = 3) -> str:
+    """Describe the `changed_keys` for a message, such as "OPTIM.LR was 0.0035, is 0.5"; return "" if there are none."""
     keys = changed_keys(old, cfg, length_matters)
     old, new = flatten(old), flatten(to_plain(cfg))
     parts = [f"{key} was {old[key]!r}, is {new[key]!r}" for key in keys[:most]]
@@ -113,23 +113,23 @@ def changes(old: dict, cfg, length_matters: bool = True, most: int = 3) -> str:
 
 
 def to_plain(node):
-    """A config tree as nested dicts and lists."""
+    """Return a config tree as nested dicts and lists."""
     if isinstance(node, dict):
         return {key: to_plain(value) for key, value in node.items()}
     return [to_plain(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def fingerprint(dataset, root: str) -> str:
-    """SHA-256 over the images of train_x, val and test: path below the data root, label, class name.
+    """Return the SHA-256 of the images of train_x, val and test: path below the data root, label, class name.
 
-    Paths are compared lexically, so that a root written with "..", or a link to it, gives the same.
+    Paths are compared as text, so that a root written with "..", or a link to it, gives the same result.
     """
     root = os.path.abspath(os.path.expanduser(root)) + os.sep
     digest = hashlib.sha256()
     for items in (dataset.train_x, dataset.val, dataset.test):
         for item in items or ():
             path = os.path.normpath(item.impath)
-            # relpath alone would take seconds for ImageNet's million.
+            # relpath alone takes seconds for the million images of ImageNet.
             path = path[len(root):] if path.startswith(root) else os.path.relpath(path, root)
             path = path.replace(os.sep, "/")
             digest.update(f"{path}\t{item.label}\t{item.classname}\n".encode())
@@ -137,19 +137,19 @@ def fingerprint(dataset, root: str) -> str:
 
 
 def digest_weights(trainer) -> str | None:
-    """SHA-256 over what is trained, as it is now: names, shapes and values. None where nothing is."""
+    """Return the SHA-256 of the trained weights (names, types, shapes and values), None if nothing is trained."""
     names = trainer.get_model_names()
     digest = hashlib.sha256()
     for name in names:
         for key, value in trainable.state_dict(trainer._models[name]).items():
             value = value.detach().cpu().contiguous()
             digest.update(f"{name}\t{key}\t{value.dtype}\t{tuple(value.shape)}\n".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest() if names else None
 
 
 def describe_classes(dataset) -> dict:
-    """What it takes to classify other images as a data set's: class names by label and, if any, the prompt template."""
+    """Return a dataset's class names by label and its prompt template, None if it has none."""
     return {"classnames": list(dataset.classnames), "template": getattr(dataset, "template", None)}
 
 
@@ -170,7 +170,7 @@ def _describe(cfg, dassl: str | None) -> dict:
 
 
 def describe_data(dataset, root: str) -> dict:
-    """What a run's images and classes are: how many, their names, and the fingerprint."""
+    """Return the sizes of a run's splits, its classes, and the fingerprint of its images."""
     sizes = {split: len(getattr(dataset, split) or ()) for split in ("train_x", "val", "test")}
     return {
         **sizes,
@@ -181,6 +181,6 @@ def describe_data(dataset, root: str) -> dict:
 
 
 def _timestamp(seconds: float | None = None) -> str:
-    """A time, or now, in UTC: 2026-01-31T12:00:00+00:00."""
+    """Format a Unix time, or now, in UTC: 2026-01-31T12:00:00+00:00."""
     moment = datetime.now(timezone.utc) if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
     return moment.isoformat(timespec="seconds")

@@ -1,15 +1,17 @@
-"""What a run is on any engine: resumable, evaluated without side effects, recorded in results.json.
+"""A run on either engine: checkpoints and resuming, evaluation without side effects, the record in results.json.
 
-These are the parts of a trainer that do not depend on who runs the loop, this engine's trainers or real Dassl's.
+These parts of a trainer do not depend on whether this engine or real Dassl runs the loop.
 """
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+from yacs.config import CfgNode
 
 from p2c.engine.checkpoint import (
     BEST,
@@ -21,23 +23,23 @@ from p2c.engine.checkpoint import (
     save_checkpoint,
 )
 from p2c.engine.config import check_values, unused_keys
-from p2c.engine.distributed import barrier, collect, from_main, is_main, processes
+from p2c.engine.distributed import barrier, from_main, gather, is_main, processes
+from p2c.engine.evaluation import EvaluatorBase
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.numerics import FILE as NONFINITE
-from p2c.engine.position import InsideEpoch, checkpoint_steps
-from p2c.engine.results import changed_keys, changes, describe_classes, to_plain, write_finished, write_started
-from p2c.engine.seeds import random_state_kept, run_seed, use_deterministic_algorithms
+from p2c.engine.results import changed_keys, describe_changes, describe_classes, to_plain, write_finished, write_started
+from p2c.engine.seeds import preserve_random_state, run_seed, use_deterministic_algorithms
 from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
 
-def noting_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
-    """Yield the batches as they come; append to `seen` the indices of each one's images, where it has them."""
+def record_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
+    """Yield the batches and append the indices of their images, where they have any, to `seen`."""
     for batch in batches:
-        if isinstance(batch, Mapping) and "index" in batch:  # others' datasets may give none
+        if isinstance(batch, Mapping) and "index" in batch:  # a custom dataset wrapper may not provide it
             seen.append(batch["index"].cpu())
         yield batch
 
@@ -46,32 +48,63 @@ def check_each_once(split: str, total: int, counted: int, seen: list[Tensor]) ->
     """Raise ValueError, in every process, unless a test has counted each image of its split once.
 
     Args:
-        total: images of the split.
-        counted: images that the main process has processed the outputs of.
-        seen: indices of this process's images; where batches have none, the number alone is compared.
+        total: number of images in the split.
+        counted: number of images whose outputs the main process has evaluated.
+        seen: indices of this process's images; if there are none, only the numbers are compared.
     """
-    indices = [part for part, in collect([(torch.cat(seen),)] if seen else [])]
-    left_out = total - len(torch.cat(indices).unique()) if indices else max(0, total - counted)
-    left_out, repeated = from_main(lambda: (left_out, counted - (total - left_out)))
+    indices = [part for (part,) in gather([(torch.cat(seen),)] if seen else [])]
+
+    def compare() -> tuple[int, int]:
+        left_out = total - len(torch.cat(indices).unique()) if indices else max(0, total - counted)
+        return left_out, counted - (total - left_out)
+
+    left_out, repeated = from_main(compare)
     if left_out or repeated:
-        raise ValueError(f"The test on the {split} images is void: of {total} images {left_out} were left out, and "
+        raise ValueError(f"The test on the {split} images is invalid: of {total} images {left_out} were left out, and "
                          f"{repeated} were counted again; give the test a loader that has each image once")
 
 
-class Checkpoints:
-    """Saves and resumes the models that a TrainerBase has registered."""
+def checkpoint_steps(cfg) -> int:
+    """Return TRAIN.CHECKPOINT_STEPS, 0 if the configuration lacks it."""
+    return cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
+
+
+class Loop:
+    """Declares the attributes that a run takes from its trainer's loop, this engine's or real Dassl's."""
+
+    cfg: CfgNode
+    device: torch.device
+    output_dir: str
+    evaluator: EvaluatorBase
+    start_epoch: int
+    max_epoch: int
+    epoch: int
+    best_result: float
+    _models: dict[str, nn.Module]
+    _optims: dict[str, Any]  # optimisers or None, as the schedules
+    _scheds: dict[str, Any]
+    get_model_names: Callable[..., list[str]]
+    set_model_mode: Callable[..., None]
+    write_scalar: Callable[..., None]
+    parse_batch_test: Callable[..., Any]
+    model_inference: Callable[..., Tensor]
+
+
+class Checkpoints(Loop):
+    """Saves and resumes the registered models of a trainer."""
 
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Write a checkpoint of each registered model after the epoch with this index."""
-        for name in self.get_model_names() if is_main() else ():
-            state = {**self.model_state(name), "epoch": epoch + 1, "val_result": val_result}
-            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+        if is_main():
+            for name in self.get_model_names():
+                state = {**self.model_state(name), "epoch": epoch + 1, "val_result": val_result}
+                save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
         barrier()
 
     def model_state(self, name: str) -> dict:
-        """What a checkpoint of a registered model holds, but for when it was saved."""
+        """Return the content of a registered model's checkpoint, except for the epoch."""
         optim, sched = self._optims[name], self._scheds[name]
         return {
             "state_dict": trainable.state_dict(self._models[name]),
@@ -81,9 +114,10 @@ class Checkpoints:
         }
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Continue from the checkpoints under a folder, if there are any; returns the epoch to start with.
+        """Resume from the checkpoints in a folder, if there are any, and return the epoch to start with.
 
-        Raises CannotResume if they are another run's, do not fit or cannot be read.
+        Raises:
+            CannotResume: they belong to another run, do not fit or cannot be read.
         """
         names = self.get_model_names()
         if not names:
@@ -104,34 +138,34 @@ class Checkpoints:
         return checkpoints[-1]["epoch"]
 
     def load_resumable(self, folders: list[str]) -> tuple[list[str], list[dict]]:
-        """Paths and contents of the checkpoints to continue from."""
+        """Return paths and contents of the checkpoints to resume from."""
         return load_resumable(folders)
 
     def run_state(self) -> dict:
-        """What a checkpoint holds about the run as a whole."""
+        """Return what a checkpoint holds about the run as a whole."""
         return {"extra_state": self.extra_state()}
 
     def check_run_state(self, checkpoint: dict) -> None:
-        """Raise CannotResume if a checkpoint is of another run; nothing has been loaded yet."""
+        """Raise CannotResume if a checkpoint belongs to another run; called before anything is loaded."""
 
     def load_run_state(self, checkpoint: dict) -> None:
-        """Take back what `run_state` gave; a checkpoint of another engine lacks it."""
+        """Restore the result of `run_state`, which a checkpoint of another engine lacks."""
         if checkpoint.get("extra_state") is not None:
             self.load_extra_state(checkpoint["extra_state"])
 
     def extra_state(self) -> dict | None:
-        """Hook: what else a trainer must keep to resume, as plain tensors and values."""
+        """Return what else a trainer needs to resume, as plain tensors and values; a hook."""
         return None
 
     def load_extra_state(self, state: dict) -> None:
-        """Hook: take back what `extra_state` gave."""
+        """Restore the result of `extra_state`; a hook."""
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load the weights of each registered model: the best ones, or those after `epoch` epochs.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: it cannot be read, or its weights are not those of the model.
+            ValueError: it cannot be read, or its weights do not fit the model.
         """
         if not directory:
             log.info("Note that load_model() is skipped as no pretrained model is given")
@@ -148,23 +182,30 @@ class Checkpoints:
 
 
 class Run(Checkpoints):
-    """What a SimpleTrainer's run keeps; `open_run` comes before anything else, `begin_run` when training begins."""
+    """State of a trainer's run. Call `open_run` before anything else, and `begin_run` when training begins."""
 
-    dassl_version: str | None = None  # of real Dassl, where its loop runs
-    start_batch = 0  # batches of start_epoch that are done already
-    length_matters = True  # whether the trainer itself does something else in an epoch if more are to come
-    resume_anyway = False  # whether another configuration or class list is no reason not to resume
-    resumed_anyway: list[str] = []  # in words, what differed
-    own_options: dict[str, list[dict]] = {}  # by model, the optimiser's settings where a checkpoint's are others
-    several_processes = False  # whether the trainer averages its gradients over the processes of torchrun
+    dassl_version: str | None = None  # set if real Dassl runs the loop
+    start_batch = 0  # batches of start_epoch that have been trained already
+    length_matters = True  # whether what the trainer does in an epoch depends on MAX_EPOCH
+    resume_anyway = False  # whether to resume with another configuration or other classes
+    resumed_anyway: list[str] = []  # descriptions of what differed
+    optimizer_options: dict[str, list[dict]] = {}  # model -> options of its groups that replace a checkpoint's
+    supports_distributed = False  # whether the trainer averages its gradients over the processes of torchrun
+    results: dict | None = None  # of the last test
+    tested_split: str | None = None
 
     def open_run(self, cfg) -> None:
-        """Check the engine's settings and begin the books. Raises ValueError or FileNotFoundError naming the key."""
+        """Check the engine's settings and start the clock.
+
+        Raises:
+            ValueError: a setting is out of range; the message names the key.
+            FileNotFoundError: RESUME does not exist.
+        """
         check_values(cfg)
-        if processes() > 1 and not self.several_processes:
+        if processes() > 1 and not self.supports_distributed:
             raise ValueError(f"{type(self).__name__} trains in one process, since it does not average gradients over "
                              "several; start it without torchrun")
-        if checkpoint_steps(cfg) and not (isinstance(self, InsideEpoch) and self.resumes_inside_epoch):
+        if checkpoint_steps(cfg) and not self.saves_inside_epoch:
             log.warning(f"TRAIN.CHECKPOINT_STEPS has no effect: {type(self).__name__} resumes at whole epochs here")
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
@@ -173,17 +214,21 @@ class Run(Checkpoints):
         self.seed = run_seed(cfg)
         self.time_built = self.started = time.time()
         self.seconds_before = 0.0  # training time of the runs that this one continues
-        self.deployed_epoch = 0  # epochs of training behind the weights in use
-        self.results = self.tested_split = None  # of the last test
+        self.deployed_epoch = 0  # epochs that the current weights have been trained for
+
+    @property
+    def saves_inside_epoch(self) -> bool:
+        """Return whether the loop can save and resume inside an epoch."""
+        return False
 
     def begin_run(self) -> None:
-        """Record that training begins at start_epoch."""
+        """Record that training starts at start_epoch."""
         self.deployed_epoch = self.start_epoch if self._models else 0
         write_started(self.cfg, self.output_dir, started=self.started, dassl=self.dassl_version)
         self.time_start = time.time() - self.seconds_before
 
     def use_data(self, dm) -> None:
-        """Take loaders and classes from a DataManager, or from what has its attributes."""
+        """Take loaders and classes from a DataManager or an object with its attributes."""
         self.train_loader_x = dm.train_loader_x
         self.train_loader_u = dm.train_loader_u
         self.val_loader = dm.val_loader
@@ -194,18 +239,17 @@ class Run(Checkpoints):
         self.dm = dm
 
     def checked(self, summary: dict) -> dict:
-        """What a training step reports, as it is: this engine looks at the losses when it reads them."""
+        """Return the numbers of a training step unchanged: this engine checks the losses when it reads them."""
         return summary
 
     def ask_to_stop(self) -> bool:
-        """Have the training save and stop after the step in progress; False if it cannot, as it is without a loop that
-        looks. For signals."""
+        """Return False: this loop cannot save and stop after the current step."""
         return False
 
     # Evaluation
 
     def check_validation(self, training: bool) -> None:
-        """Raise ValueError if a test, or a training and its tests, would need validation images that are not there."""
+        """Raise ValueError if the test or, with `training`, the training needs validation images that are missing."""
         settings = self.cfg.TEST
         if training and settings.NO_TEST:
             return
@@ -215,7 +259,7 @@ class Run(Checkpoints):
             self.require_validation("TEST.FINAL_MODEL best_val", "set TEST.FINAL_MODEL last_step")
 
     def require_validation(self, reader: str, remedy: str) -> None:
-        """Raise ValueError if the dataset has no validation images, or has its test images in their place."""
+        """Raise ValueError if the dataset has no validation images, or uses test images as such."""
         dataset = self.dm.dataset
         paths = [{item.impath for item in items or ()} for items in (dataset.val, dataset.test)]
         if self.val_loader is not None and paths[0].isdisjoint(paths[1]):
@@ -230,10 +274,10 @@ class Run(Checkpoints):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on the "val" or the "test" images, by default those of TEST.SPLIT; returns the first metric.
+        """Evaluate on the split "val" or "test", by default TEST.SPLIT, and return the first metric.
 
         Raises:
-            ValueError: "val" without validation images.
+            ValueError: there are no validation images for "val", or the loader does not give each image once.
         """
         split = split or self.cfg.TEST.SPLIT
         if split == "val":
@@ -242,42 +286,41 @@ class Run(Checkpoints):
         self.set_model_mode("eval")
         self.evaluator.reset()
         log.info(f"Evaluate on the *{split}* set")
-        with random_state_kept():
+        with preserve_random_state():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
             seen: list[Tensor] = []
             counted = 0
-            for batch in collect(self.outputs(noting_indices(bar, seen))):
+            for batch in gather(self.outputs(record_indices(bar, seen))):
                 self.process_outputs(*batch)
                 counted += len(batch[1])
             check_each_once(split, len(getattr(self.dm.dataset, split)), counted, seen)
         results = from_main(self.evaluate_outputs)
-        epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # all were trained before
+        epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # nothing was left to train
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, epoch)
         self.results, self.tested_split = dict(results), split
         return next(iter(results.values()))
 
     def outputs(self, loader: Iterable) -> Iterator[tuple[Tensor, ...]]:
-        """What the model makes of each batch, and the labels: tensors, which `process_outputs` takes."""
+        """Yield the model's output and the labels of each batch, as tensors for `process_outputs`."""
         for batch in loader:
             input, label = self.parse_batch_test(batch)
             yield self.model_inference(input), label
 
     def process_outputs(self, output: Tensor, label: Tensor) -> None:
-        """Take one of the `outputs`; in the main process, which gets all of them."""
+        """Pass one of the `outputs` to the evaluator; the main process gets those of all processes."""
         self.evaluator.process(output, label)
 
     def evaluate_outputs(self) -> dict[str, float]:
-        """Name to number, the main result first; in the main process, when it has all `outputs`."""
+        """Return a dict from metric to value, the main metric first; called in the main process after all `outputs`."""
         return self.evaluator.evaluate()
 
     def elapsed(self) -> float:
-        """Seconds of training, resumed runs included; before training, seconds since construction."""
+        """Return the seconds of training, including resumed runs, or before training the seconds since construction."""
         return time.time() - getattr(self, "time_start", self.time_built)
 
     def write_results(self, mode: str, **source) -> None:
-        """Write results.json to the output folder; mode is "train" or, for the test of a model that was loaded from
-        `source`, "eval"."""
+        """Write results.json to the output folder; mode is "train", or "eval" for a model loaded from `source`."""
         write_finished(self, mode, **source)
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -292,7 +335,7 @@ class Run(Checkpoints):
         return start_epoch
 
     def run_state(self) -> dict:
-        scaler = getattr(self, "scaler", None)
+        scaler: Any = getattr(self, "scaler", None)
         return {
             **super().run_state(),
             "config": to_plain(self.cfg),
@@ -309,16 +352,14 @@ class Run(Checkpoints):
         config, classnames = checkpoint.get("config") or {}, checkpoint.get("classnames")
         here = list(self.dm.dataset.classnames)
         faults = []
-        if changed := changes(config, self.cfg, self.length_matters):
+        if changed := describe_changes(config, self.cfg, self.length_matters):
             faults.append((f", a run with other settings: {changed}",
                            " (and no --resume), give the old values, or give --resume-anyway"))
         if classnames is not None and classnames != here:
-            pairs = enumerate(zip(classnames, here, strict=False))
-            first = next((f"; the first that differs, {label}, was {old!r}, is {new!r}" for label, (old, new) in pairs
-                          if old != new), "")
             faults.append((
-                f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this data set has "
-                f"{self.num_classes} ({', '.join(here[:3])}, ...){first}", ", or give --resume-anyway"
+                f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this dataset has "
+                f"{self.num_classes} ({', '.join(here[:3])}, ...){_first_difference(classnames, here)}",
+                ", or give --resume-anyway",
             ))
         if not faults:
             return
@@ -326,33 +367,45 @@ class Run(Checkpoints):
             fault, remedy = faults[0]
             raise CannotResume(f"Cannot resume from {source}{fault}; choose another --output-dir{remedy}")
         self.resumed_anyway = [fault.partition(": ")[2] for fault, _ in faults]
-        self.own_options = {name: [{key: value for key, value in group.items() if key not in ("params", "lr")}
-                                   for group in optim.param_groups] for name, optim in self._optims.items() if optim}
+        self.optimizer_options = {
+            name: [{key: value for key, value in group.items() if key not in ("params", "lr")}
+                   for group in optim.param_groups]
+            for name, optim in self._optims.items() if optim
+        }
         log.warning(f"Resuming from {source} anyway: {'; '.join(self.resumed_anyway)}")
 
     def load_run_state(self, checkpoint: dict) -> None:
         super().load_run_state(checkpoint)
-        if checkpoint.get("scaler") and hasattr(getattr(self, "scaler", None), "load_state_dict"):
-            self.scaler.load_state_dict(checkpoint["scaler"])
+        scaler: Any = getattr(self, "scaler", None)
+        if checkpoint.get("scaler") and hasattr(scaler, "load_state_dict"):
+            scaler.load_state_dict(checkpoint["scaler"])
         self.seconds_before = checkpoint.get("seconds", 0.0)
         self.started = checkpoint.get("started", self.started)
-        for name, options in self.own_options.items():
+        for name, options in self.optimizer_options.items():
             for group, own in zip(self._optims[name].param_groups, options, strict=True):
                 group.update(own)
         self.resumed_anyway = [*checkpoint.get("resumed_anyway", ()), *self.resumed_anyway]
-        self._take_over_best_model(checkpoint)
+        self._restore_best_model(checkpoint)
 
-    def _take_over_best_model(self, checkpoint: dict) -> None:
-        """Go on comparing with the best model so far, which may lie in the folder that RESUME names."""
+    def _restore_best_model(self, checkpoint: dict) -> None:
+        """Restore the best result so far, and copy the best model from the folder RESUME if it is not here yet."""
         self.best_result = checkpoint.get("best_result", self.best_result)
         for name in self.get_model_names():
             source = os.path.join(self.cfg.RESUME or self.output_dir, name, BEST)
             target = os.path.join(self.output_dir, name, BEST)
             if not os.path.isfile(source):
                 continue
-            if "best_result" not in checkpoint:  # one of real Dassl
+            if "best_result" not in checkpoint:  # written by real Dassl
                 val_result = load_checkpoint(source).get("val_result")
                 self.best_result = self.best_result if val_result is None else val_result
             if is_main() and not os.path.isfile(target):
                 mkdir_if_missing(os.path.dirname(target))
                 shutil.copyfile(source, target)
+
+
+def _first_difference(old: list[str], new: list[str]) -> str:
+    """Describe the first position at which two lists of class names differ, "" if one continues the other."""
+    for label, (before, now) in enumerate(zip(old, new, strict=False)):
+        if before != now:
+            return f"; the first that differs, {label}, was {before!r}, is {now!r}"
+    return ""

@@ -1,4 +1,4 @@
-"""Orders in which images are visited: each a function of (seed, epoch), drawn from a generator of its own."""
+"""Samplers whose order is a function of (seed, epoch), drawn from a generator of their own."""
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,26 +11,30 @@ from p2c.utils.streams import generator, seed_of
 
 
 class EpochSampler(Sampler):
-    """A sampler that orders the data anew in each epoch; epochs may have any label, equal labels give equal orders."""
+    """Base of the samplers: a new order in each epoch. An epoch may have any label; equal labels give equal orders."""
 
     def __init__(self, data_source: Sequence, seed: int = 0):
         self.data_source = data_source
         self.seed = seed
-        self.epoch, self.start = 0, 0
+        self.epoch: int | str = 0
+        self.start = 0
 
     def set_epoch(self, epoch: int | str) -> None:
         self.epoch, self.start = epoch, 0
 
     def start_at(self, position: int) -> None:
-        """Pass over so many images of the epoch that `set_epoch` has announced; its length stays the whole one."""
+        """Skip the first images of the epoch set by `set_epoch`; the length is still that of the whole epoch."""
         self.start = position
 
     def order(self) -> list[int]:
-        """The epoch's images."""
+        """Return the indices of the epoch's images in order."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order()[self.start:])
+
+    def __len__(self) -> int:
+        return len(self.order())  # which may depend on the draw
 
     def rng(self) -> random.Random:
         return random.Random(seed_of(self.seed, "order", self.epoch))
@@ -56,17 +60,11 @@ class SequentialSampler(EpochSampler):
         return len(self.data_source)
 
 
-class _BatchwiseSampler(EpochSampler):
-    """An order whose length depends on the draw."""
+class RandomDomainSampler(EpochSampler):
+    """Batches with equally many images of `n_domain` random domains (below 1: of all); no image is repeated.
 
-    def __len__(self) -> int:
-        return len(self.order())
-
-
-class RandomDomainSampler(_BatchwiseSampler):
-    """Batches from `n_domain` random domains (below 1: all), equally many images of each, none twice.
-
-    Raises ValueError for more domains than the data have, or a batch that they cannot share equally.
+    Raises:
+        ValueError: the data have fewer domains, or the batch size is not a multiple of their number.
     """
 
     def __init__(self, data_source: Sequence, batch_size: int, n_domain: int, seed: int = 0):
@@ -80,7 +78,7 @@ class RandomDomainSampler(_BatchwiseSampler):
     def order(self) -> list[int]:
         rng = self.rng()
         remaining = {domain: rng.sample(indices, len(indices)) for domain, indices in self.indices.items()}
-        order = []
+        order: list[int] = []
         while True:
             chosen = rng.sample(list(remaining), self.n_domain)
             if any(len(remaining[domain]) < self.images_per_domain for domain in chosen):
@@ -89,10 +87,11 @@ class RandomDomainSampler(_BatchwiseSampler):
                 order += [remaining[domain].pop() for _ in range(self.images_per_domain)]
 
 
-class SeqDomainSampler(_BatchwiseSampler):
-    """Batches from all domains in sorted order, equally many random images of each, none twice.
+class SeqDomainSampler(EpochSampler):
+    """Batches with equally many random images of each domain, in sorted order; no image is repeated.
 
-    Raises ValueError for a batch that the domains cannot share equally.
+    Raises:
+        ValueError: the batch size is not a multiple of the number of domains.
     """
 
     def __init__(self, data_source: Sequence, batch_size: int, seed: int = 0):
@@ -103,17 +102,18 @@ class SeqDomainSampler(_BatchwiseSampler):
     def order(self) -> list[int]:
         rng = self.rng()
         remaining = [rng.sample(self.indices[domain], len(self.indices[domain])) for domain in sorted(self.indices)]
-        order = []
+        order: list[int] = []
         while all(len(indices) >= self.images_per_domain for indices in remaining):
             for indices in remaining:
                 order += [indices.pop() for _ in range(self.images_per_domain)]
         return order
 
 
-class RandomClassSampler(_BatchwiseSampler):
-    """Batches of `n_ins` images of each of batch_size // n_ins random classes; small classes repeat images.
+class RandomClassSampler(EpochSampler):
+    """Batches with `n_ins` images of each of batch_size // n_ins random classes; small classes repeat images.
 
-    Raises ValueError for a batch smaller than n_ins, or of more classes than the data have.
+    Raises:
+        ValueError: a batch is smaller than n_ins, or has more classes than the data.
     """
 
     def __init__(self, data_source: Sequence, batch_size: int, n_ins: int, seed: int = 0):
@@ -136,7 +136,7 @@ class RandomClassSampler(_BatchwiseSampler):
             indices = rng.sample(indices, len(indices)) + rng.choices(indices, k=missing)
             whole = len(indices) - len(indices) % self.n_ins
             groups[label] = [indices[i:i + self.n_ins] for i in range(0, whole, self.n_ins)]
-        order = []
+        order: list[int] = []
         while len(groups) >= self.n_classes:
             for label in rng.sample(list(groups), self.n_classes):
                 order += groups[label].pop()
@@ -152,13 +152,13 @@ def _indices_by(data_source: Sequence, attribute: str) -> dict[int, list[int]]:
     return dict(indices)
 
 
-def _equal_share(batch_size: int, parts: int, what: str) -> int:
+def _equal_share(batch_size: int, parts: int, name: str) -> int:
     if batch_size % parts:
-        raise ValueError(f"A batch of {batch_size} cannot be shared equally by {parts} {what}")
+        raise ValueError(f"A batch of {batch_size} cannot be shared equally by {parts} {name}")
     return batch_size // parts
 
 
-WHOLE = ("SequentialSampler", "RandomSampler")  # those that give every image once, as a test needs
+FULL_PASS = ("SequentialSampler", "RandomSampler")  # samplers that give every image once, as a test needs
 SAMPLERS = {
     "RandomSampler": lambda data, batch_size, n_domain, n_ins, seed: RandomSampler(data, seed),
     "SequentialSampler": lambda data, batch_size, n_domain, n_ins, seed: SequentialSampler(data),
@@ -172,10 +172,11 @@ SAMPLERS = {
 
 def build_sampler(
     sampler_type: str, cfg=None, data_source=None, batch_size: int = 32, n_domain: int = 0, n_ins: int = 16
-) -> Sampler:
-    """The sampler of that name over a list of Datum; without a cfg it is seeded as torch is.
+) -> EpochSampler:
+    """Build the named sampler over a list of Datum; without a cfg its seed is torch's initial seed.
 
-    Raises ValueError for an unknown name, and what the sampler raises.
+    Raises:
+        ValueError: an unknown name, or settings that the sampler rejects.
     """
     if sampler_type not in SAMPLERS:
         raise ValueError(f"Unknown sampler type: {sampler_type}; choose from {', '.join(SAMPLERS)} as DATALOADER's "

@@ -1,4 +1,4 @@
-"""The global random generators: seeding them, and leaving them as they were."""
+"""Seeding and preserving the global random generators."""
 import contextlib
 import functools
 import os
@@ -22,7 +22,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def use_deterministic_algorithms() -> None:
-    """Have a GPU compute sums in one order, from here on in this process; operations that cannot do so raise."""
+    """Use deterministic algorithms from now on in this process; operations that have none raise."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
@@ -36,15 +36,15 @@ def _drawn_seed() -> int:
 
 
 def run_seed(cfg) -> int:
-    """SEED or, where that is negative, the seed drawn (and logged) once for this process."""
+    """Return SEED or, if that is negative, a seed that is drawn and logged once per process."""
     return cfg.SEED if cfg.SEED >= 0 else _drawn_seed()
 
 
 @contextlib.contextmanager
-def random_state_kept(gpu: bool = True) -> Iterator[None]:
-    """Whatever is drawn or seeded inside leaves the global generators as they were.
+def preserve_random_state(gpu: bool = True) -> Iterator[None]:
+    """Restore the global generators after the block.
 
-    `gpu=False` leaves the GPU's alone, which spares a wait for it.
+    `gpu=False` leaves out the GPU's, whose state can be read only after a wait for the device.
     """
     python, legacy_numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if gpu and torch.cuda.is_initialized() else None

@@ -1,6 +1,6 @@
-"""What happens to an image on its way to the model, from the names in INPUT.TRANSFORMS.
+"""Image transforms for training and test, named in INPUT.TRANSFORMS.
 
-The order is fixed, whatever the order of the names. Sizes are (height, width) in pixels.
+They are applied in a fixed order, whatever the order of the names. Sizes are (height, width) in pixels.
 """
 import random
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ INTERPOLATION_MODES = {
 
 
 class RandomTranslation:
-    """With probability p enlarge to 9/8 of `size` and crop `size` at random, else resize to `size`."""
+    """Resize to `size` or, with probability p, to 9/8 of it, followed by a random crop of `size`."""
 
     def __init__(self, size: tuple[int, int], p: float = 0.5):
         self.size = size
@@ -40,7 +40,7 @@ class RandomTranslation:
 
 
 class Cutout:
-    """Set `n_holes` squares of side `length` of an image (C, H, W) to 0; their centres lie in it."""
+    """Set `n_holes` squares of side `length`, centred inside an image (C, H, W), to 0."""
 
     def __init__(self, n_holes: int, length: int):
         self.n_holes = n_holes
@@ -57,7 +57,7 @@ class Cutout:
 
 
 class GaussianNoise:
-    """With probability p add noise to an image (C, H, W)."""
+    """Add Gaussian noise to an image (C, H, W) with probability p."""
 
     def __init__(self, mean: float, std: float, p: float = 0.5):
         self.mean = mean
@@ -71,7 +71,7 @@ class GaussianNoise:
 
 
 class InstanceNormalization:
-    """Bring each channel of an image (C, H, W) to mean 0 and deviation 1."""
+    """Normalise each channel of an image (C, H, W) to mean 0 and standard deviation 1."""
 
     def __call__(self, image: Tensor) -> Tensor:
         mean, std = image.mean((1, 2), keepdim=True), image.std((1, 2), keepdim=True)
@@ -108,7 +108,7 @@ def _auto_augment(policy):
     return lambda size, mode, opts: (f"{policy} auto augment policy", T.AutoAugment(T.AutoAugmentPolicy(policy)))
 
 
-# Each name gives (the line to print, the operation). Before the image becomes a tensor, in this order:
+# name -> function that returns (line to log, operation). Applied in this order before the image becomes a tensor:
 ON_IMAGES = {
     "random_translation": lambda size, mode, opts: ("random translation", RandomTranslation(size)),
     "random_crop": _random_crop,
@@ -126,7 +126,7 @@ ON_IMAGES = {
     "gaussian_blur": _gaussian_blur,
 }
 
-# and afterwards:
+# and after it has become one:
 ON_TENSORS = {
     "cutout": lambda size, mode, opts: (
         f"cutout (n_holes={opts.CUTOUT_N}, length={opts.CUTOUT_LEN})", Cutout(opts.CUTOUT_N, opts.CUTOUT_LEN)
@@ -138,13 +138,16 @@ ON_TENSORS = {
     "instance_norm": lambda size, mode, opts: ("instance normalization", InstanceNormalization()),
 }
 
-AVAILABLE_CHOICES = [*ON_IMAGES, *ON_TENSORS, "center_crop"]  # the last one does nothing in training and always in test
+# center_crop is always part of the test transform, and has no effect in training.
+AVAILABLE_CHOICES = [*ON_IMAGES, *ON_TENSORS, "center_crop"]
 
 
 def build_transform(cfg, is_train: bool = True, choices: Sequence[str] | None = None) -> Callable | None:
-    """The transform for training or test, from `choices` or INPUT.TRANSFORMS; None with NO_TRANSFORM.
+    """Build the transform for training or test from `choices` or INPUT.TRANSFORMS; return None with NO_TRANSFORM.
 
-    An unknown name raises ValueError, an unknown interpolation KeyError.
+    Raises:
+        ValueError: an unknown transform.
+        KeyError: an unknown interpolation.
     """
     if cfg.INPUT.NO_TRANSFORM:
         log.info("Note: no transform is applied!")

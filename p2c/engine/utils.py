@@ -1,4 +1,4 @@
-"""All that Dassl has under dassl.utils, in one place."""
+"""The contents of dassl.utils."""
 import PIL
 from torch.utils import collect_env
 
@@ -28,10 +28,10 @@ __all__ = [
 
 
 def collect_env_info() -> str:
-    """A report on torch, the drivers and Pillow; takes seconds, since it runs external commands."""
+    """Return a report on torch, the drivers and Pillow; takes seconds, since it runs external commands."""
     return f"{collect_env.get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
 
 
 def tolist_if_not(x) -> list:
-    """A list as it is, anything else as the only item of one."""
+    """Return a list unchanged, anything else as the only item of a list."""
     return x if isinstance(x, list) else [x]

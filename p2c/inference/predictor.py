@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from p2c.clip.loading import CLIP_NAMES
 from p2c.cloud import cloud_of
 from p2c.engine.files import UnreadableImage, read_image, to_rgb, write_atomically
-from p2c.engine.seeds import random_state_kept
+from p2c.engine.seeds import preserve_random_state
 from p2c.framework import build_trainer, build_transform
 from p2c.inference.records import RecordedRun
 from p2c.model import PromptedCLIP
@@ -64,7 +64,7 @@ class Predictor:
         """
         recorded = RecordedRun(run, epoch, device)
         if issubclass(recorded.trainer, PromptTrainer):
-            with random_state_kept():
+            with preserve_random_state():
                 model = recorded.model(classes)
             cloud = cloud_of(recorded.cfg, model, recorded.cfg.SEED)
             scores = cloud.predict if cloud else model.predict
@@ -72,7 +72,7 @@ class Predictor:
         if classes is not None:
             raise ValueError(f"{recorded.cfg.TRAINER.NAME} knows the classes of its training alone; leave the class "
                              "list out")
-        with random_state_kept():
+        with preserve_random_state():
             trainer = build_trainer(recorded.cfg)
         trainer.load_model(os.fspath(recorded.model_dir), epoch=recorded.epoch)
         trainer.set_model_mode("eval")

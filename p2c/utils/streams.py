@@ -8,12 +8,12 @@ import hashlib
 import torch
 
 
-def seed_of(seed: int, name: str, step: int = 0) -> int:
+def seed_of(seed: int, name: str, step: int | str = 0) -> int:
     """Return a 63-bit seed that depends only on the three arguments."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator(seed: int, name: str, step: int = 0) -> torch.Generator:
+def generator(seed: int, name: str, step: int | str = 0) -> torch.Generator:
     """Return a new CPU generator at the start of the stream `name` at `step`; draw on the CPU, then move the result."""
     return torch.Generator().manual_seed(seed_of(seed, name, step))
