@@ -1,4 +1,4 @@
-"""How long it takes to build a data set of SUN397's and of ImageNet's size, from files that are there but empty.
+"""How long it takes to build a dataset of SUN397's and of ImageNet's size, from files that are there but empty.
 
     python benchmarks/datasets.py [--folder FOLDER] [--skip-imagenet]
 
@@ -26,7 +26,7 @@ cfg = get_cfg_default()
 extend_cfg(cfg)
 cfg.merge_from_list(["DATASET.NAME", sys.argv[2], "DATASET.ROOT", sys.argv[3], "DATASET.NUM_SHOTS", int(sys.argv[4]),
                      "SEED", 1])
-registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
 start = time.perf_counter()
 dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
 seconds = time.perf_counter() - start

@@ -1,11 +1,11 @@
 """How long the whole base-to-novel grid of P2C would take on this machine: a projection from measured pieces.
 
     python benchmarks/grid.py [--precision fp16] [--workers 8] [--steps 30] [--device cuda]
-    python benchmarks/grid.py --quick    a dry run of seconds: two data sets, on a tiny tower
+    python benchmarks/grid.py --quick    a dry run of seconds: two datasets, on a tiny tower
 
-The grid is that of `scripts/reproduce.sh P2C base2new`: 11 data sets, 3 seeds, one run after the other, each a training
+The grid is that of `scripts/reproduce.sh P2C base2new`: 11 datasets, 3 seeds, one run after the other, each a training
 on the base classes with 16 shots and its test on them, and a second process that tests on the new classes. Epochs,
-batches and workers are the shipped ones, numbers of classes and of test images the data sets' own.
+batches and workers are the shipped ones, numbers of classes and of test images the datasets' own.
 
 No such run is made. What is measured, with random weights, the first C of ImageNet's class names and made-up images:
 
@@ -16,7 +16,7 @@ images    computing their logits, in a test
 loading   JPEGs as those of benchmarks/loading.py, whose files come from memory; a training's first epoch starts workers
 
 On a GPU loading and computing go on at the same time, and the slower one counts. On a CPU they share the cores, and
-their times are added. Not in it: reading a data set's lists (benchmarks/datasets.py), weights from a file, checkpoints.
+their times are added. Not in it: reading a dataset's lists (benchmarks/datasets.py), weights from a file, checkpoints.
 """
 import gc
 import os
@@ -62,11 +62,11 @@ class Pieces:
 
 
 def sizes_of(name: str) -> Sizes:
-    """The published numbers of a data set in configs/datasets."""
+    """The published numbers of a dataset in configs/datasets."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.merge_from_file(config_file("datasets", name))
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     return DATASET_REGISTRY.get(cfg.DATASET.NAME).sizes
 
 
@@ -162,7 +162,7 @@ def measure(classes: list[int], setting: Setting, workers: int, images: int, ste
 
 
 def project(name: str, sizes: Sizes, pieces: Pieces, cfg, device: str) -> tuple[list, float]:
-    """A data set's row of the table, and the seconds of one seed."""
+    """A dataset's row of the table, and the seconds of one seed."""
     def together(computing: float, loading: float) -> float:
         return computing + loading if device == "cpu" else max(computing, loading)
 
@@ -202,11 +202,11 @@ def main() -> None:
           f"{1 / pieces.first_read:.1f}, in others {1 / pieces.read:.1f}; in a test {1 / pieces.loaded:.1f} read, "
           f"{1 / pieces.computed:.1f} computed")
     rows, totals = zip(*(project(name, some, pieces, cfg, args.device) for name, some in sizes.items()), strict=True)
-    print("\nProjected, one seed of each data set, training on the base classes and testing on both halves")
-    print(tabulate(rows, ["data set", "classes", "base", "steps", "step (ms)", "training (s)", "slower", "test images",
+    print("\nProjected, one seed of each dataset, training on the base classes and testing on both halves")
+    print(tabulate(rows, ["dataset", "classes", "base", "steps", "step (ms)", "training (s)", "slower", "test images",
                           "texts (s)", "test (s)", "slower", "start (s)", "all (min)"],
                    disable_numparse=True, stralign="right", colalign=["left"]))
-    print(f"Projected, {len(rows)} data sets and {SEEDS} seeds ({SEEDS * len(rows)} runs): "
+    print(f"Projected, {len(rows)} datasets and {SEEDS} seeds ({SEEDS * len(rows)} runs): "
           f"{SEEDS * sum(totals) / 3600:.2f} hours")
     print(machine(args.device))
 

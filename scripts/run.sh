@@ -3,7 +3,7 @@
 #
 #   run.sh TRAINER base2new_train DATASET SEED    train on the base classes, test on them
 #   run.sh TRAINER base2new_test  DATASET SEED    test that run on the new classes (ZeroshotCLIP: both halves)
-#   run.sh TRAINER xd_train       DATASET SEED    train on all classes of a source data set (imagenet)
+#   run.sh TRAINER xd_train       DATASET SEED    train on all classes of a source dataset (imagenet)
 #   run.sh TRAINER xd_test        DATASET SEED    test the run on $SOURCE (imagenet; shapes for its family) elsewhere
 #   run.sh TRAINER few_shot       DATASET SHOTS   train and test on all classes, seeds $SEEDS (1 2 3)
 #   run.sh ZeroshotCLIP zeroshot  DATASET CFG     test without training
@@ -24,7 +24,7 @@ set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${OUTPUT:-output}
 
-# A data set as it was given -> `label`, its name in folders, and how train.py gets it: `data_file`, `root`, `data_pairs`.
+# A dataset as it was given -> `label`, its name in folders, and how train.py gets it: `data_file`, `root`, `data_pairs`.
 find_dataset() {
     data_file=$home/configs/datasets/$1.yaml root=${DATA:-data} label=$1 data_pairs=()
     case $1 in
@@ -39,7 +39,7 @@ find_dataset() {
             ;;
         *.yaml) data_file=$1 label=$(basename "$1" .yaml) ;;
     esac
-    [[ -f $data_file ]] || fail "Unknown data set '$1'; choose from" \
+    [[ -f $data_file ]] || fail "Unknown dataset '$1'; choose from" \
         "$(cd "$home/configs/datasets" && echo *.yaml | sed 's/\.yaml//g'), or give folder:PATH or a YAML file"
 }
 
@@ -134,7 +134,7 @@ cfg=${cfg:-$default_cfg}
     fail "$trainer has no configuration '$cfg'; choose from $(cd "$cfg_folder" && echo *.yaml | sed 's/\.yaml//g')"
 cfg=$(basename "$cfg" .yaml)
 
-# What the call, or the data set, adds to the CFG.
+# What the call, or the dataset, adds to the CFG.
 settings=() variant=
 case $method/$cfg in
     CoOp/*)
@@ -143,7 +143,7 @@ case $method/$cfg in
             variant=/nctx${nctx}_csc${csc}_ctp$ctp
         fi
         ;;
-    PromptSRC/*_ep50_*_few_shot) # the file's values are those of the six other data sets
+    PromptSRC/*_ep50_*_few_shot) # the file's values are those of the six other datasets
         case $label in
             stanford_cars | oxford_flowers | fgvc_aircraft | dtd | eurosat)
                 settings=(TRAINER.PROMPTSRC.GPA_MEAN 45 TRAINER.PROMPTSRC.GPA_STD 5)

@@ -301,7 +301,7 @@ def test_the_preview_tests_transfer_with_the_tokens_of_its_training(tmp_path):
 @pytest.mark.parametrize("words, message", [
     ((), "base2new_train of P2C needs DATASET SEED"),
     (("oxford_pets",), "base2new_train of P2C needs DATASET SEED"),
-    (("oxford_cats", "1"), "Unknown data set 'oxford_cats'; choose from caltech101 dtd eurosat"),
+    (("oxford_cats", "1"), "Unknown dataset 'oxford_cats'; choose from caltech101 dtd eurosat"),
     (("oxford_pets", "one"), "SEED must be a whole number, but got 'one'"),
 ])
 def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
