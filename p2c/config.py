@@ -38,7 +38,7 @@ MAPLE = {
     "N_CTX": Setting(2, whole(1), "context tokens per layer"),
     "CTX_INIT": Setting("a photo of a", TEXT, 'words that start the context (used if N_CTX <= 4); "": random'),
     "PREC": PREC,
-    "PROMPT_DEPTH": Setting(9, whole(1), "layers with prompts, at most as many as the shallower tower has"),
+    "PROMPT_DEPTH": Setting(9, whole(1), "layers with prompts, at most the shallower tower's number"),
 }
 
 
@@ -52,8 +52,8 @@ def ivlp(node: str, tokens: int) -> dict:
         "CTX_INIT": Setting("a photo of a", TEXT,
                             'words that start the context (used if N_CTX_TEXT <= 4); "": random'),
         "PREC": PREC,
-        "PROMPT_DEPTH_VISION": Setting(9, whole(0), "layers with image prompts, at most all; 0: none"),
-        "PROMPT_DEPTH_TEXT": Setting(9, whole(1), "layers with text prompts, at most all"),
+        "PROMPT_DEPTH_VISION": Setting(9, whole(0), "layers with image prompts, at most the tower's number; 0: none"),
+        "PROMPT_DEPTH_TEXT": Setting(9, whole(1), "layers with text prompts, at most the tower's number"),
     }
 
 
@@ -63,9 +63,9 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
     "DATASET": {
         "SUBSAMPLE_CLASSES": Setting("all", one_of(*HALVES), "base: the first half of the classes; new: the second "
                                      "half; dev_base, dev_new: the halves of the base half"),
-        "CHECKS": Setting("published", one_of(*CHECKS), "how a dataset is checked. published: for the published "
-                          "numbers of classes and images; partial: for no numbers, to use part of a dataset; strict: "
-                          "also that each class has as many images as shots"),
+        "CHECKS": Setting("published", one_of(*CHECKS), "how a dataset is checked. published: its numbers of classes "
+                          "and images must be the published ones; partial: they may differ, for part of a dataset; "
+                          "strict: as published, and each class must have as many images as shots"),
         "FOLDER": {  # your own images, DATASET.NAME Folder
             "SPLIT": Setting("", TEXT, 'split JSON or CSV in DATASET.ROOT, the folder of your own images; "": classes '
                              "are its folders"),
@@ -87,21 +87,21 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
                            "The first step then takes minutes; results differ only by rounding"),
         "CHECKPOINT_STEPS": Setting(0, whole(0), "steps between the points inside an epoch from which a training can "
                                     "resume; 0: none. For this package's trainers on its own engine; CHECKPOINT_FREQ "
-                                    "is for whole epochs"),
+                                    "counts whole epochs"),
         "DETERMINISTIC": Setting(False, SWITCH, "the same order of summation in every run on a GPU, so that equal "
                                  "runs are bit-equal; slower. On a CPU they always are"),
-        "INIT_SEED": Setting(-1, whole(-1), "seed of the initial prompts alone; -1: SEED, as for everything else"),
-        "TEXT_MEMORY": Setting(0.0, at_least(0), "GiB for the activations of the class texts; beyond that, texts are "
-                               "encoded in parts, and again in the backward pass. 0: a quarter of the device's memory. "
-                               "Results differ only by rounding"),
+        "INIT_SEED": Setting(-1, whole(-1), "seed of the initial prompts only; -1: SEED"),
+        "TEXT_MEMORY": Setting(0.0, at_least(0), "GiB for the activations of the class texts; if that is too little, "
+                               "they are encoded in parts, and again in the backward pass. 0: a quarter of the "
+                               "device's memory. Results differ only by rounding"),
     },
     "TEST": {
         "CLOUD_SAMPLES": Setting(0, whole(0), "cloud inference: number of text classifiers, from noisy contexts "
-                                 "around the trained one, whose predictions are averaged; 0: off. PROMPT_DENOISING has "
-                                 "the noise, even if it is not enabled. For trainers with the same text context for "
-                                 "all images"),
-        "CLOUD_LEVEL": Setting(0.5, at_least(0), "their noise level, in PROMPT_DENOISING.NOISE_UNIT"),
-        "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what is averaged over them"),
+                                 "around the trained one, whose predictions are averaged; 0: off. The noise "
+                                 "is that of PROMPT_DENOISING, even if not enabled. For trainers with the same text "
+                                 "context for all images"),
+        "CLOUD_LEVEL": Setting(0.5, at_least(0), "noise level of these contexts, in PROMPT_DENOISING.NOISE_UNIT"),
+        "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what is averaged over the classifiers"),
     },
     "TRAINER": {
         "PROMPT_DENOISING": {
@@ -119,7 +119,7 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
             "SIGMOID_K": Setting(SIGMOID_K, above(0), "steepness of the sigmoid schedule"),
             "GMM_COMPONENTS": Setting(3, Range(
                 lambda count, cfg: type(count) is int and count == len(cfg.TRAINER.PROMPT_DENOISING.GMM_MEANS) > 0,
-                "it must be the number of entries of GMM_MEANS, at least 1"), "components of the mixture"),
+                "it must be the number of entries of GMM_MEANS, at least 1"), "number of components of the mixture"),
             "GMM_MEANS": Setting((-1.0, 0.0, 1.0), Range(
                 lambda means, cfg: len(means) > 0 and all(map(number, means)),
                 "it must be a list of finite numbers, at least one"), "their means"),
@@ -161,7 +161,7 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
             "N_CTX_VISION": Setting(2, whole(1), "image prompts per layer"),
             "CTX_INIT": Setting("a photo of a", TEXT, 'not read: the text is "a photo of a NAME.", as published'),
             "PREC": PREC,
-            "PROMPT_DEPTH_VISION": Setting(1, whole(1), "layers with image prompts, at most all"),
+            "PROMPT_DEPTH_VISION": Setting(1, whole(1), "layers with image prompts, at most the tower's number"),
         },
         "IVLP": ivlp("IVLP", 2),
         "MAPLE": MAPLE,

@@ -82,8 +82,8 @@ def maple_state(run: RecordedRun) -> tuple[dict[str, Tensor], list[str]]:
     if not isinstance(prompts.proj, nn.Linear):
         state = {key: value for key, value in state.items() if not key.startswith("proj.")}
         state["proj.weight"], state["proj.bias"], error = fold(prompts.proj, prompts.ctx.detach())
-        notes.append("Its mapper is one Linear, which maps this context to the same visual prompts with a relative error "
-                     f"of {error:.0e}")
+        notes.append("Its mapper is one Linear, which gives the same visual prompts for this context (relative error "
+                     f"{error:.0e})")
     return {f"{PREFIX}{key}": value for key, value in state.items()}, notes
 
 

@@ -43,7 +43,7 @@ class Predictor:
         self.classnames = list(classnames)
         transform = build_transform(cfg, is_train=False)
         if transform is None:
-            raise ValueError("The run does not transform its images to tensors (INPUT.NO_TRANSFORM), which predictions need")
+            raise ValueError("Predictions need images as tensors, but the run has INPUT.NO_TRANSFORM True")
         self.transform = transform
         self.normalize = input_normalization(cfg, device)
 
