@@ -219,7 +219,7 @@ def serve(pipe, name: str, setting: Setting) -> None:
 
 
 def measure(setting: Setting, names: Sequence[str], steps: int) -> tuple[list, list, float]:
-    """Return the rows of both tables and our median step in seconds; the second table needs the plain path."""
+    """Return the rows of both tables (the second needs the plain path) and our median step in seconds."""
     children = {name: Child(name, setting) for name in names}
     times, rates = {name: [] for name in names}, []
     warm_up = 1 if setting.device == "cpu" else 4  # a CUDA graph is recorded before it is replayed
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", help="default: 4; on a GPU 4 and 32")
     parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
     parser.add_argument("--steps", type=int, help="measured steps of each path (default: 3; on a GPU 10)")
-    parser.add_argument("--compile", action="store_true", help="also measure ours with TRAIN.COMPILE (default on a GPU)")
+    parser.add_argument("--compile", action="store_true", help="also ours with TRAIN.COMPILE (default on a GPU)")
     args = parser.parse_args()
     gpu = args.device != "cpu"
     args.steps = 1 if args.quick else args.steps or (10 if gpu else 3)

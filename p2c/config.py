@@ -101,7 +101,7 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
                                  "is that of PROMPT_DENOISING, even if not enabled. For trainers with the same text "
                                  "context for all images"),
         "CLOUD_LEVEL": Setting(0.5, at_least(0), "noise level of these contexts, in PROMPT_DENOISING.NOISE_UNIT"),
-        "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what is averaged over the classifiers"),
+        "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what the classifiers average"),
     },
     "TRAINER": {
         "PROMPT_DENOISING": {

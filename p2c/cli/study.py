@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", default=os.environ.get("DATA", "data"),
                         help="folder that holds all datasets (default: $DATA, else data/)")
     parser.add_argument("--jobs", type=positive, default=default_jobs(),
-                        help="parallel runs, of one thread each (default: 1 on a GPU, else the number of cores)")
+                        help="runs at a time; if several, of one thread each (default: 1 on a GPU, else one per core)")
     parser.add_argument("--stage", choices=STAGES, default="all",
                         help="search: choose and freeze; report: test the frozen choice (default: %(default)s)")
     return parser.parse_args(argv)

@@ -28,7 +28,7 @@ WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN")  # sections th
 
 
 class RecordedRun:
-    """What predictions need of a run's folder.
+    """A run's folder, as far as predictions need it.
 
     Args:
         run: the folder, which holds results.json.

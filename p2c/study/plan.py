@@ -73,7 +73,7 @@ class Cloud(Part):
 
 
 class Search(Part):
-    """Where settings are chosen: on datasets that are not reported, with seeds 1 to `seeds`."""
+    """The choice of settings, on datasets that are not reported, with seeds 1 to `seeds`."""
 
     datasets: Texts
     seeds: Count

@@ -292,7 +292,7 @@ def cloud_section(study: Study, choice: Choice, rows: Rows) -> str:
         lines += [f"**{trainer}**, {words}",
                   markdown(["dataset", *(f"{title}, point" for title in measures),
                             *(f"{title}, difference" for title in measures)], table),
-                  "How well each tells wrong predictions of the cloud from right ones (AUROC in %; 50: not at all)",
+                  "How well these tell wrong predictions of the cloud from right ones (AUROC in %; 50: not at all)",
                   markdown(["dataset", *DOUBT], table_of_doubt)]
     return "\n\n".join([*lines, "![Reliability](reliability.png)"])
 
