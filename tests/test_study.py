@@ -296,7 +296,7 @@ def changed(*keys, value):
     (("search", "spaces", 0, "grid"), {"OPTIM.LR": []}, "search.spaces[0].grid.OPTIM.LR is []: List"),
     (("search", "spaces", 1, "inherits"), "CoOp", "lets P2C inherit from CoOp, which must stand above it"),
     (("search", "spaces", 1, "trainer"), "MaPLe", "search.spaces has MaPLe twice"),
-    (("compare", "trainers"), ["MaPLe", "P2C", "CoOp"], "compare.trainers names CoOp, but settings are chosen only for MaPLe, P2C"),
+    (("compare", "trainers"), ["MaPLe", "P2C", "CoOp"], "names CoOp, but settings are chosen only for MaPLe, P2C"),
     (("compare", "difference"), ["P2C"], "compare has a difference of ['P2C']; it must be two of Zero"),
     (("compare", "seeds"), 1, "compare.seeds is 1: Input should be greater than or equal to 2"),
     (("compare",), None, "compare is missing"),
