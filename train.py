@@ -1,4 +1,4 @@
-"""Train or test one model: CoOp's command line. Knows no method and no data set by name.
+"""Train or test one model, with CoOp's command line.
 
     python train.py --trainer P2C --root DATA --seed 1 --output-dir OUT \\
         --dataset-config-file configs/datasets/oxford_pets.yaml \\
@@ -10,7 +10,6 @@ Exit status: 0 finished now or before, 1 failed, 2 the user's mistake, 75 interr
 """
 import argparse
 import contextlib
-import functools
 import math
 import os
 import re
@@ -45,27 +44,26 @@ except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
 FINISHED = DONE
-FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # while training, that need no traceback
-
+FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # in training, without a traceback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TOGETHER = 2  # seconds within which signals are one: a terminal's Ctrl-C comes here, and again through the scripts
+TOGETHER = 2  # seconds within which signals count as one: Ctrl-C arrives twice, directly and through the scripts
 KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """CoOp's options, then KEY VALUE pairs."""
+    """Parse CoOp's options and the KEY VALUE pairs after them."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False)
-    parser.add_argument("--root", help="folder that holds all data sets")
+    parser.add_argument("--root", help="folder that holds all datasets")
     parser.add_argument("--output-dir", help="folder of this run")
     parser.add_argument("--resume", help="folder of a run to continue from")
-    parser.add_argument("--seed", type=int, help="seed of everything; negative: one is drawn and reported")
+    parser.add_argument("--seed", type=int, help="seed of all randomness; negative: a seed is drawn and reported")
     parser.add_argument("--source-domains", nargs="+", help="names of source domains")
     parser.add_argument("--target-domains", nargs="+", help="names of target domains")
     parser.add_argument("--transforms", nargs="+", help="names of image transforms")
     parser.add_argument("--config-file", help="YAML file of the method")
-    parser.add_argument("--dataset-config-file", help="YAML file of the data set")
+    parser.add_argument("--dataset-config-file", help="YAML file of the dataset")
     parser.add_argument("--trainer", help="name of the trainer")
     parser.add_argument("--backbone", help="name of the backbone")
     parser.add_argument("--head", help="name of the head")
@@ -73,12 +71,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model-dir", default="", help="folder of the run to test with --eval-only")
     parser.add_argument("--load-epoch", type=int,
                         help="epoch to test; default: the best on validation data, or the last")
-    parser.add_argument("--plugin", metavar="MODULE", help="module that registers your own trainers or data sets")
+    parser.add_argument("--plugin", metavar="MODULE", help="module that registers your own trainers or datasets")
     parser.add_argument("--no-train", action="store_true", help="build everything and stop")
     parser.add_argument("--resume-anyway", action="store_true",
-                        help="continue a run although its configuration or classes were others; results.json says so")
+                        help="continue a run with another configuration or other classes; results.json records it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that win over the files; "
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the files; "
                         "`python -m p2c config settings` lists them")
     args = parser.parse_args(argv)
     if args.opts[:1] == ["--"]:  # ends the values of an option such as --transforms
@@ -99,12 +97,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def check_options(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse an option that the mode would ignore."""
-    of_tests = {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch is not None}
-    of_trainings = {"--resume": args.resume, "--resume-anyway": args.resume_anyway}
-    if not args.eval_only and (given := [option for option, value in of_tests.items() if value]):
+    test_options = {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch is not None}
+    training_options = {"--resume": args.resume, "--resume-anyway": args.resume_anyway}
+    if not args.eval_only and (given := [option for option, value in test_options.items() if value]):
         parser.error(f"{given[0]} says which model to test; give --eval-only with it (--resume continues a training)")
-    if args.eval_only and (given := [option for option, value in of_trainings.items() if value]):
-        parser.error(f"{given[0]} is for a training, and --eval-only trains nothing; leave out one of the two")
+    if args.eval_only and (given := [option for option, value in training_options.items() if value]):
+        parser.error(f"{given[0]} is for training, and --eval-only does not train; leave out one of the two")
     if args.load_epoch is not None and not args.model_dir:
         parser.error("--load-epoch chooses from a run's checkpoints; give the run's folder with --model-dir")
 
@@ -125,9 +123,9 @@ OPTIONS = {  # command-line option -> key that it sets
 
 
 def setup_cfg(args: argparse.Namespace):
-    """Defaults, our keys, data-set file, method file, options, KEY VALUE pairs: later wins.
+    """Return the frozen configuration, and the keys that the files and the pairs give.
 
-    Return the configuration, frozen, and the keys that the files and the pairs give.
+    Defaults, our keys, dataset file, method file, options and KEY VALUE pairs are merged in this order; later ones win.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -137,15 +135,18 @@ def setup_cfg(args: argparse.Namespace):
     for option, key in OPTIONS.items():
         value = getattr(args, option)
         if value is not None and value != "":
-            node, _, leaf = key.rpartition(".")
-            functools.reduce(getattr, node.split(".") if node else [], cfg)[leaf] = value
+            *sections, leaf = key.split(".")
+            node = cfg
+            for section in sections:
+                node = node[section]
+            node[leaf] = value
     given += merge_pairs(cfg, args.opts)
     check_values(cfg)
     check_settings(cfg)
     if cfg.PLUGIN != (args.plugin or ""):
-        raise ValueError("PLUGIN records what --plugin gives; give --plugin instead")
+        raise ValueError("PLUGIN records the module of --plugin; give --plugin instead")
     if launched() and compat.engine() == compat.DASSL:
-        raise ValueError("Real Dassl trains in one process; start it without torchrun, or leave P2C_ENGINE unset")
+        raise ValueError("Real Dassl trains in one process; start it without torchrun, or unset P2C_ENGINE")
     join(cfg.USE_CUDA)
     if not is_main():
         sys.stdout = open(os.devnull, "w")
@@ -153,13 +154,13 @@ def setup_cfg(args: argparse.Namespace):
         cfg.SEED = run_seed(cfg)
     cfg.freeze()
     registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set (--dataset-config-file)",
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset (--dataset-config-file)",
                      DATASET_REGISTRY.registered_names())
     return cfg, given
 
 
 def describe_task(args: argparse.Namespace) -> dict:
-    """What makes this run the one it is, beside its configuration: an evaluation is of one trained model."""
+    """Return what identifies this run beside its configuration: its mode, and the model that an evaluation tests."""
     if not args.eval_only:
         return {"mode": "train"}
     trained = read_results(args.model_dir) if args.model_dir else None
@@ -171,7 +172,7 @@ def describe_task(args: argparse.Namespace) -> dict:
 
 
 def finished_before(cfg, task: dict, anyway: bool) -> bool:
-    """Whether this very run has been done in OUTPUT_DIR; with `anyway` a training of other settings may go on there.
+    """Return whether this run is finished in OUTPUT_DIR; with `anyway`, a training there may change its settings.
 
     Raises:
         ValueError: the folder belongs to another run.
@@ -180,7 +181,7 @@ def finished_before(cfg, task: dict, anyway: bool) -> bool:
     if results is None:
         return False
     task, results = {**task, "engine": compat.engine()}, {"engine": compat.OURS, **results}
-    known = [key for key in task if key != "model_dir" or task["model_seconds"] is None]  # a folder may have moved
+    known = [key for key in task if key != "model_dir" or task["model_seconds"] is None]  # the folder may have moved
     changed = [key for key in known if results.get(key) != task[key]]
     length_matters = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "length_matters", True)
     settings = changed_keys(results["config"], cfg, length_matters)
@@ -193,11 +194,11 @@ def finished_before(cfg, task: dict, anyway: bool) -> bool:
     if changed:
         raise ValueError(f"{cfg.OUTPUT_DIR} holds a run with other settings ({', '.join(changed)}); choose another "
                          "--output-dir, or delete that folder")
-    return results["finished"] and not changed_keys(results["config"], cfg)  # or more epochs were asked for
+    return results["finished"] and not changed_keys(results["config"], cfg)  # a difference left here: more epochs
 
 
 def run(args: argparse.Namespace) -> int:
-    """Set up and run; returns the exit status."""
+    """Set up and run, and return the exit status."""
     with contextlib.ExitStack() as held:
         try:
             return set_up_and_run(held, args)
@@ -214,9 +215,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
-    """What goes wrong before the training is the user's mistake; what goes wrong in it is a failure.
+    """Set up and run, and return the exit status: MISTAKE for an error in the set-up, FAILED for a later one.
 
-    What the run takes for itself is put into `held`.
+    `held` gets the lock of the output folder.
     """
     try:
         cfg, given = setup_cfg(args)
@@ -225,7 +226,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         done = finished_before(cfg, task, args.resume_anyway)
         if not done and is_main():
             died = held.enter_context(folder_lock(cfg.OUTPUT_DIR))
-            done = finished_before(cfg, task, args.resume_anyway)  # by who had the folder until now
+            done = finished_before(cfg, task, args.resume_anyway)  # perhaps by the process that held the lock
         if done:
             print(f"Finished before, see {Path(cfg.OUTPUT_DIR) / 'results.json'}; delete {cfg.OUTPUT_DIR} to repeat "
                   "the run")
@@ -239,16 +240,17 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         print_settings(args, cfg)
         warn_of_unread(given, TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
         trainer = build_trainer(cfg)
-        recorded = isinstance(trainer, Run)  # somebody's trainer on real Dassl leaves its log only
+        recorded = isinstance(trainer, Run)  # a foreign trainer on real Dassl writes only its log
         if recorded:
             trainer.check_validation(training=not args.eval_only)
-        for folder in ("", "tensorboard", *trainer.get_model_names()) if is_main() else ():
-            remove_leftovers(os.path.join(cfg.OUTPUT_DIR, folder))
+        if is_main():
+            for folder in ("", "tensorboard", *trainer.get_model_names()):
+                remove_leftovers(os.path.join(cfg.OUTPUT_DIR, folder))
         if args.eval_only:
             if trainer.get_model_names() and not args.model_dir:
                 raise ValueError(f"--eval-only tests a trained {cfg.TRAINER.NAME}; give its folder with --model-dir")
             if args.model_dir and not trainer.get_model_names():
-                raise ValueError(f"{cfg.TRAINER.NAME} trains nothing that could be loaded; leave out --model-dir")
+                raise ValueError(f"{cfg.TRAINER.NAME} has nothing to load; leave out --model-dir")
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
     except DiskFull as error:
         return report(error, args.debug, FAILED)
@@ -276,7 +278,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
 
 
 def print_settings(args: argparse.Namespace, cfg) -> None:
-    """What the run was asked to do, and on what machine."""
+    """Print the arguments, the configuration and the environment."""
     for title, lines in (("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
                          ("Config", [str(cfg)])):
         stars = "*" * (len(title) + 6)
@@ -286,7 +288,7 @@ def print_settings(args: argparse.Namespace, cfg) -> None:
 
 
 def report(error: Exception, debug: bool, status: int) -> int:
-    """One line on stderr; the traceback only on request."""
+    """Report an error in one line and return the status; with `debug`, raise the error instead."""
     if debug:
         raise error
     say(f"error: {one_line(error)}")
@@ -297,23 +299,25 @@ def say(line: str) -> None:
     """Write a line to stderr, and to the run's log file if there is one."""
     print(line if is_main() else f"[rank {rank()}] {line}", file=sys.stderr)
     if isinstance(sys.stdout, Logger):
-        with contextlib.suppress(OSError):  # a full disk is what the line may be about
+        with contextlib.suppress(OSError):  # the line may be about a full disk
             sys.stdout.write_file(f"{line}\n")
 
 
 def ignore_signals() -> None:
-    """What ends on the first is not to be disturbed by another."""
+    """Ignore further signals while the run ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class Interrupt:
-    """The handler of signals: a training that can save where it stands is asked to; all else ends at once, as does such
-    a training on a second signal."""
+    """The signal handler: it asks a training that can save its position to stop, and ends everything else at once.
+
+    A second signal ends such a training at once, too.
+    """
 
     def __init__(self):
         self.trainer = None
-        self.asked = -math.inf  # when
+        self.asked = -math.inf  # time of the request to stop
 
     def __call__(self, signum, frame) -> None:
         now = time.monotonic()

@@ -1,6 +1,4 @@
-"""What the benchmarks share: options, trainers on random weights and made-up images, the machine's speed, its
-description.
-"""
+"""Helpers of the benchmarks: options, trainers with random weights and images, the machine's speed and description."""
 import argparse
 import dataclasses
 import os
@@ -31,24 +29,24 @@ from p2c.trainers.base import PromptTrainer  # noqa: E402
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser of the options that every benchmark has."""
+    """Return a parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument("--device", choices=devices, default=devices[-1], help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a dry run of seconds, whose numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="a dry run of a few seconds, whose numbers mean nothing")
     return parser
 
 
 def precisions(device: str) -> list[str]:
-    """The choices of PREC that are of interest on a device."""
+    """Return the choices of PREC that matter on a device."""
     return ["fp32"] if device == "cpu" else ["fp16", "bf16", "amp", "fp32"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """The conditions of a measurement."""
 
-    classes: int  # the first so many of ImageNet's
+    classes: int  # number, the first of ImageNet's
     batch: int
     precision: str  # a choice of PREC
     device: str
@@ -57,7 +55,7 @@ class Setting:
 
 @DATASET_REGISTRY.register()
 class FirstOfImageNet(DatasetBase):
-    """The names of DATASET.NUM_CLASSES classes; its images are never opened."""
+    """ImageNet's first DATASET.NUM_CLASSES classes; its images are never opened."""
 
     def __init__(self, cfg):
         items = [Datum("none", label, classname=name, check=False)
@@ -66,7 +64,7 @@ class FirstOfImageNet(DatasetBase):
 
 
 def shipped(trainer: str, tiny: bool = False) -> CfgNode:
-    """The configuration that base-to-novel runs of MaPLe or P2C have, or that of the tiny tower."""
+    """Return the base-to-novel configuration of MaPLe or P2C, or that of the tiny tower."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.merge_from_file(config_file("trainers", trainer, "tiny_shapes" if tiny else "vit_b16_c2_ep5_batch4_2ctx"))
@@ -74,7 +72,7 @@ def shipped(trainer: str, tiny: bool = False) -> CfgNode:
 
 
 def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrainer:
-    """A trainer of MaPLe's kind with its shipped settings and random weights, `pairs` of keys and values changed."""
+    """Build MaPLe or P2C with its shipped settings and random weights; `pairs` KEY, VALUE, ... override settings."""
     name = next(name for name in registry.TRAINERS if name.upper() == trainer.node)
     cfg = shipped(name, setting.tiny)
     cfg.DATASET.NUM_CLASSES = setting.classes
@@ -93,14 +91,14 @@ def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrain
 
 
 def made_up(trainer: PromptTrainer, count: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Random images (count, 3, height, width) and labels on the trainer's device, the same in every process."""
+    """Return random images (count, 3, height, width) and labels on the trainer's device, equal in all processes."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 3, *trainer.model.backbone.image_size, generator=generator)
     return images.to(trainer.device), torch.randint(classes, (count,), generator=generator).to(trainer.device)
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """How long a call takes, until the device has done its work."""
+    """Return the seconds of a call, until the device has finished its work."""
     def wait() -> None:
         if device != "cpu":
             torch.cuda.synchronize(device)
@@ -113,22 +111,24 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def matmul_rate(setting: Setting, repeats: int = 5) -> float:
-    """FLOP/s of the best of some products of large square matrices in the precision's dtype."""
-    size = 256 if setting.tiny else 2048 if setting.device == "cpu" else 8192
+    """Return the FLOP/s of the fastest of several products of large square matrices in the precision's dtype."""
+    size = 2048 if setting.device == "cpu" else 8192
+    if setting.tiny:
+        size = 256
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(setting.precision, torch.float16)
     a, b = torch.randn(2, size, size, device=setting.device).to(dtype)
     return 2 * size**3 / min(seconds(lambda: a @ b, setting.device) for _ in range(1 + repeats))
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: the most that this process has had resident, or on a GPU allocated there."""
+    """Return this process's peak of resident bytes, or of allocated bytes on a GPU."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
 
 
 def machine(device: str) -> str:
-    """The machine in a line."""
+    """Return the machine in one line."""
     model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()

@@ -1,10 +1,10 @@
-"""How long it takes to build a data set of SUN397's and of ImageNet's size, from files that are there but empty.
+"""Time to build datasets of the sizes of SUN397 and ImageNet, from empty files.
 
     python benchmarks/datasets.py [--folder FOLDER] [--skip-imagenet]
 
 Every file exists, as the loaders demand, but none is opened. ImageNet's 1.33 million files are made once (minutes) and
-stay in FOLDER for the next time. Each build is a process of its own; imports are not counted. "listed" is the first
-build, which lists every folder, "kept" the next one, which uses what the first wrote.
+stay in FOLDER for the next run. Each build runs in its own process; imports are not counted. "listed" is the first
+build, which lists every folder; "kept" is the next one, which uses the files that the first wrote.
 """
 import argparse
 import json
@@ -26,7 +26,7 @@ cfg = get_cfg_default()
 extend_cfg(cfg)
 cfg.merge_from_list(["DATASET.NAME", sys.argv[2], "DATASET.ROOT", sys.argv[3], "DATASET.NUM_SHOTS", int(sys.argv[4]),
                      "SEED", 1])
-registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
 start = time.perf_counter()
 dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
 seconds = time.perf_counter() - start
@@ -36,7 +36,7 @@ print("RESULT", seconds, len(dataset.train_x), len(dataset.test), resource.getru
 
 
 def build(name: str, root: Path, shots: int) -> tuple[float, int, int, int]:
-    """Seconds, training and test images, peak memory (KiB) of one build."""
+    """Return the seconds, training and test images, and peak memory (KiB) of one build."""
     done = subprocess.run([sys.executable, "-c", BUILD, str(ROOT), name, str(root), str(shots)], check=True,
                           capture_output=True, text=True)
     seconds, train, test, memory = done.stdout.split("RESULT")[1].split()
@@ -44,7 +44,7 @@ def build(name: str, root: Path, shots: int) -> tuple[float, int, int, int]:
 
 
 def make_sun397(root: Path) -> None:
-    """397 classes with 40 training, 10 validation and 50 test images each."""
+    """Make 397 classes with 40 training, 10 validation and 50 test images each."""
     folder, split = root / "sun397", {"train": [], "val": [], "test": []}
     for label in range(397):
         place = f"{chr(97 + label % 26)}/class_{label}"
@@ -58,7 +58,7 @@ def make_sun397(root: Path) -> None:
 
 
 def make_imagenet(root: Path) -> None:
-    """1000 classes, 1,281,167 training and 50,000 validation images."""
+    """Make 1000 classes with 1,281,167 training and 50,000 validation images."""
     folder = root / "imagenet"
     wnids = [f"n{label:08d}" for label in range(1000)]
     for label, wnid in enumerate(tqdm(wnids, desc="making empty files", unit="class", disable=None)):
@@ -67,7 +67,7 @@ def make_imagenet(root: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             for index in range(count):
                 (place / f"{wnid}_{index}.JPEG").touch()
-    (folder / "classnames.txt").write_text("".join(f"{wnid} class {wnid}\n" for wnid in wnids))  # last: it is complete
+    (folder / "classnames.txt").write_text("".join(f"{wnid} class {wnid}\n" for wnid in wnids))  # last
 
 
 def report(name: str, what: str, result: tuple[float, int, int, int]) -> None:
@@ -78,7 +78,7 @@ def report(name: str, what: str, result: tuple[float, int, int, int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the empty files are made and stay; default: nowhere")
+    parser.add_argument("--folder", type=Path, help="folder in which the empty files stay; default: a temporary one")
     parser.add_argument("--skip-imagenet", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

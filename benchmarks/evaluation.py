@@ -1,11 +1,11 @@
-"""How much longer an evaluation takes than the bare image tower: 200 images over 397 classes, SUN397's number.
+"""Time of an evaluation relative to the bare image tower: 200 images, 397 classes (as in SUN397).
 
     python benchmarks/evaluation.py [--images 200] [--classes 397] [--precisions fp32] [--device cpu] [--repeats 1]
-    python benchmarks/evaluation.py --quick    a dry run of seconds on a tiny tower
+    python benchmarks/evaluation.py --quick    a dry run of a few seconds on a tiny tower
 
-Ours is what a trainer does in a test: the classes (the first of ImageNet's) encoded once, the images in the batches of
-the shipped configuration, with prompts, and logits. The bare image tower is open_clip's own on the same batches. The
-two take turns, batch by batch. Weights and images are random; reading images is not counted.
+"ours" is a trainer's test: the classes (the first of ImageNet's) are encoded once, and the logits of the images are
+computed with prompts, in the batches of the shipped configuration. The bare image tower is open_clip's on the same
+batches. The two alternate batch by batch. Weights and images are random; reading images is not counted.
 """
 import statistics
 
@@ -18,7 +18,7 @@ from p2c.trainers.maple import MaPLe
 
 @torch.no_grad()
 def evaluate(trainer: MaPLe, images: torch.Tensor, device: str) -> tuple[float, float, float]:
-    """Seconds of our evaluation of images (N, 3, height, width), of its texts, and of the bare image tower."""
+    """Return the seconds of our evaluation of images (N, 3, height, width), of its texts, and of the bare tower."""
     trainer.set_model_mode("eval")
     visual = trainer.model.clip.visual
     dtype = next(visual.parameters()).dtype
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--classes", type=int, default=397)
     parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
-    parser.add_argument("--repeats", type=int, help="evaluations, of which the median counts (default: 1; on a GPU 5)")
+    parser.add_argument("--repeats", type=int, help="evaluations, whose median is reported (default: 1; on a GPU 5)")
     args = parser.parse_args()
     gpu = args.device != "cpu"
     if args.quick:

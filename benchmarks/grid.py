@@ -1,22 +1,22 @@
-"""How long the whole base-to-novel grid of P2C would take on this machine: a projection from measured pieces.
+"""Time of the whole base-to-novel grid of P2C on this machine, projected from measured parts.
 
     python benchmarks/grid.py [--precision fp16] [--workers 8] [--steps 30] [--device cuda]
-    python benchmarks/grid.py --quick    a dry run of seconds: two data sets, on a tiny tower
+    python benchmarks/grid.py --quick    a dry run of a few seconds: two datasets, on a tiny tower
 
-The grid is that of `scripts/reproduce.sh P2C base2new`: 11 data sets, 3 seeds, one run after the other, each a training
-on the base classes with 16 shots and its test on them, and a second process that tests on the new classes. Epochs,
-batches and workers are the shipped ones, numbers of classes and of test images the data sets' own.
+The grid is that of `scripts/reproduce.sh P2C base2new`: 11 datasets, 3 seeds, one run after the other. A run is a
+training on the base classes with 16 shots and its test on them, and a second process that tests on the new classes.
+Epochs, batches and workers are the shipped ones; the numbers of classes and test images are those of the datasets.
 
-No such run is made. What is measured, with random weights, the first C of ImageNet's class names and made-up images:
+No such run is made. Measured are, with random weights and images and the first C of ImageNet's class names:
 
-start     a process of train.py that builds everything and stops; and what the first step takes more than the others
-step      a step of training, for each number of base classes
-texts     encoding the classes for a test; the new half is taken to cost what the base half does
-images    computing their logits, in a test
-loading   JPEGs as those of benchmarks/loading.py, whose files come from memory; a training's first epoch starts workers
+start     a process of train.py that builds everything and stops, and the extra time of the first step
+step      a training step, for each number of base classes
+texts     encoding the classes for a test; both halves are assumed to cost the same
+images    computing their logits in a test
+loading   JPEGs as in benchmarks/loading.py, from the page cache; a training's first epoch starts workers
 
-On a GPU loading and computing go on at the same time, and the slower one counts. On a CPU they share the cores, and
-their times are added. Not in it: reading a data set's lists (benchmarks/datasets.py), weights from a file, checkpoints.
+On a GPU loading and computing overlap, and the slower one counts. On a CPU they share the cores, and their times are
+added. Not included: reading a dataset's lists (benchmarks/datasets.py), weights from a file, checkpoints.
 """
 import gc
 import os
@@ -42,36 +42,35 @@ from p2c.grid.families import FAMILIES
 from p2c.trainers.p2c import P2C
 
 SHOTS, SEEDS = 16, 3
-IMAGES = 400  # for each worker
+IMAGES = 400  # per worker
 PASSES = 3  # over the images
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Seconds that were measured: a process, the excess of its first step, an image of each kind; by the number of
-    classes a step and the texts."""
+    """Measured seconds."""
 
-    start: float
-    first_step: float
-    first_read: float
-    read: float
-    loaded: float
+    start: float  # of a process
+    first_step: float  # beyond those of other steps
+    first_read: float  # of an image in training's first epoch
+    read: float  # in others
+    loaded: float  # of an image in a test
     computed: float
-    step: dict[int, float]
+    step: dict[int, float]  # by the number of classes
     texts: dict[int, float]
 
 
 def sizes_of(name: str) -> Sizes:
-    """The published numbers of a data set in configs/datasets."""
+    """Return the published numbers of a dataset in configs/datasets."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
     cfg.merge_from_file(config_file("datasets", name))
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     return DATASET_REGISTRY.get(cfg.DATASET.NAME).sizes
 
 
 def base_classes(sizes: Sizes) -> int:
-    """How many of the classes are trained on."""
+    """Return the number of base classes."""
     items = [Item("", label, "") for label in range(sizes.classes)]
     with only_warnings():
         return len(select_classes(items, (), (), "base")[0])
@@ -81,7 +80,7 @@ def base_classes(sizes: Sizes) -> int:
 
 
 def start_up(folder: Path, setting: Setting) -> float:
-    """Seconds that train.py takes until it would train, on a few images in a folder."""
+    """Return the seconds of train.py until it would train, on a few images in a folder."""
     name = "tiny_shapes" if setting.tiny else "vit_b16_c2_ep5_batch4_2ctx"
     pairs = {"DATASET.NAME": "SyntheticJpegs", "DATASET.NUM_SHOTS": setting.batch, "MODEL.BACKBONE.WEIGHTS": "random",
              "TRAINER.P2C.PREC": setting.precision, "USE_CUDA": setting.device != "cpu"}
@@ -95,7 +94,7 @@ def start_up(folder: Path, setting: Setting) -> float:
 
 
 def measure_loading(setting: Setting, workers: int, images: int) -> tuple[float, float, float, float]:
-    """Seconds of a process's start, and of an image: in training's first epoch, in others, and in a test."""
+    """Return the seconds of a process's start, and of an image in training's first epoch, in others, and in a test."""
     images *= max(1, workers)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -107,7 +106,7 @@ def measure_loading(setting: Setting, workers: int, images: int) -> tuple[float,
 
 
 def measure_step(setting: Setting, steps: int) -> tuple[P2C, float, float]:
-    """A trainer, and the seconds of its first step and of one of the others."""
+    """Return a trainer, and the seconds of its first step and of each later one."""
     trainer = build(P2C, setting)
     images, labels = made_up(trainer, setting.batch, setting.classes)
     batch = {"img": images, "label": labels}
@@ -123,7 +122,7 @@ def measure_step(setting: Setting, steps: int) -> tuple[P2C, float, float]:
 
 
 def measure_texts(trainer: P2C, device: str) -> float:
-    """Seconds in which the classes are encoded for a test."""
+    """Return the seconds of encoding the classes for a test."""
     @torch.no_grad()
     def encode() -> None:
         trainer.model.encode_text(trainer.model.learner())
@@ -133,7 +132,7 @@ def measure_texts(trainer: P2C, device: str) -> float:
 
 
 def measure_images(trainer: P2C, device: str) -> float:
-    """Seconds of an image in a test whose classes are encoded."""
+    """Return the seconds of an image in a test, with the classes encoded already."""
     count = trainer.cfg.DATALOADER.TEST.BATCH_SIZE
     images, _ = made_up(trainer, count, 1)
     trainer.model_inference(images[:2] if device == "cpu" else images)  # warm-up
@@ -142,7 +141,7 @@ def measure_images(trainer: P2C, device: str) -> float:
 
 
 def measure(classes: list[int], setting: Setting, workers: int, images: int, steps: int) -> Pieces:
-    """All pieces; `setting` is that of a run, but for the classes."""
+    """Measure all pieces; `setting` is a run's, except for the classes."""
     loading = measure_loading(setting, workers, images)
     first, step, texts = {}, {}, {}
     for count in classes:
@@ -154,7 +153,7 @@ def measure(classes: list[int], setting: Setting, workers: int, images: int, ste
         del trainer
         gc.collect()
     start, *of_images = loading
-    excess = max(first[count] - step[count] for count in classes)  # most of it is that of the process's first step
+    excess = max(first[count] - step[count] for count in classes)  # nearly all of it in the process's first step
     return Pieces(start, max(0.0, excess), *of_images, computed, step, texts)
 
 
@@ -162,18 +161,18 @@ def measure(classes: list[int], setting: Setting, workers: int, images: int, ste
 
 
 def project(name: str, sizes: Sizes, pieces: Pieces, cfg, device: str) -> tuple[list, float]:
-    """A data set's row of the table, and the seconds of one seed."""
+    """Return a dataset's row of the table, and the seconds of one seed."""
     def together(computing: float, loading: float) -> float:
         return computing + loading if device == "cpu" else max(computing, loading)
 
     base, batch, epochs = base_classes(sizes), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH
-    steps = SHOTS * base // batch  # an epoch leaves out what fills no batch
+    steps = SHOTS * base // batch  # an incomplete batch is dropped
     step, read = pieces.step[base], batch * pieces.read
     training = steps * (together(step, batch * pieces.first_read) + (epochs - 1) * together(step, read))
     testing = sizes.test * together(pieces.computed, pieces.loaded) + 2 * pieces.texts[base]
     starting = 2 * pieces.start + pieces.first_step
-    slower = [word for ours, theirs in ((step, read), (pieces.computed, pieces.loaded))
-              for word in (["computing"] if ours >= theirs else ["loading"])]
+    slower = ["computing" if computing >= loading else "loading"
+              for computing, loading in ((step, read), (pieces.computed, pieces.loaded))]
     total = starting + training + testing
     return [name, sizes.classes, base, epochs * steps, f"{1000 * step:.1f}", f"{training:.0f}", slower[0],
             f"{sizes.test:,}", f"{pieces.texts[base]:.2f}", f"{testing:.0f}", slower[1], f"{starting:.0f}",
@@ -184,7 +183,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--precision", help="default: fp16 on a GPU, fp32 on a CPU")
     parser.add_argument("--workers", type=int, help="default: the shipped number")
-    parser.add_argument("--steps", type=int, help="steps that count (default: 2; on a GPU 30)")
+    parser.add_argument("--steps", type=int, help="measured steps (default: 2; on a GPU 30)")
     args = parser.parse_args()
     gpu = args.device != "cpu"
     cfg, names, images = shipped("P2C", args.quick), FAMILIES["standard"].datasets, IMAGES
@@ -202,11 +201,11 @@ def main() -> None:
           f"{1 / pieces.first_read:.1f}, in others {1 / pieces.read:.1f}; in a test {1 / pieces.loaded:.1f} read, "
           f"{1 / pieces.computed:.1f} computed")
     rows, totals = zip(*(project(name, some, pieces, cfg, args.device) for name, some in sizes.items()), strict=True)
-    print("\nProjected, one seed of each data set, training on the base classes and testing on both halves")
-    print(tabulate(rows, ["data set", "classes", "base", "steps", "step (ms)", "training (s)", "slower", "test images",
+    print("\nProjected, one seed of each dataset, training on the base classes and testing on both halves")
+    print(tabulate(rows, ["dataset", "classes", "base", "steps", "step (ms)", "training (s)", "slower", "test images",
                           "texts (s)", "test (s)", "slower", "start (s)", "all (min)"],
                    disable_numparse=True, stralign="right", colalign=["left"]))
-    print(f"Projected, {len(rows)} data sets and {SEEDS} seeds ({SEEDS * len(rows)} runs): "
+    print(f"Projected, {len(rows)} datasets and {SEEDS} seeds ({SEEDS * len(rows)} runs): "
           f"{SEEDS * sum(totals) / 3600:.2f} hours")
     print(machine(args.device))
 

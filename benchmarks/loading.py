@@ -1,12 +1,11 @@
-"""How many images a second are read for training and for evaluation, and where the time goes.
+"""Images read per second for training and for evaluation, and the time of each stage.
 
     python benchmarks/loading.py [--images N] [--epochs E] [--workers 0 1 2] [--device cpu] [--quick]
 
 The images are JPEGs of 500 x 375 pixels, made in a temporary folder, with CLIP's transforms to 224 x 224. "float": the
-loader hands out normalised floats, as other people's trainers take them; "bytes": uint8, as ours take them. Taking a
-batch to the device, and normalising it there if it is in bytes, is counted.
-The first epoch starts the workers; of the later ones the median is shown. N is the number of
-images for each worker. The files were just written, so that they come from memory.
+loader yields normalised floats, for foreign trainers; "bytes": uint8, for ours. Moving a batch to the device, and
+normalising bytes there, is counted. The first epoch starts the workers; for later ones the median is shown. N is the
+number of images per worker. The files were just written, so they come from the page cache.
 """
 import contextlib
 import io
@@ -38,14 +37,14 @@ except ImportError:
     decode_jpeg = None
 
 WIDTH, HEIGHT, SIZE = 500, 375, 224
-BATCH, TEST_BATCH = 4, 100  # those of the published configurations
-DISTINCT = 100  # images; more of them are copies
+BATCH, TEST_BATCH = 4, 100  # as in the published configurations
+DISTINCT = 100  # images; the others are copies
 STATISTICS = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 
 
 @DATASET_REGISTRY.register()
 class SyntheticJpegs(DatasetBase):
-    """The first DATASET.NUM_SHOTS images in DATASET.ROOT, all of one class, for training and for test."""
+    """The first DATASET.NUM_SHOTS images in DATASET.ROOT, all of one class, for training and test."""
 
     def __init__(self, cfg):
         paths = sorted(Path(cfg.DATASET.ROOT).glob("*.jpg"))[:cfg.DATASET.NUM_SHOTS]
@@ -54,7 +53,7 @@ class SyntheticJpegs(DatasetBase):
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
-    """Smooth blobs with grain, which compress about as photographs do (60 KB)."""
+    """Make smooth blobs with grain, which compress about as well as photographs (60 KB)."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{index:05}.jpg" for index in range(count)]
     for index, path in enumerate(paths):
@@ -69,7 +68,7 @@ def make_images(folder: Path, count: int) -> list[Path]:
 
 
 class Loading:
-    """The loaders over the first `images` of a folder, and what is done to a batch of images afterwards."""
+    """The loaders of the first `images` of a folder, and the processing of their batches."""
 
     def __init__(self, folder: Path, images: int, workers: int, device: str, compact: bool):
         cfg = get_cfg_default()
@@ -93,7 +92,7 @@ class Loading:
             loader.dataset.transform = as_bytes(loader.dataset.transform, normalization)
 
     def training(self, epochs: int) -> tuple[float, float]:
-        """Images a second of the first epoch, and the median of the others."""
+        """Return the images per second of the first epoch, and the median of the others."""
         rates = []
         for epoch in range(epochs):
             set_epoch(self.data.train_loader_x, epoch)
@@ -138,12 +137,12 @@ def kind(compact: bool) -> str:
 
 
 def milliseconds(function: Callable, inputs: Sequence) -> float:
-    """Median time of a call."""
+    """Return the median time of a call."""
     return 1000 * median(seconds(lambda value=value: function(value), "cpu") for value in inputs)
 
 
 def measure_stages(paths: Sequence[Path]) -> list[dict]:
-    """Each stage of one image's way, in this process."""
+    """Measure each stage of reading one image, in this process."""
     images = [read_image(path) for path in paths]
     contents = [torch.from_numpy(np.fromfile(path, np.uint8)) for path in paths]
     bicubic = T.InterpolationMode.BICUBIC
@@ -170,7 +169,7 @@ def decode(content: torch.Tensor) -> torch.Tensor:
 
 
 def compare_decoders(paths: Sequence[Path]) -> str:
-    """How far torchvision's pixels are from Pillow's, after decoding and after resizing."""
+    """Compare torchvision's pixels with Pillow's, after decoding and after resizing."""
     resize = T.Resize(SIZE, interpolation=T.InterpolationMode.BICUBIC)
     pairs = {"decoding": [], "resizing": []}
     for path in paths:
@@ -182,7 +181,7 @@ def compare_decoders(paths: Sequence[Path]) -> str:
         differences = torch.cat([(a.int() - b.int()).abs().flatten() for a, b in tensors])
         texts.append(f"after {stage} {(differences > 0).float().mean():.1%} of the values, by up to "
                      f"{int(differences.max())}")
-    return "Where torchvision's pixels differ from Pillow's: " + ", ".join(texts)
+    return "torchvision's pixels differ from Pillow's " + ", ".join(texts)
 
 
 def table(title: str, rows: list[dict]) -> None:

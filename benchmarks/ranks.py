@@ -1,13 +1,13 @@
-"""How much faster a training step of P2C is with several processes of torchrun on the same global batch.
+"""Speed-up of a training step of P2C by several processes of torchrun on the same global batch.
 
     python benchmarks/ranks.py [--processes 1 2 4] [--batch 32] [--classes 100] [--precision fp16] [--device cuda]
-    python benchmarks/ranks.py --quick    a dry run of seconds on a tiny tower
+    python benchmarks/ranks.py --quick    a dry run of a few seconds on a tiny tower
 
-Starts torchrun itself. On GPUs each process has one. On a CPU each has an equal number of threads, the same with one
-process as with many, so that more processes are more of the machine there too. A step is what training does with a
-batch: forward, backward, gradients averaged, update. Each process encodes all classes' texts and its share of the
-images, so that the ideal (the time of one process divided by their number) is out of reach: "of ideal" is how close it
-comes. Weights and images are random; reading images is not counted.
+The benchmark starts torchrun itself. Each process has one GPU or, on a CPU, the same number of threads however many
+processes there are, so that more processes use more of the machine. A step is a training step: forward, backward,
+averaging of the gradients, update. Each process encodes all classes' texts and its share of the images, so the ideal
+(the time of one process divided by their number) is out of reach; "of ideal" is the share that is reached. Weights and
+images are random; reading images is not counted.
 """
 import argparse
 import os
@@ -25,7 +25,7 @@ RESULT = "RESULT"
 
 
 def take_part(setting: Setting, steps: int) -> None:
-    """One of the processes; the main one prints seconds of a step and bytes of its memory."""
+    """Run one of the processes; the main one prints the seconds of a step and the bytes of its memory."""
     join(use_cuda=setting.device != "cpu")
     trainer = build(P2C, setting)
     mine = shard(setting.batch)
@@ -45,32 +45,37 @@ def take_part(setting: Setting, steps: int) -> None:
 
 
 def measure(count: int, threads: int, args: argparse.Namespace) -> tuple[float, int]:
-    """Seconds of a step and bytes of one process's memory, with `count` processes."""
+    """Return the seconds of a step and the bytes of one process's memory, with `count` processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count] if count > 1 else []
     words = [sys.executable, *launcher, __file__, "--take-part", "--device", args.device, "--batch", args.batch,
-             "--classes", args.classes, "--precision", args.precision, "--steps", args.steps,
-             *["--quick"] * args.quick]
-    environ = os.environ | ({"OMP_NUM_THREADS": str(threads)} if args.device == "cpu" else {})
+             "--classes", args.classes, "--precision", args.precision, "--steps", args.steps]
+    if args.quick:
+        words.append("--quick")
+    environ = dict(os.environ)
+    if args.device == "cpu":
+        environ["OMP_NUM_THREADS"] = str(threads)
     done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, env=environ, check=True)
     time, memory, found = done.stdout.split(RESULT)[1].split()[:3]
-    assert int(found) == count
+    if int(found) != count:
+        raise SystemExit(f"torchrun started {found} processes instead of {count}")
     return float(time), int(memory)
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--processes", type=int, nargs="+",
-                        help="default: 1, 2, 4 ... as far as there are GPUs (cores, at most 4) and the batch allows")
-    parser.add_argument("--batch", type=int, help="of all processes together (default: 4; on a GPU 32)")
+                        help="default: powers of 2 that divide the batch, up to the number of GPUs (cores, at most 4)")
+    parser.add_argument("--batch", type=int, help="global batch (default: 4; on a GPU 32)")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--precision", help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--steps", type=int, help="steps that count (default: 3; on a GPU 30)")
+    parser.add_argument("--steps", type=int, help="measured steps (default: 3; on a GPU 30)")
     parser.add_argument("--take-part", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     gpu = args.device != "cpu"
     args.batch = args.batch or (32 if gpu else 4)
     args.precision = args.precision or ("fp16" if gpu else "fp32")
-    args.steps = args.steps or (1 if args.quick else 30 if gpu else 3)
+    default_steps = 30 if gpu else 3
+    args.steps = args.steps or (1 if args.quick else default_steps)
     if args.take_part:
         take_part(Setting(args.classes, args.batch, args.precision, args.device, args.quick), args.steps)
         return
@@ -82,7 +87,7 @@ def main() -> None:
     rows, one = [], None
     for count in counts:
         time, memory = measure(count, threads, args)
-        one = one or time * count  # of the first number of processes, if that is not 1
+        one = one or time * count  # estimated from the first measurement if that is of several processes
         rows.append([count, args.batch, args.classes, args.precision, "" if gpu else threads, f"{time:.4f}",
                      f"{args.batch / time:.2f}", f"{one / time:.2f}", f"{one / time / count:.0%}",
                      f"{memory / 2**30:.2f}"])

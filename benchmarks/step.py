@@ -1,18 +1,19 @@
-"""How long a training step of MaPLe (and of P2C, whose towers run the same) takes, and how much memory, on ViT-B/16.
+"""Time and memory of a training step of MaPLe on ViT-B/16; P2C's towers compute the same.
 
     python benchmarks/step.py [--classes 10 50 ...] [--batch 4 ...] [--precisions fp32 ...] [--device cpu] [--steps 3]
                               [--compile]
-    python benchmarks/step.py --quick          a dry run of seconds on a tiny tower
+    python benchmarks/step.py --quick          a dry run of a few seconds on a tiny tower
 
-Forward and backward on random weights, the first C of ImageNet's class names, against a plain path: every class padded
-to the tower's 77 tokens, in one batch, through open_clip's own blocks. "compiled" is ours with TRAIN.COMPILE. Each path
-is a process of its own, for its peak memory; they take turns, step by step, so that a busy machine slows all. Times are
-medians after some steps of warm-up. A path that fails, for want of memory say, is named and left out.
+Forward and backward with random weights and the first C of ImageNet's class names, compared with a plain path: every
+class is padded to the tower's 77 tokens, in one batch, through open_clip's own blocks. "compiled" is ours with
+TRAIN.COMPILE. Each path is a process of its own, to measure its peak memory; they alternate step by step, so that a
+busy machine slows all of them. Times are medians after warm-up steps. A path that fails, for example for lack of
+memory, is named and left out.
 
-Operations are those of the matrix products that the method needs, the backward pass counted as the forward one, since
-no weight has a gradient: ours on real tokens (no padding, the shared prefix once), the plain path on padded ones. Their
-ratio is what counting allows. "of matmul" is the path's own count over time, as a share of the rate of a large matrix
-product measured beside it.
+Operations are those of the matrix products that the method needs: ours on real tokens (no padding, the shared prefix
+once), the plain path on padded ones. The backward pass counts as much as the forward pass, since no weight has a
+gradient. "counted" is the ratio of the counts, an upper bound of "plain / path". "of matmul" is a path's FLOP/s as a
+share of the rate of a large matrix product measured beside it.
 """
 import multiprocessing
 import statistics
@@ -31,7 +32,7 @@ PLAIN_LIMIT = 500  # classes; with 1000 the plain path needs more than 24 GiB
 
 
 class PlainModel(MaPLeModel):
-    """MaPLe through open_clip's own blocks, each class padded to the tower's full length and encoded anew."""
+    """MaPLe through open_clip's own blocks; each class is padded to the tower's full length."""
 
     def set_classes(self, classnames: Sequence[str]) -> None:
         super().set_classes(classnames)
@@ -78,13 +79,13 @@ class PlainModel(MaPLeModel):
 
 
 class PlainMaPLe(MaPLe):
-    """Trains PlainModel."""
+    """MaPLe's trainer with PlainModel."""
 
     model_class = PlainModel
 
 
 class Path:
-    """One way of computing the step, in a process of its own."""
+    """One implementation of the step."""
 
     def __init__(self, name: str, setting: Setting):
         trainer, pairs = PATHS[name]
@@ -94,14 +95,14 @@ class Path:
         self.batch = made_up(self.trainer, setting.batch, setting.classes)
 
     def step(self) -> float:
-        """Seconds of forward and backward."""
+        """Return the seconds of forward and backward."""
         device, trainer = self.setting.device, self.trainer
         if device != "cpu":
-            torch.cuda.reset_peak_memory_stats(device)  # of the products in `rate`
+            torch.cuda.reset_peak_memory_stats(device)  # without the products in `rate`
         time = seconds(self._step, device)
         self.peak = max(self.peak, peak_memory(device))
         trainer.scaler.unscale_(trainer.optim)
-        trainer.scaler.update()  # as in training, until nothing overflows
+        trainer.scaler.update()  # as in training, so that the scale falls until nothing overflows
         return time
 
     def _step(self) -> None:
@@ -113,27 +114,28 @@ class Path:
         self.loss = loss.detach()
 
     def results(self) -> tuple[float, list]:
-        """Loss and gradients of the last step."""
+        """Return the loss and the gradients of the last step."""
         return self.loss.item(), [parameter.grad.cpu().numpy() for parameter in self.model.learner.parameters()]
 
     def peak_memory(self) -> int:
-        """Bytes that the steps took."""
+        """Return the peak memory of the steps in bytes."""
         return self.peak
 
     def rate(self) -> float:
         return matmul_rate(self.setting)
 
     def tokens(self) -> tuple[int, int, int]:
-        """Text tokens: encoded, needed (unpadded, the prefix once), and of one prefix."""
+        """Return the numbers of text tokens: encoded, needed (unpadded, the prefix once), and of one prefix."""
         if isinstance(self.model, PlainModel):
-            return (self.model.tokens.numel(),) * 2 + (0,)
+            encoded = self.model.tokens.numel()
+            return encoded, encoded, 0
         prompts = self.model.class_prompts
         prefix = len(prompts.prefix)
         ends = sum(int((bucket.last == 0).sum()) - bucket.classes * prefix for bucket in prompts.buckets)
         return prefix + len(prompts.suffix), prefix + ends, prefix
 
     def operations(self) -> float:
-        """FLOPs of the step's matrix products: 24 D^2 a token and layer, and 4 D a query and key."""
+        """Return the FLOPs of the step's matrix products: 24 D^2 per token and layer, and 4 D per query and key."""
         _, needed, prefix = self.tokens()
         model, count = self.model, self.setting.classes
         width, layers = model.text_tower.width, model.text_tower.layers
@@ -148,7 +150,7 @@ class Path:
 
     @torch.no_grad()
     def against_encode_text(self) -> float:
-        """The plain path's time for the texts over that of open_clip's encode_text on the same tokens."""
+        """Return the plain path's time for the texts over that of open_clip's encode_text on the same tokens."""
         model, prompts = self.model, self.model.learner()
         pairs = []
         with model.precision.context(model.device):
@@ -159,7 +161,7 @@ class Path:
         return plain / own
 
 
-PATHS = {  # every way of computing the step: a trainer, and settings that it gets
+PATHS = {  # implementations of the step: a trainer and its settings
     "ours": (MaPLe, ()),
     "compiled": (MaPLe, ("TRAIN.COMPILE", True)),
     "plain": (PlainMaPLe, ()),
@@ -167,7 +169,7 @@ PATHS = {  # every way of computing the step: a trainer, and settings that it ge
 
 
 class Failed(Exception):
-    """A path cannot go on."""
+    """A path failed."""
 
 
 class Child:
@@ -181,16 +183,16 @@ class Child:
         end.close()
 
     def __call__(self, method: str):
-        """What a method of the Path returns.
+        """Call a method of the Path and return its result.
 
         Raises:
-            Failed: with what was raised there.
+            Failed: the method raised an error, or the process ended.
         """
         try:
             self.pipe.send(method)
             result = self.pipe.recv()
         except (EOFError, OSError):
-            raise Failed("the process was ended, perhaps for want of memory") from None
+            raise Failed("the process was killed, perhaps for lack of memory") from None
         if isinstance(result, Failed):
             raise result
         return result
@@ -211,17 +213,16 @@ def serve(pipe, name: str, setting: Setting) -> None:
         try:
             path = path or Path(name, setting)
             pipe.send(getattr(path, method)())
-        except Exception as error:  # whatever it is, the other paths go on
+        except Exception as error:  # the other paths go on
             pipe.send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"))
             return
 
 
 def measure(setting: Setting, names: Sequence[str], steps: int) -> tuple[list, list, float]:
-    """Rows of the two tables, the second against the plain path, if that ran, and the median step of ours in seconds.
-    """
+    """Return the rows of both tables (the second needs the plain path) and our median step in seconds."""
     children = {name: Child(name, setting) for name in names}
     times, rates = {name: [] for name in names}, []
-    warm_up = 1 if setting.device == "cpu" else 4  # a CUDA graph runs freely, and is recorded, before it is replayed
+    warm_up = 1 if setting.device == "cpu" else 4  # a CUDA graph is recorded before it is replayed
     for step in range(warm_up + steps):
         for name, child in list(children.items()):
             try:
@@ -258,7 +259,7 @@ def measure(setting: Setting, names: Sequence[str], steps: int) -> tuple[list, l
 
 
 def difference(gradients: Sequence, expected: Sequence) -> float:
-    """The largest difference of a gradient from the expected one, relative to the norm of that."""
+    """Return the largest difference of a gradient from the expected one, relative to its norm."""
     pairs = [[torch.from_numpy(x).double() for x in pair] for pair in zip(gradients, expected, strict=True)]
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
@@ -268,8 +269,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", help="default: 10 50 100 500 1000")
     parser.add_argument("--batch", type=int, nargs="+", help="default: 4; on a GPU 4 and 32")
     parser.add_argument("--precisions", nargs="+", help="default: fp32; on a GPU fp16, bf16, amp and fp32")
-    parser.add_argument("--steps", type=int, help="steps of each path that count (default: 3; on a GPU 10)")
-    parser.add_argument("--compile", action="store_true", help="ours with TRAIN.COMPILE too (default on a GPU)")
+    parser.add_argument("--steps", type=int, help="measured steps of each path (default: 3; on a GPU 10)")
+    parser.add_argument("--compile", action="store_true", help="also ours with TRAIN.COMPILE (default on a GPU)")
     args = parser.parse_args()
     gpu = args.device != "cpu"
     args.steps = 1 if args.quick else args.steps or (10 if gpu else 3)

@@ -4,7 +4,7 @@ import importlib
 __version__ = "0.1.0"
 
 
-_PLACES = {  # imported when asked for: p2c alone needs no torch
+_PLACES = {  # imported on first use, since p2c alone needs no torch
     "Predictor": "p2c.inference.predictor",
     "create_model": "p2c.inference.models",
     "load_model": "p2c.inference.models",

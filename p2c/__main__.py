@@ -1,4 +1,4 @@
-"""The command line: `p2c NAME ...`, or `python -m p2c NAME ...` where the package is not installed."""
+"""The command line: `p2c NAME ...`, or `python -m p2c NAME ...` if the package is not installed."""
 import importlib
 import signal
 import sys
@@ -6,21 +6,21 @@ import sys
 from p2c.utils.console import FAILED, Parser, say
 
 COMMANDS = {  # each is a module of p2c.cli
-    "config": "print every setting, or where a shipped configuration lies",
-    "convert": "write a run's prompts in another method's layout",
+    "config": "print every setting, or the path of a shipped configuration",
+    "convert": "write a run's prompts in MaPLe's layout",
     "data": "download, verify and list datasets",
     "doctor": "check software, device, weights and datasets",
     "interpret": "name the words nearest to learned prompts",
     "predict": "classify images, or export the text classifier",
     "study": "choose settings on validation data, and compare methods",
-    "verify_run": "repeat a run's test and compare",
+    "verify_run": "repeat a run's test and compare the results",
 }
 
 
 def main() -> None:
-    """Run the command that the first word names; SIGTERM interrupts it as Ctrl-C does."""
+    """Run the command that the first argument names; SIGTERM interrupts it as Ctrl-C does."""
     lines = "\n".join(f"  {name:12}{does}" for name, does in COMMANDS.items())
-    parser = Parser(prog="p2c", usage="p2c NAME ... (p2c NAME --help tells more)", add_help=False)
+    parser = Parser(prog="p2c", usage="p2c NAME ... (p2c NAME --help lists the options)", add_help=False)
     name, *argv = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(f"usage: {parser.usage}\n\n{lines}")

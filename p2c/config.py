@@ -1,10 +1,11 @@
-"""Every setting that is ours: its default, its range and its meaning.
+"""The settings of this package: defaults, ranges and meanings.
 
-Checks, error messages and docs/configuration.md come from the table `SETTINGS`. `extend_cfg` adds to any cfg (the
-engine's or real Dassl's) what it lacks and leaves the rest alone.
+Checks, error messages and docs/configuration.md come from the table `SETTINGS`. `extend_cfg` adds the settings that a
+cfg (the engine's or real Dassl's) lacks, and changes no others.
 """
 import os
 from collections.abc import Collection
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -37,12 +38,12 @@ MAPLE = {
     "N_CTX": Setting(2, whole(1), "context tokens per layer"),
     "CTX_INIT": Setting("a photo of a", TEXT, 'words that start the context (used if N_CTX <= 4); "": random'),
     "PREC": PREC,
-    "PROMPT_DEPTH": Setting(9, whole(1), "layers with prompts, at most those of the shallower tower"),
+    "PROMPT_DEPTH": Setting(9, whole(1), "layers with prompts, at most the shallower tower's number"),
 }
 
 
 def ivlp(node: str, tokens: int) -> dict:
-    """Return IVLP's settings, which PromptSRC shares, for a node of TRAINER with so many tokens per layer."""
+    """Return IVLP's settings, which PromptSRC shares, for a node of TRAINER, with default numbers of tokens."""
     return {
         "N_CTX_VISION": Setting(tokens, Range(
             lambda count, cfg: type(count) is int and count >= (cfg.TRAINER[node].PROMPT_DEPTH_VISION > 0),
@@ -51,24 +52,25 @@ def ivlp(node: str, tokens: int) -> dict:
         "CTX_INIT": Setting("a photo of a", TEXT,
                             'words that start the context (used if N_CTX_TEXT <= 4); "": random'),
         "PREC": PREC,
-        "PROMPT_DEPTH_VISION": Setting(9, whole(0), "layers with image prompts, at most those of the tower; 0: none"),
-        "PROMPT_DEPTH_TEXT": Setting(9, whole(1), "layers with text prompts, at most those of the tower"),
+        "PROMPT_DEPTH_VISION": Setting(9, whole(0), "layers with image prompts, at most the tower's number; 0: none"),
+        "PROMPT_DEPTH_TEXT": Setting(9, whole(1), "layers with text prompts, at most the tower's number"),
     }
 
 
-# What a model or a dataset bounds (layers, tokens) is refused when that is known.
-SETTINGS = {
-    "PLUGIN": Setting("", TEXT, "module with trainers or datasets of one's own; train.py --plugin sets it"),
+# Bounds that depend on the model or the dataset (layers, tokens) are checked when those are built.
+SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
+    "PLUGIN": Setting("", TEXT, "module with your own trainers or datasets; train.py --plugin sets it"),
     "DATASET": {
-        "SUBSAMPLE_CLASSES": Setting("all", one_of(*HALVES), "base: the first half of the classes; new: the other "
+        "SUBSAMPLE_CLASSES": Setting("all", one_of(*HALVES), "base: the first half of the classes; new: the second "
                                      "half; dev_base, dev_new: the halves of the base half"),
-        "CHECKS": Setting("published", one_of(*CHECKS), "what a dataset must fulfil. published: its published numbers "
-                          "of classes and images; partial: any number, for a part of a dataset; strict: also as many "
-                          "images of each class as shots"),
-        "FOLDER": {  # one's own images, DATASET.NAME Folder
-            "SPLIT": Setting("", TEXT, 'split JSON or CSV in DATASET.ROOT, the folder of one\'s own images; "": by its '
-                             "folders"),
-            "CLASSNAMES": Setting("", TEXT, 'file in it with lines "folder name"; "": classnames.txt if there is one'),
+        "CHECKS": Setting("published", one_of(*CHECKS), "how a dataset is checked. published: its numbers of classes "
+                          "and images must be the published ones; partial: they may differ, for part of a dataset; "
+                          "strict: as published, and each class must have as many images as shots"),
+        "FOLDER": {  # your own images, DATASET.NAME Folder
+            "SPLIT": Setting("", TEXT, 'split JSON or CSV in DATASET.ROOT, the folder of your own images; "": classes '
+                             "are its folders"),
+            "CLASSNAMES": Setting("", TEXT, 'file in DATASET.ROOT with lines "folder name"; "": classnames.txt if it '
+                                  "exists"),
             "TEMPLATE": Setting("a photo of a {}.", Range(
                 lambda text, cfg: isinstance(text, str) and text.count("{}") == 1,
                 "it must be text with one {}, where the class name stands"), "prompt of zero-shot CLIP"),
@@ -76,47 +78,48 @@ SETTINGS = {
     },
     "MODEL": {
         "BACKBONE": {
-            "WEIGHTS": Setting("openai", TEXT, "openai, another tag of open_clip's, random, builtin (tiny-shapes), or "
-                               "a file"),
+            "WEIGHTS": Setting("openai", TEXT, "openai, another tag of open_clip, random, builtin (tiny-shapes), or a "
+                               "file"),
         },
     },
     "TRAIN": {
         "COMPILE": Setting(False, SWITCH, "torch.compile of both towers for training steps, with CUDA graphs on a GPU. "
-                           "The first step then takes minutes; results differ by no more than rounding"),
-        "CHECKPOINT_STEPS": Setting(0, whole(0), "steps between the points inside an epoch that a training can go on "
-                                    "from; 0: none. For this package's trainers on its own engine; CHECKPOINT_FREQ is "
-                                    "for whole epochs"),
-        "DETERMINISTIC": Setting(False, SWITCH, "sums in one order on a GPU too, so that equal runs are bit-equal "
-                                 "there; slower. On a CPU they are so anyway"),
-        "INIT_SEED": Setting(-1, whole(-1), "seed of the initial prompts alone; -1: SEED, as for everything else"),
-        "TEXT_MEMORY": Setting(0.0, at_least(0), "GiB that the class texts' activations may take; what exceeds it is "
-                               "encoded in parts, and again in the backward pass. 0: a quarter of the device's memory. "
-                               "Results differ by no more than rounding"),
+                           "The first step then takes minutes; results differ only by rounding"),
+        "CHECKPOINT_STEPS": Setting(0, whole(0), "steps between the points inside an epoch from which a training can "
+                                    "resume; 0: none. For this package's trainers on its own engine; CHECKPOINT_FREQ "
+                                    "counts whole epochs"),
+        "DETERMINISTIC": Setting(False, SWITCH, "the same order of summation in every run on a GPU, so that equal "
+                                 "runs are bit-equal; slower. On a CPU they always are"),
+        "INIT_SEED": Setting(-1, whole(-1), "seed of the initial prompts only; -1: SEED"),
+        "TEXT_MEMORY": Setting(0.0, at_least(0), "GiB for the activations of the class texts; if that is too little, "
+                               "they are encoded in parts, and again in the backward pass. 0: a quarter of the "
+                               "device's memory. Results differ only by rounding"),
     },
     "TEST": {
-        "CLOUD_SAMPLES": Setting(0, whole(0), "cloud inference: text classifiers from noisy contexts around the "
-                                 "trained one, whose predictions are averaged; 0: off. Drawn as PROMPT_DENOISING says, "
-                                 "whether it is on or not. For trainers whose text context is alike for all images"),
-        "CLOUD_LEVEL": Setting(0.5, at_least(0), "their noise level, in PROMPT_DENOISING.NOISE_UNIT"),
-        "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what is averaged over them"),
+        "CLOUD_SAMPLES": Setting(0, whole(0), "cloud inference: number of text classifiers, from noisy contexts "
+                                 "around the trained one, whose predictions are averaged; 0: off. The noise "
+                                 "is that of PROMPT_DENOISING, even if not enabled. For trainers with the same text "
+                                 "context for all images"),
+        "CLOUD_LEVEL": Setting(0.5, at_least(0), "noise level of these contexts, in PROMPT_DENOISING.NOISE_UNIT"),
+        "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what the classifiers average"),
     },
     "TRAINER": {
         "PROMPT_DENOISING": {
-            "ENABLED": Setting(False, SWITCH, "annealed noise on the text context while training, for any method that "
+            "ENABLED": Setting(False, SWITCH, "annealed noise on the text context in training, for any method that "
                                "learns one (P2C, section DPD)"),
             "NOISE_TYPE": Setting("gaussian_mixture", one_of(*NOISE_TYPES), "distribution of the noise"),
             "NOISE_STD": Setting(9.0, at_least(0), "sigma_0, the level at the start, in NOISE_UNIT"),
             "NOISE_UNIT": Setting("embedding", one_of("embedding", "absolute"),
                                   "embedding: standard deviation of the model's token embedding; absolute: 1"),
             "SCHEDULE": Setting("cosine", one_of(*SCHEDULES), "how the level falls"),
-            "ANNEAL": Setting("epoch", one_of(*ANNEALS), "whether the level changes once an epoch or with every step"),
+            "ANNEAL": Setting("epoch", one_of(*ANNEALS), "whether the level changes after each epoch or each step"),
             "WARMUP_EPOCHS": Setting(0, Range(
                 lambda epochs, cfg: type(epochs) is int and 0 <= epochs < cfg.OPTIM.MAX_EPOCH,
-                "it must be a whole number from 0 to OPTIM.MAX_EPOCH - 1"), "epochs at full level"),
+                "it must be a whole number from 0 to OPTIM.MAX_EPOCH - 1"), "first epochs, which keep the full level"),
             "SIGMOID_K": Setting(SIGMOID_K, above(0), "steepness of the sigmoid schedule"),
             "GMM_COMPONENTS": Setting(3, Range(
                 lambda count, cfg: type(count) is int and count == len(cfg.TRAINER.PROMPT_DENOISING.GMM_MEANS) > 0,
-                "it must be the number of entries of GMM_MEANS, at least 1"), "components of the mixture"),
+                "it must be the number of entries of GMM_MEANS, at least 1"), "number of components of the mixture"),
             "GMM_MEANS": Setting((-1.0, 0.0, 1.0), Range(
                 lambda means, cfg: len(means) > 0 and all(map(number, means)),
                 "it must be a list of finite numbers, at least one"), "their means"),
@@ -131,51 +134,51 @@ SETTINGS = {
                 "their weights; empty: equal"),
         },
         "ATPROMPT": {
-            "USE_ATPROMPT": Setting(False, SWITCH, "attribute words in the text prompt, each behind learnable tokens "
-                                    "of its own, for CoOp, MaPLe and P2C (ATPrompt, arXiv 2412.09442)"),
-            "ATT_NUM": Setting(0, whole(0, 3), "attributes in use; 0: those published for the dataset"),
+            "USE_ATPROMPT": Setting(False, SWITCH, "attribute words in the text prompt, each after its own learnable "
+                                    "tokens, for CoOp, MaPLe and P2C (ATPrompt, arXiv 2412.09442)"),
+            "ATT_NUM": Setting(0, whole(0, 3), "number of attributes; 0: those published for the dataset"),
             **{f"N_ATT{i}": Setting(4, whole(1), f"learnable tokens before the words of attribute {i}")
                for i in (1, 2, 3)},
-            **{f"ATT{i}_TEXT": Setting("none", TEXT, f"words of attribute {i}, read where ATT_NUM is not 0")
+            **{f"ATT{i}_TEXT": Setting("none", TEXT, f"words of attribute {i}, read unless ATT_NUM is 0")
                for i in (1, 2, 3)},
         },
-        "ZEROSHOTCLIP": {  # serves ZeroshotCLIP2 too
+        "ZEROSHOTCLIP": {  # also of ZeroshotCLIP2
             "PREC": PREC,
         },
         "COOP": {
             "N_CTX": Setting(16, whole(1), "context tokens; not read if CTX_INIT has words"),
-            "CSC": Setting(False, SWITCH, "one context a class, not one for all; not read if CTX_INIT has words"),
-            "CTX_INIT": Setting("", TEXT, 'words that start the context, as many tokens as words; "": random'),
+            "CSC": Setting(False, SWITCH, "class-specific contexts; not read if CTX_INIT has words"),
+            "CTX_INIT": Setting("", TEXT, 'words that start the context, which has as many tokens; "": random'),
             "PREC": PREC,
-            "CLASS_TOKEN_POSITION": Setting("end", one_of(*POSITIONS), "place of the class name in the context"),
+            "CLASS_TOKEN_POSITION": Setting("end", one_of(*POSITIONS), "position of the class name"),
         },
         "COCOOP": {
             "N_CTX": Setting(16, whole(1), "context tokens; not read if CTX_INIT has words"),
-            "CTX_INIT": Setting("", TEXT, 'words that start the context, as many tokens as words; "": random'),
+            "CTX_INIT": Setting("", TEXT, 'words that start the context, which has as many tokens; "": random'),
             "PREC": PREC,
         },
         "VPT": {
             "N_CTX_VISION": Setting(2, whole(1), "image prompts per layer"),
             "CTX_INIT": Setting("a photo of a", TEXT, 'not read: the text is "a photo of a NAME.", as published'),
             "PREC": PREC,
-            "PROMPT_DEPTH_VISION": Setting(1, whole(1), "layers with image prompts, at most those of the tower"),
+            "PROMPT_DEPTH_VISION": Setting(1, whole(1), "layers with image prompts, at most the tower's number"),
         },
         "IVLP": ivlp("IVLP", 2),
         "MAPLE": MAPLE,
         "PROMPTSRC": {
             **ivlp("PROMPTSRC", 4),
-            "TEXT_LOSS_WEIGHT": Setting(25, at_least(0), "weight of the text features' mean absolute difference to "
-                                        "frozen CLIP's"),
-            "IMAGE_LOSS_WEIGHT": Setting(10, at_least(0), "weight of the image features' difference, likewise"),
-            "GPA_MEAN": Setting(15, NUMBER, "epoch, from 1, whose prompts weigh most in the average over the epochs"),
-            "GPA_STD": Setting(1, above(0), "standard deviation of these Gaussian weights, in epochs"),
+            "TEXT_LOSS_WEIGHT": Setting(25, at_least(0), "weight of the mean absolute difference between the text "
+                                        "features and frozen CLIP's"),
+            "IMAGE_LOSS_WEIGHT": Setting(10, at_least(0), "weight of the same for the image features"),
+            "GPA_MEAN": Setting(15, NUMBER, "epoch (from 1) whose prompts weigh most in the average over all epochs"),
+            "GPA_STD": Setting(1, above(0), "standard deviation of these Gaussian weights in epochs"),
         },
         "P2C": {
             **MAPLE,
             "MAPPER": {
-                "ENABLED": Setting(False, SWITCH, "the input prompts' mapper is a denoising autoencoder; False: "
+                "ENABLED": Setting(False, SWITCH, "the mapper of the input prompts is a denoising autoencoder; False: "
                                    "MaPLe's single Linear"),
-                "HIDDEN_SCALE": Setting(1.0, above(0), "its hidden width / text width"),
+                "HIDDEN_SCALE": Setting(1.0, above(0), "ratio of its hidden width to the text width"),
                 "LOSS_WEIGHT": Setting(1.0, at_least(0), "weight of its denoising loss"),
                 "NOISE_STD": Setting(2.0, at_least(0), "sigma_a, its noise level, in PROMPT_DENOISING.NOISE_UNIT"),
             },
@@ -185,9 +188,11 @@ SETTINGS = {
 
 
 def check_settings(cfg: CfgNode, nodes: Collection[str] | None = None) -> None:
-    """Raise ValueError with every setting of SETTINGS out of its range, but for nodes of TRAINER not among `nodes`."""
-    settings = SETTINGS if nodes is None else {
-        **SETTINGS, "TRAINER": {name: node for name, node in SETTINGS["TRAINER"].items() if name in nodes}}
+    """Raise ValueError naming every setting that is out of range; of TRAINER, check only `nodes`, if given."""
+    settings = SETTINGS
+    if nodes is not None:
+        trainers = {name: node for name, node in SETTINGS["TRAINER"].items() if name in nodes}
+        settings = {**SETTINGS, "TRAINER": trainers}
     if found := faults(cfg, settings):
         raise ValueError("; ".join(found))
 
@@ -198,10 +203,10 @@ def config_file(*parts: str) -> str:
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add every key of SETTINGS that `cfg` lacks, in place; calling it again changes nothing.
+    """Add every key of SETTINGS that `cfg` lacks, in place. A second call changes nothing.
 
     Raises:
-        EngineError: `cfg` is real Dassl's, but our trainers were imported before Dassl was.
+        EngineError: `cfg` is real Dassl's, but our trainers were imported before Dassl.
     """
     compat.check_cfg(cfg)
     _add_missing(cfg, defaults(SETTINGS))

@@ -1,11 +1,12 @@
-"""Users' values merged into a configuration, from YAML files, KEY VALUE pairs and records; each mistake is one line.
+"""Merging of users' values into a configuration, from YAML files, KEY VALUE pairs and records.
 
-A number is a number: a whole one serves where a float is meant, and a float where a setting's range has it.
+An int is accepted where a float is meant, and a float for an int setting if its range holds it.
 """
 import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yacs.config import CfgNode
@@ -21,15 +22,15 @@ SETTINGS = {**flatten(engine.SETTINGS), **flatten(config.SETTINGS)}
 
 
 def merge_file(cfg: CfgNode, path: str) -> list[str]:
-    """Merge a YAML file; return the keys that it gives.
+    """Merge a YAML file, and return its keys.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file.
+        FileNotFoundError, ValueError: the message names the file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
     if Path(path).suffix not in (".yaml", ".yml"):
-        raise ValueError(f"The configuration file {path} must be YAML and be called so (.yaml)")
+        raise ValueError(f"The configuration file {path} must be YAML, and its name must end in .yaml")
     try:
         text = Path(path).read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
@@ -37,12 +38,12 @@ def merge_file(cfg: CfgNode, path: str) -> list[str]:
             came = "a list" if isinstance(tree, list) else f"only {str(tree)[:40]!r}"
             raise ValueError(f"it holds {came}; it must hold sections of settings, such as OPTIM: {{LR: 0.1}}")
         return merge_values(cfg, {key: decoded(value) for key, value in flatten(tree or {}).items()})
-    except Exception as error:  # whatever the YAML reader stumbles over is a fault of the file
+    except Exception as error:  # whatever the YAML reader raises is a fault of the file
         raise ValueError(f"{path} does not fit the configuration: {error}; correct the file") from error
 
 
 def merge_pairs(cfg: CfgNode, words: Sequence[str]) -> list[str]:
-    """Merge KEY VALUE pairs; return the keys. Raises ValueError naming the key."""
+    """Merge KEY VALUE pairs, and return the keys. Raise ValueError naming the key."""
     for key, word in itertools.zip_longest(words[::2], words[1::2]):
         name, equals, value = key.partition("=")
         if equals and name in flatten(cfg):
@@ -54,7 +55,7 @@ def merge_pairs(cfg: CfgNode, words: Sequence[str]) -> list[str]:
 
 
 def merge_values(cfg: CfgNode, values: Mapping) -> list[str]:
-    """Merge values by their dotted keys, none or all; return the keys. Raises ValueError naming the key."""
+    """Merge all values by their dotted keys, and return the keys; raise ValueError and merge none if one is wrong."""
     fitting = {key: fitted(cfg, key, value) for key, value in values.items()}
     for key, value in fitting.items():
         *sections, leaf = key.split(".")
@@ -65,9 +66,10 @@ def merge_values(cfg: CfgNode, values: Mapping) -> list[str]:
     return list(fitting)
 
 
-def require_setting(cfg: CfgNode, key: str, value=None):
-    """Return what the configuration has under a dotted key. Raise ValueError if that is no setting."""
-    node, sections = cfg, []
+def require_setting(cfg: CfgNode, key: str, value: Any = None) -> Any:
+    """Return what the configuration has under a dotted key. Raise ValueError if that is not a setting."""
+    node = cfg
+    sections: list[str] = []
     for part in key.split("."):
         if not isinstance(node, dict):
             name = ".".join(sections)
@@ -86,8 +88,8 @@ def require_setting(cfg: CfgNode, key: str, value=None):
     return node
 
 
-def fitted(cfg: CfgNode, key: str, value):
-    """Return a value as the type of a setting. Raise ValueError if it does not fit, or there is none."""
+def fitted(cfg: CfgNode, key: str, value: Any) -> Any:
+    """Return a value in the type of a setting. Raise ValueError if it does not fit, or the setting does not exist."""
     old = require_setting(cfg, key, value)
     kind = type(old)
     if value is None or old is None or type(value) is kind:
@@ -99,22 +101,22 @@ def fitted(cfg: CfgNode, key: str, value):
             return float(value)
         except OverflowError:
             pass
-    # Dassl and published configurations give some whole numbers that are no counts.
+    # Dassl and published configurations give whole numbers for some settings that are not counts.
     if kind is int and type(value) is float and range_of(key, old).holds(value, cfg):
         return value
     text = f" (as KEY VALUE: {key} \"'{value}'\")" if kind is str and type(value) in (int, float, bool) else ""
     raise ValueError(f"{key} is {value!r}; {range_of(key, old).words}{text}")
 
 
-def range_of(key: str, old) -> Range:
-    """Return what a setting may be, by its entry in the tables or, if it has none, by the type of its value."""
+def range_of(key: str, old: Any) -> Range:
+    """Return a setting's range, from the tables or, if it has no entry there, from the type of its value."""
     return SETTINGS[key].range if key in SETTINGS else KINDS[type(old)]
 
 
 def warn_of_unread(given: Sequence[str], trainer: type) -> None:
-    """Warn of the keys, among those given, of methods' settings that a trainer does not read.
+    """Warn of given keys that belong to other methods, and that a trainer therefore does not read.
 
-    A trainer says with `node` where its own settings are; one that does not is passed over.
+    A trainer's `node` names the section of its own settings; there is no warning for a trainer without one.
     """
     node = getattr(trainer, "node", None)
     others = config.SETTINGS["TRAINER"].keys() - {node, *engine.SHARED_NODES}
@@ -123,7 +125,7 @@ def warn_of_unread(given: Sequence[str], trainer: type) -> None:
         log.warning(f"{trainer.__name__} does not read {', '.join(unread)}: the values given have no effect")
 
 
-def decoded(value):
-    """Return what a text stands for: a text that is a Python literal for that, any other for itself."""
+def decoded(value: Any) -> Any:
+    """Return the value of a Python literal, and any other value as it is."""
     return CfgNode._decode_cfg_value(value)
 

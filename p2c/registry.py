@@ -1,8 +1,10 @@
-"""Which module holds a trainer or a data set; it is imported when its name is asked for, and registers itself then."""
+"""The modules of trainers and datasets; a module is imported, and registers itself, when a name of it is needed."""
 import importlib
 import os
 import sys
 from collections.abc import Mapping
+
+from yacs.config import CfgNode
 
 from p2c import compat
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY
@@ -56,7 +58,7 @@ def require(name: str, table: Mapping[str, str], kind: str, registered: list[str
     """Import the module of `name`, unless the name is registered already.
 
     Raises:
-        ValueError: neither a name of the table nor registered.
+        ValueError: the name is neither registered nor in the table.
     """
     if name in registered:
         return
@@ -65,12 +67,11 @@ def require(name: str, table: Mapping[str, str], kind: str, registered: list[str
     importlib.import_module(table[name])
 
 
-def load_plugin(name: str, cfg) -> None:
-    """Import a module that registers trainers or data sets of its own, and add its settings by its `extend_cfg(cfg)`.
+def load_plugin(name: str, cfg: CfgNode) -> None:
+    """Import a module that registers trainers or datasets, and add its settings by its `extend_cfg(cfg)`.
 
-    On this package's engine, `dassl` is that engine for the module, and from then on in the whole process. The working
-    folder counts among the places to import from. A name that is also one of ours is the plugin's from then
-    on, and a line says so.
+    On this package's engine, `dassl` means that engine in the whole process from then on. The module may lie in the
+    working folder. If it registers one of our names, its trainer or dataset replaces ours, and a line is logged.
 
     Raises:
         ValueError: it cannot be imported, or its `extend_cfg` fails.
@@ -83,11 +84,11 @@ def load_plugin(name: str, cfg) -> None:
         module = importlib.import_module(name)
         if hasattr(module, "extend_cfg"):
             module.extend_cfg(cfg)
-    except Exception as error:  # a plugin is the user's code: whatever it raises is for its author to read
+    except Exception as error:  # a plugin is the user's code and may raise anything
         raise ValueError(f"The plugin '{name}' cannot be imported ({type(error).__name__}: {error}); give a module's "
-                         "name as in `import my.module`, from the working folder or PYTHONPATH; --debug shows where it "
-                         "fails") from error
-    for kind, registry, table in (("trainer", TRAINER_REGISTRY, TRAINERS), ("data set", DATASET_REGISTRY, DATASETS)):
+                         "name as in `import my.module`, in the working folder or on PYTHONPATH; --debug shows where "
+                         "it fails") from error
+    for kind, registry, table in (("trainer", TRAINER_REGISTRY, TRAINERS), ("dataset", DATASET_REGISTRY, DATASETS)):
         for taken in sorted(table.keys() & set(registry.registered_names())):
             if (source := registry.get(taken).__module__) != table[taken]:
                 log.info(f"The {kind} {taken} is the plugin's ({source}), not the one of this package")

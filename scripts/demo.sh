@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The main job on the built-in data, offline: base-to-novel of zero-shot CLIP, MaPLe and P2C, three seeds each.
+# The main job on the built-in data, offline: base-to-novel with zero-shot CLIP, MaPLe and P2C, three seeds each.
 set -euo pipefail
 scripts=$(dirname "${BASH_SOURCE[0]}")
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# step NAME SCRIPT ARGUMENTS: say what runs; show its output only if it fails
+# step NAME SCRIPT ARGUMENT...: print NAME and run SCRIPT; show its output only if it fails
 step() {
     echo "$1"
     bash "$scripts/$2" "${@:3}" >"$log" 2>&1 || {

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Every protocol of every trainer; the scripts in the folders beside this one call it.
+# All protocols of all trainers; the scripts in the folders beside this one call it.
 #
 #   run.sh TRAINER base2new_train DATASET SEED    train on the base classes, test on them
 #   run.sh TRAINER base2new_test  DATASET SEED    test that run on the new classes (ZeroshotCLIP: both halves)
-#   run.sh TRAINER xd_train       DATASET SEED    train on all classes of a source data set (imagenet)
-#   run.sh TRAINER xd_test        DATASET SEED    test the run on $SOURCE (imagenet; shapes for its family) elsewhere
+#   run.sh TRAINER xd_train       DATASET SEED    train on all classes of a source dataset (imagenet)
+#   run.sh TRAINER xd_test        DATASET SEED    test the run on $SOURCE (imagenet; shapes for its family) on DATASET
 #   run.sh TRAINER few_shot       DATASET SHOTS   train and test on all classes, seeds $SEEDS (1 2 3)
 #   run.sh ZeroshotCLIP zeroshot  DATASET CFG     test without training
 #   run.sh CoOp main DATASET CFG CTP NCTX SHOTS CSC
-#                                                 as few_shot, with NCTX context tokens, the class name at their CTP (end,
-#                                                 middle, front), a context for each class (CSC: True) or one (False)
-#   run.sh CoOp eval              DATASET CFG     test main's run on $SOURCE, end 16 16 False, elsewhere; seeds $SEEDS
+#                                                 as few_shot, with NCTX context tokens, the class name at CTP (end,
+#                                                 middle, front) and class-specific contexts if CSC is True, not False
+#   run.sh CoOp eval              DATASET CFG     test main's run on $SOURCE (end 16 16 False) on DATASET, seeds $SEEDS
 #
 # TRAINER is a folder in configs/trainers, or IVLP:language_only, which has no image prompts. DATASET is a name in
-# configs/datasets, folder:PATH for one's own images (a folder, or a split file in it), or a YAML file of one's own; a CFG
+# configs/datasets, folder:PATH for your own images (a folder, or a split file in it), or a YAML file of your own; a CFG
 # may be a YAML file too.
-# What follows goes to train.py: options (--...), then KEY VALUE pairs, which win over the script's own. --dry-run prints
-# the commands instead of running them.
+# Further arguments go to train.py: options (--...), then KEY VALUE pairs, which override the script's own. --dry-run
+# prints the commands instead of running them.
 # Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python).
-# Exit status: 0 finished now or before, 1 failed, 2 mistaken call, 75 interrupted and resumable.
+# Exit status: 0 finished now or before, 1 failed, 2 usage error, 75 interrupted and resumable.
 set -euo pipefail
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${OUTPUT:-output}
 
-# A data set as it was given -> `label`, its name in folders, and how train.py gets it: `data_file`, `root`, `data_pairs`.
+# find_dataset DATASET: set `label`, its name in folders, and train.py's arguments `data_file`, `root`, `data_pairs`.
 find_dataset() {
     data_file=$home/configs/datasets/$1.yaml root=${DATA:-data} label=$1 data_pairs=()
     case $1 in
@@ -39,7 +39,7 @@ find_dataset() {
             ;;
         *.yaml) data_file=$1 label=$(basename "$1" .yaml) ;;
     esac
-    [[ -f $data_file ]] || fail "Unknown data set '$1'; choose from" \
+    [[ -f $data_file ]] || fail "Unknown dataset '$1'; choose from" \
         "$(cd "$home/configs/datasets" && echo *.yaml | sed 's/\.yaml//g'), or give folder:PATH or a YAML file"
 }
 
@@ -65,12 +65,12 @@ case $protocol in
         "zeroshot, main, eval" ;;
 esac
 if [[ $protocol == main || $protocol == eval ]]; then
-    [[ $trainer == CoOp ]] || fail "$protocol is a protocol of CoOp alone, but got the trainer '$trainer'"
+    [[ $trainer == CoOp ]] || fail "$protocol is a protocol of CoOp only, but got the trainer '$trainer'"
     reserved+=" TRAINER.COOP.N_CTX TRAINER.COOP.CSC TRAINER.COOP.CLASS_TOKEN_POSITION"
 fi
 shift 2
 
-seed=1 shots=16 cfg='' ctp=end nctx=16 csc=False # where the protocol does not take them
+seed=1 shots=16 cfg='' ctp=end nctx=16 csc=False # defaults where the protocol does not take them
 for name in $takes; do
     [[ -n ${1:-} ]] || fail "$protocol of $trainer needs $(upper "$takes"), for example $example"
     case $name:$1 in
@@ -83,12 +83,12 @@ for name in $takes; do
     shift
 done
 cfg=${cfg:-${CFG:-}}
-cfg_folder=$home/configs/trainers/${trainer%2} # the two ZeroshotCLIPs share theirs
-[[ -n $trainer && (-d $cfg_folder || $cfg == *.yaml) ]] || # a plugin's trainer brings its own configuration
+cfg_folder=$home/configs/trainers/${trainer%2} # ZeroshotCLIP2 shares ZeroshotCLIP's
+[[ -n $trainer && (-d $cfg_folder || $cfg == *.yaml) ]] || # a plugin's trainer has its own configuration
     fail "Unknown trainer '$trainer'; choose from $(cd "$home/configs/trainers" && echo *)"
 find_dataset "$dataset"
 
-# The user's own: options first, then pairs, which begin with a key such as OPTIM.LR or SEED.
+# The user's options, then the user's pairs, which begin with a key such as OPTIM.LR or SEED.
 options=() dry_run=
 while (($#)) && [[ ! $1 =~ ^([A-Z]+(\.[A-Z0-9_]+)+|OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERBOSE)$ ]]; do
     [[ $1 == --dry-run ]] && dry_run=1 || options+=("$1")
@@ -96,7 +96,7 @@ while (($#)) && [[ ! $1 =~ ^([A-Z]+(\.[A-Z0-9_]+)+|OUTPUT_DIR|RESUME|SEED|USE_CU
 done
 pairs=("$@")
 
-# What the folder's name says is what runs.
+# Refuse what would contradict the folder's name.
 for word in ${options[@]+"${options[@]}"} ${pairs[@]+"${pairs[@]}"}; do
     [[ " $reserved " != *" $word "* ]] ||
         fail "$word belongs to the script's own arguments (trainer, $(upper "${takes// /, }"), \$CFG)"
@@ -105,7 +105,7 @@ for ((i = 0; i + 1 < ${#pairs[@]}; i += 2)); do
     [[ ${pairs[i]} != DATASET.NUM_SHOTS ]] || shots=${pairs[i + 1]}
 done
 
-# The CFG where none is named: the published ones.
+# The default CFG: the published one.
 main_cfg=vit_b16_c2_ep5_batch4_2ctx
 case $method/$protocol/$label/$shots in
     ZeroshotCLIP*/*) default_cfg=vit_b16 ;;
@@ -134,7 +134,7 @@ cfg=${cfg:-$default_cfg}
     fail "$trainer has no configuration '$cfg'; choose from $(cd "$cfg_folder" && echo *.yaml | sed 's/\.yaml//g')"
 cfg=$(basename "$cfg" .yaml)
 
-# What the call, or the data set, adds to the CFG.
+# Settings of the protocol or the dataset beside those of the CFG.
 settings=() variant=
 case $method/$cfg in
     CoOp/*)
@@ -143,7 +143,7 @@ case $method/$cfg in
             variant=/nctx${nctx}_csc${csc}_ctp$ctp
         fi
         ;;
-    PromptSRC/*_ep50_*_few_shot) # the file's values are those of the six other data sets
+    PromptSRC/*_ep50_*_few_shot) # the file has the values of the six other datasets
         case $label in
             stanford_cars | oxford_flowers | fgvc_aircraft | dtd | eurosat)
                 settings=(TRAINER.PROMPTSRC.GPA_MEAN 45 TRAINER.PROMPTSRC.GPA_STD 5)
@@ -159,7 +159,7 @@ case $method/$cfg in
         ;;
 esac
 
-# run SEED FOLDER [option ...] -- [KEY VALUE ...]: one call of train.py, which is told when this script is to stop
+# run SEED FOLDER [option ...] -- [KEY VALUE ...]: call train.py, and pass on the signals that stop this script
 run() {
     local seed=$1 folder=$2 own=() status=0 stopped=
     shift 2

@@ -116,7 +116,7 @@ def make_trainer(make_cfg):
     def make(trainer="P2C", *pairs, out="run"):
         cfg = make_cfg(trainer, *pairs, out=out)
         registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-        registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+        registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
         return build_trainer(cfg)
     return make
 

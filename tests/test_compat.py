@@ -258,7 +258,7 @@ def test_somebodys_trainer_runs_on_our_engine_whatever_is_installed(theirs, tmp_
                      "DATALOADER.NUM_WORKERS", "1")
     assert done.returncode == 0, done.stderr
     assert "Engine: p2c" in done.stdout
-    assert "The data set OxfordPets is the plugin's (theirs), not the one of this package" in done.stdout
+    assert "The dataset OxfordPets is the plugin's (theirs), not the one of this package" in done.stdout
     record = read_results(str(tmp_path / "MaPLe"))
     assert record["finished"] and record["engine"] == "p2c" and record["metrics"]["total"] == 12
     asked = run_train(tmp_path, env, "P2C", P2C_YAML, P2C_ENGINE="dassl")
@@ -381,4 +381,4 @@ def test_the_path_of_a_shipped_configuration(capsys):
     assert Path(capsys.readouterr().out.strip()).samefile(ROOT / "configs/datasets/dtd.yaml")
     assert main(["path", "P2C/vit_b16_c2"]) == 2
     out, error = capsys.readouterr()
-    assert out == "" and "no configuration is called P2C/vit_b16_c2; choose from P2C/" in error
+    assert out == "" and "there is no configuration P2C/vit_b16_c2; choose from P2C/" in error

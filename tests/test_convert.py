@@ -109,7 +109,7 @@ def test_epochs_lie_side_by_side_and_none_is_overwritten(runs, command, tmp_path
     last = torch.load(tmp_path / "MultiModalPromptLearner/model.pth.tar-2")["state_dict"]
     assert not torch.equal(first["prompt_learner.ctx"], last["prompt_learner.ctx"])
     status, _, errors = command(runs.of("MaPLe"), tmp_path)
-    assert status == 2 and len(errors) == 1 and "model.pth.tar-2 is there already; choose another folder" in errors[0]
+    assert status == 2 and len(errors) == 1 and "model.pth.tar-2 exists already; choose another folder" in errors[0]
     assert torch.load(tmp_path / "MultiModalPromptLearner/model.pth.tar-2")["state_dict"].keys() == last.keys()
 
 
@@ -146,7 +146,7 @@ def test_equal_tokens_fold_as_they_are_mapped_alike():
 
 def test_tokens_on_a_line_cannot_be_folded_and_diverged_ones_neither():
     step = torch.randn(6)
-    with pytest.raises(ValueError, match="No Linear does what the run's mapper does: the 3 context tokens depend on"):
+    with pytest.raises(ValueError, match="No Linear equals the run's mapper on its context: the 3 tokens are affinely"):
         convert.fold(mapper(), torch.stack([step, 2 * step, 3 * step]))
     with pytest.raises(ValueError, match="not finite: its training diverged; choose an earlier epoch"):
         convert.fold(mapper(), torch.full((2, 6), torch.nan))

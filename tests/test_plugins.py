@@ -83,7 +83,7 @@ def test_a_plugin_that_fails_is_one_line(in_ones_own_repository, tmp_path, capsy
 
 def test_the_record_of_the_plugin_is_not_a_second_way_to_give_one(in_ones_own_repository, capsys):
     assert train.run(train.parse_args(words("", "MaPLe", pairs=("PLUGIN", "mine")))) == train.MISTAKE
-    assert "PLUGIN records what --plugin gives" in capsys.readouterr().err
+    assert "PLUGIN records the module of --plugin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ours_first", [True, False])

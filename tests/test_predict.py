@@ -254,13 +254,13 @@ def test_the_model_of_a_test_is_looked_for_from_where_it_was_tested(runs, copy_o
     monkeypatch.chdir(runs.of("P2C").parent)
     assert Predictor.from_run(folder).classnames == runs.classes["new"]
     monkeypatch.chdir(folder)
-    with pytest.raises(FileNotFoundError, match=rf"in P2C_base, which is not there, looked for from {folder}: call"):
+    with pytest.raises(FileNotFoundError, match=rf"in P2C_base, which does not exist, looked for from {folder}: run"):
         Predictor.from_run(folder)
 
 
 @pytest.mark.parametrize("change, message", [
     (lambda record: record.update(model_seconds=1.0), "is the test of an earlier training in"),
-    (lambda record: record["data"].pop("classnames"), "does not say which its classes are; delete it and repeat"),
+    (lambda record: record["data"].pop("classnames"), "does not record its classes; delete it and repeat"),
     (lambda record: record.update(finished=False), "is not finished: repeat its command, which continues it$"),
     (lambda record: record["config"]["TRAINER"].update(NAME="P3C"), "Unknown trainer 'P3C'; choose from"),
 ])

@@ -301,7 +301,7 @@ def test_the_preview_tests_transfer_with_the_tokens_of_its_training(tmp_path):
 @pytest.mark.parametrize("words, message", [
     ((), "base2new_train of P2C needs DATASET SEED"),
     (("oxford_pets",), "base2new_train of P2C needs DATASET SEED"),
-    (("oxford_cats", "1"), "Unknown data set 'oxford_cats'; choose from caltech101 dtd eurosat"),
+    (("oxford_cats", "1"), "Unknown dataset 'oxford_cats'; choose from caltech101 dtd eurosat"),
     (("oxford_pets", "one"), "SEED must be a whole number, but got 'one'"),
 ])
 def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
@@ -333,7 +333,7 @@ def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path)
     done = script("run.sh", "IVLP:image_only", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
     assert done.returncode == 2 and "IVLP has no configuration" in done.stderr
     done = script("run.sh", "MaPLe", "eval", "imagenet_a", MAIN, cwd=tmp_path)
-    assert done.returncode == 2 and "eval is a protocol of CoOp alone, but got the trainer 'MaPLe'" in done.stderr
+    assert done.returncode == 2 and "eval is a protocol of CoOp only, but got the trainer 'MaPLe'" in done.stderr
 
 
 def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(tmp_path):

@@ -50,6 +50,14 @@ def write_study(folder, **changes):
     return str(path)
 
 
+def status_of(*words):
+    """The exit status of the command."""
+    try:
+        return study.main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
 def records(output):
     return {path.parent: read_results(str(path.parent)) for path in Path(output).rglob("results.json")}
 
@@ -62,7 +70,7 @@ def made(tmp_path_factory):
         generate(name, folder / "data" / name, {"train": 1, "val": 2, "test": 2})
     path, output = write_study(folder), folder / "output"
     words = [path, "--output", str(output), "--root", str(folder / "data")]
-    assert study.main([*words, "--stage", "report", "--jobs", "1"]) == MISTAKE and not output.exists()
+    assert status_of(*words, "--stage", "report", "--jobs", "1") == MISTAKE and not output.exists()
     assert study.main([*words, "--stage", "search", "--jobs", "2"]) == DONE
     searched = records(output)
     assert study.main([*words, "--jobs", "1"]) == DONE
@@ -121,9 +129,9 @@ def test_another_search_does_not_take_over_a_frozen_choice(made, capsys):
     folder, output, words, _ = made
     search = {**SMALL["search"], "seeds": 2}
     changed = write_study(output, search=search)
-    assert study.main([changed, *words[1:]]) == MISTAKE
+    assert status_of(changed, *words[1:]) == MISTAKE
     error = capsys.readouterr().err
-    assert f"{output / FILE} was chosen by another search than the one in {changed}; delete it" in error
+    assert f"{output / FILE} was made by another search than the one in {changed}; delete it" in error
     assert error.count("\n") == 1
     Path(changed).unlink()
 
@@ -132,7 +140,7 @@ def test_another_search_does_not_take_over_a_frozen_choice(made, capsys):
                                                 '"search_sha256": ""}'])
 def test_a_file_that_is_no_choice_is_refused(made, tmp_path, capsys, content):
     (tmp_path / FILE).write_text(content)
-    assert study.main([made[2][0], "--output", str(tmp_path)]) == MISTAKE
+    assert status_of(made[2][0], "--output", str(tmp_path)) == MISTAKE
     error = capsys.readouterr().err
     assert str(tmp_path / FILE) in error and "delete it to search anew" in error and error.count("\n") == 1
 
@@ -206,7 +214,7 @@ def test_a_run_of_other_settings_in_a_cells_folder_is_refused(made, capsys):
     record = json.loads(content)
     record["config"]["INPUT"]["INTERPOLATION"] = "nearest"
     path.write_text(json.dumps(record))
-    assert study.main([*words, "--jobs", "1"]) == MISTAKE
+    assert status_of(*words, "--jobs", "1") == MISTAKE
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path.parent} was made with other settings (INPUT.INTERPOLATION); delete it" in error
     path.write_bytes(content)
@@ -288,7 +296,7 @@ def changed(*keys, value):
     (("search", "spaces", 0, "grid"), {"OPTIM.LR": []}, "search.spaces[0].grid.OPTIM.LR is []: List"),
     (("search", "spaces", 1, "inherits"), "CoOp", "lets P2C inherit from CoOp, which must stand above it"),
     (("search", "spaces", 1, "trainer"), "MaPLe", "search.spaces has MaPLe twice"),
-    (("compare", "trainers"), ["MaPLe", "P2C", "CoOp"], "compare.trainers names CoOp, but only for MaPLe, P2C"),
+    (("compare", "trainers"), ["MaPLe", "P2C", "CoOp"], "names CoOp, but settings are chosen only for MaPLe, P2C"),
     (("compare", "difference"), ["P2C"], "compare has a difference of ['P2C']; it must be two of Zero"),
     (("compare", "seeds"), 1, "compare.seeds is 1: Input should be greater than or equal to 2"),
     (("compare",), None, "compare is missing"),
@@ -304,25 +312,25 @@ def changed(*keys, value):
 def test_a_study_that_makes_no_sense_is_refused_by_its_entry(tmp_path, capsys, keys, value, words):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(changed(*keys, value=value)))
-    assert study.main([str(path), "--output", str(tmp_path / "out")]) == MISTAKE
+    assert status_of(str(path), "--output", str(tmp_path / "out")) == MISTAKE
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path}: ") and words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content, words", [
-    ("a: [", "is no YAML"), ("- 1", "the file is [1]: Input should be a valid dictionary"),
-    ("!!python/object/apply:os.system ['x']", "is no YAML")])
+    ("a: [", "is not valid YAML"), ("- 1", "the file is [1]: Input should be a valid dictionary"),
+    ("!!python/object/apply:os.system ['x']", "is not valid YAML")])
 def test_what_is_no_study_is_refused(tmp_path, capsys, content, words):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
-    assert study.main([str(path)]) == study.main([str(tmp_path / "none.yaml")]) == MISTAKE
+    assert status_of(str(path)) == status_of(str(tmp_path / "none.yaml")) == MISTAKE
     first, second = capsys.readouterr().err.splitlines()
     assert words in first and str(path) in first and "No study" in second
 
 
 @pytest.mark.parametrize("error, status, words", [
-    (BrokenProcessPool(), FAILED, "was killed, as for lack of memory; the same command continues"),
+    (BrokenProcessPool(), FAILED, "was killed, perhaps for lack of memory; the same command continues"),
     (FloatingPointError("the loss is nan"), FAILED, "the loss is nan"),
     (KeyboardInterrupt(), study.INTERRUPTED, "Interrupted; the same command continues")])
 def test_what_ends_a_study_is_one_line_and_a_status(tmp_path, monkeypatch, capsys, error, status, words):
@@ -330,14 +338,14 @@ def test_what_ends_a_study_is_one_line_and_a_status(tmp_path, monkeypatch, capsy
         raise error
 
     monkeypatch.setattr(study.choices, "search", fail)
-    assert study.main([write_study(tmp_path), "--output", str(tmp_path / "out")]) == status
+    assert status_of(write_study(tmp_path), "--output", str(tmp_path / "out")) == status
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
 
 def test_settings_that_no_trainer_has_are_refused_before_anything_runs(tmp_path, capsys):
     path = write_study(tmp_path, settings={"OPTIM.SPEED": 1})
-    assert study.main([path, "--output", str(tmp_path / "out"), "--root", str(tmp_path), "--jobs", "1"]) == MISTAKE
+    assert status_of(path, "--output", str(tmp_path / "out"), "--root", str(tmp_path), "--jobs", "1") == MISTAKE
     assert "OPTIM.SPEED" in capsys.readouterr().err.splitlines()[-1]
 
 

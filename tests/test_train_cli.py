@@ -181,7 +181,7 @@ def test_seed_zero_is_a_seed(call, tmp_path):
 @pytest.mark.parametrize("words, message", [
     (dict(trainer="P2C", words=("--trainer", "P3C")), "Unknown trainer (--trainer) 'P3C'; choose from"),
     (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17' (MODEL.BACKBONE.NAME); choose from"),
-    (dict(pairs=("DATASET.NAME", "Shape")), "Unknown data set (--dataset-config-file) 'Shape'; choose from"),
+    (dict(pairs=("DATASET.NAME", "Shape")), "Unknown dataset (--dataset-config-file) 'Shape'; choose from"),
     (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
     (dict(pairs=("OPTIM.LR",)), "OPTIM.LR has no value"),
     (dict(pairs=("OPTIM.MAX_EPOCH", "five")), "OPTIM.MAX_EPOCH is 'five'; it must be a whole number, at least 1"),

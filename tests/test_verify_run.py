@@ -45,7 +45,10 @@ def verify(capsys):
     """verify(word, ...): exit status, lines on standard output, lines on standard error."""
     def run(*words):
         capsys.readouterr()
-        status = verify_run.main([str(word) for word in words])
+        try:
+            status = verify_run.main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
         out, err = capsys.readouterr()
         return status, out.splitlines(), err.splitlines()
     return run
@@ -101,7 +104,7 @@ def test_data_that_have_moved_are_confirmed_where_they_are_now(runs, copy, data,
     folder = copy(lambda record: record["config"]["DATASET"].update(ROOT="/nowhere"))
     status, out, err = verify(folder)
     assert (status, out) == (2, [])
-    assert err == ["error: No data at /nowhere; give --root the folder that holds all data sets"]
+    assert err == ["error: No data at /nowhere; give --root the folder that holds all datasets"]
     status, out, _ = verify(folder, "--root", data.root)
     assert status == 0 and out[-1].startswith("Confirmed")
 
@@ -170,7 +173,7 @@ def test_another_split_is_not_confirmed(copy, data, verify):
 @pytest.mark.parametrize("change, message", [
     (lambda record: record.update(finished=False), "is not finished: repeat its command"),
     (lambda record: record.pop("metrics"), "does not record metrics"),
-    (lambda record: record["config"]["DATASET"].update(NAME="Nothing"), "Unknown data set 'Nothing'"),
+    (lambda record: record["config"]["DATASET"].update(NAME="Nothing"), "Unknown dataset 'Nothing'"),
 ])
 def test_a_run_that_cannot_be_verified_is_a_mistake(copy, verify, change, message):
     status, out, (error,) = verify(copy(change))

@@ -1,26 +1,25 @@
-"""What can be configured, and where the shipped configurations lie.
+"""List the settings, or locate a shipped configuration.
 
     python -m p2c config path P2C/vit_b16_c2_ep5_batch4_2ctx
     python -m p2c config settings
 
-`path` prints the path of an installed YAML: of a trainer (TRAINER/CFG) or of a dataset (datasets/NAME). `settings`
-prints every setting with its default, range and meaning, as docs/configuration.md has them.
+`path` prints the path of an installed YAML file, of a trainer (TRAINER/CFG) or of a dataset (datasets/NAME). `settings`
+prints every setting with its default, range and meaning, as in docs/configuration.md.
 """
-import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from p2c import config, configs
 from p2c.engine import config as engine
-from p2c.utils.console import DONE, MISTAKE, Parser, say, show
+from p2c.utils.console import DONE, MISTAKE, command_parser, say, show
 from p2c.utils.ranges import Range, flatten
 
 PAGE = """\
 # Configuration
-Every setting with its default, what it may be, and its meaning. Settings come from YAML files and from `KEY VALUE`
-pairs at the end of a command; a value out of its range is refused by its key. `python -m p2c config settings` writes
-this page from the tables in `p2c/config.py` and `p2c/engine/config.py`.
+Every setting with its default, its range and its meaning. Settings come from YAML files and from `KEY VALUE` pairs at
+the end of a command; a value out of range is refused with an error that names its key. `python -m p2c config settings`
+writes this page from the tables in `p2c/config.py` and `p2c/engine/config.py`.
 
 ## Settings of P2C
 {ours}
@@ -30,12 +29,12 @@ this page from the tables in `p2c/config.py` and `p2c/engine/config.py`.
 
 
 def settings_page() -> str:
-    """Return docs/configuration.md."""
+    """Return the text of docs/configuration.md."""
     return PAGE.format(ours=markdown(config.SETTINGS), engines=markdown(engine.SETTINGS))
 
 
 def markdown(table: Mapping) -> str:
-    """Return a table of settings as one in Markdown."""
+    """Return a table of settings as Markdown."""
     rows = [("Setting", "Default", "Range", "Meaning"), ("---",) * 4]
     rows += [(f"`{key}`", f"`{shown(setting.default)}`", in_words(setting.range), setting.meaning)
              for key, setting in flatten(table).items()]
@@ -43,17 +42,17 @@ def markdown(table: Mapping) -> str:
 
 
 def shown(default) -> str:
-    """Return a default as it is written in a command."""
+    """Return a default as it is written on the command line."""
     return default if isinstance(default, str) and default else repr(default).replace("'", '"')
 
 
 def in_words(range_: Range) -> str:
-    """Return a range as the table has it, without the words that make it a sentence."""
+    """Return a range in words, without those that make it a sentence."""
     return range_.words.removeprefix("it must be ").removeprefix("choose from ")
 
 
 def shipped() -> list[str]:
-    """Return the names of the installed files."""
+    """Return the names of the installed configurations."""
     root = Path(list(configs.__path__)[0])
     trainers = sorted(path.relative_to(root / "trainers") for path in root.glob("trainers/*/*.yaml"))
     datasets = sorted(path.relative_to(root) for path in root.glob("datasets/*.yaml"))
@@ -62,10 +61,9 @@ def shipped() -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    parser = Parser(prog="python -m p2c config", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("config", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="path|settings")
-    commands.add_parser("path", help="print where a shipped configuration lies") \
+    commands.add_parser("path", help="print the path of a shipped configuration") \
         .add_argument("name", metavar="NAME", help="TRAINER/CFG, or datasets/NAME")
     commands.add_parser("settings", help="print every setting")
     args = parser.parse_args(argv)
@@ -75,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     names, name = shipped(), args.name.removesuffix(".yaml").removeprefix("trainers/")
     if name not in names:
         close = [known for known in names if known.startswith(name)] or difflib.get_close_matches(name, names) or names
-        say(f"error: no configuration is called {args.name}; choose from {', '.join(close)}")
+        say(f"error: there is no configuration {args.name}; choose from {', '.join(close)}")
         return MISTAKE
     show(config.config_file(*([] if name.startswith("datasets/") else ["trainers"]), name))
     return DONE

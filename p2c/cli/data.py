@@ -24,7 +24,7 @@ from p2c.download.places import format_size
 from p2c.download.sources import SOURCES, Source
 from p2c.download.verify import state_of, verify
 from p2c.grid.families import FAMILIES, unique_names
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, command_parser
 
 
 def folder(text: str) -> Path:
@@ -33,16 +33,15 @@ def folder(text: str) -> Path:
 
 
 def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.Namespace:
-    """Parse the command line and check its names; `all` is written out, generated datasets are removed."""
-    parser = Parser(prog="python -m p2c data", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Parse the command line and check its names; `all` is expanded, generated datasets are left out."""
+    parser = command_parser("data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="download|verify|list")
     download_parser = commands.add_parser("download", help="download datasets")
     download_parser.add_argument("--mirror", action="store_true",
-                                 help="if the sources fail, use a third party's copy (huggingface.co, "
+                                 help="if the sources fail, use a third-party copy (huggingface.co, "
                                       "zhengli97/prompt_learning_dataset)")
-    verify_parser = commands.add_parser("verify", help="check that datasets are complete and right")
-    verify_parser.add_argument("--full", action="store_true", help="open every image, not a sample")
+    verify_parser = commands.add_parser("verify", help="check that datasets are complete and correct")
+    verify_parser.add_argument("--full", action="store_true", help="open every image, not only a sample")
     list_parser = commands.add_parser("list", help="show the state of each dataset")
     for command in (download_parser, verify_parser, list_parser):
         command.add_argument("--root", type=folder, default=os.environ.get("DATA") or "data",
@@ -63,7 +62,7 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
             parser.error(f"No folder of images, or split file, at '{path}'")
     for name in names:
         if name in generated:
-            print(f"{name}: nothing to download, it is generated at its first use")
+            print(f"{name}: nothing to download, it is generated on first use")
     chosen = sources if "all" in names else [name for name in names if name in sources]
     args.names = [*chosen, *user_folders]
     return args
@@ -72,13 +71,13 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
 def main(argv: Sequence[str], sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
     """Run the command and return the exit status; `sources` and `drive` are for tests."""
     args = parse_args(argv, sources)
-    with silenced(logging.getLogger("p2c.datasets")):  # its lines about reading a dataset do not matter here
+    with silenced(logging.getLogger("p2c.datasets")):  # without the lines about reading a dataset
         return run_command(args, sources, drive)
 
 
 @contextlib.contextmanager
 def silenced(logger: logging.Logger) -> Iterator[None]:
-    """Let only warnings of a logger through."""
+    """Let a logger emit only warnings and errors."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -107,9 +106,14 @@ def run_command(args: argparse.Namespace, sources: Mapping[str, Source], drive: 
 
 
 def process(name: str, source: Source | None, args: argparse.Namespace, drive: Drive) -> bool:
-    """Download a dataset, if asked to, and verify it; return whether it is complete, else print what to do by hand."""
+    """Download a dataset, if asked to, and verify it; return whether it is complete.
+
+    If it cannot be read or downloaded, print what to do by hand.
+    """
     try:
-        faults = install(name, source, args.root, args.mirror, drive) if args.command == "download" else []
+        faults: list[str] = []
+        if args.command == "download" and source:
+            faults = install(name, source, args.root, args.mirror, drive)
         if not faults:
             return verify_and_report(name, source, args)
     except OSError as error:
@@ -136,7 +140,7 @@ def table(sources: Mapping[str, Source], root: Path) -> str:
     """Return a table of all datasets: state, folder, size and origin."""
     rows = []
     for name, source in sources.items():
-        sizes = [part[0].expected for part in source.parts]
+        sizes = [part[0].expected or 0 for part in source.parts]  # 0: unknown
         archives = [archive for part in source.parts for archive in part]
         hosts = dict.fromkeys(host(address) for archive in archives for address in archive.sources)
         rows.append((name, state_of(name, source, root), str(root / class_of(name).folder),
@@ -145,5 +149,5 @@ def table(sources: Mapping[str, Source], root: Path) -> str:
 
 
 def host(source: str) -> str:
-    """Return the host of a source."""
+    """Return the host of an address."""
     return "Google Drive" if source.startswith(DRIVE) else source.split("/")[2]

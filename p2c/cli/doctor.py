@@ -4,29 +4,29 @@
 
 Reports the versions, the device, and which of CLIP's weights and of the datasets are present. If the weights of
 ViT-B/16 and DTD or EuroSAT are, it also compares zero-shot CLIP with its published accuracy, which tests the set-up as
-a whole. Missing weights and datasets are no faults.
+a whole. Missing weights and datasets are not faults.
 
 Exit status: 0 nothing is wrong, 1 something is wrong (its line says what to do), 2 a usage error.
 """
-import argparse
 import importlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from p2c.utils.console import DONE, FAILED, Parser, one_line
+from p2c.utils.console import DONE, FAILED, command_parser, one_line
 
 # Everything else is imported where it is needed, so that a broken installation can be reported.
+if TYPE_CHECKING:
+    from p2c.datasets.base import FewShotDataset
 
 OK, ABSENT, AGREES, WRONG, DIFFERS = "ok", "absent", "agrees", "WRONG", "DIFFERS"
 MODULES = ("torch", "torchvision", "open_clip", "yacs", "p2c.inference.predictor")  # the last imports all dependencies
-BACKBONE, TRAINER, CONFIG, SHOTS = "ViT-B/16", "ZeroshotCLIP", "vit_b16", 16  # of the published numbers
-COMPARED = ("dtd", "eurosat")  # datasets to compare on: the first one that is present
+BACKBONE, TRAINER, CONFIG, SHOTS = "ViT-B/16", "ZeroshotCLIP", "vit_b16", 16  # those of the published numbers
+COMPARED = ("dtd", "eurosat")  # datasets to compare on: the first one present is used
 TOLERANCE = 0.3  # percentage points
 
 
@@ -39,23 +39,18 @@ class Finding(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Print the report and return the exit status."""
-    parser = Parser(prog="python -m p2c doctor", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("DATA") or "data"),
                         help="folder that holds all datasets (default: $DATA, else data/)")
     parser.add_argument("--quick", action="store_true", help="skip the zero-shot comparison")
     args = parser.parse_args(argv)
-    try:
-        faults = show("Software", check_software())
-        if not faults:
-            faults += show("Device", check_device())
-            faults += show("Weights of CLIP", check_weights())
-            faults += show(f"Data in {args.root}", check_data(args.root))
-            if not args.quick:
-                faults += show("Zero-shot accuracy as published (minutes without a GPU)", check_accuracy(args.root))
-    except KeyboardInterrupt:
-        print("Interrupted", file=sys.stderr)
-        return FAILED
+    faults = show("Software", check_software())
+    if not faults:
+        faults += show("Device", check_device())
+        faults += show("Weights of CLIP", check_weights())
+        faults += show(f"Data in {args.root}", check_data(args.root))
+        if not args.quick:
+            faults += show("Zero-shot accuracy as published (minutes without a GPU)", check_accuracy(args.root))
     if faults:
         print(f"\nSomething is wrong: see the {faults} marked {WRONG} or {DIFFERS}")
     else:
@@ -170,7 +165,7 @@ def nvidia_gpus() -> list[str]:
 
 
 def check_weights() -> Iterator[Finding]:
-    """Check the built-in weights, and those of OpenAI's that are on this machine, with their hashes if published."""
+    """Check the built-in weights and OpenAI's weights on this machine, with their hashes where published."""
     from p2c.clip.loading import CLIP_CACHE, CLIP_NAMES, TINY, load_backbone, openai_file, openai_url
 
     load_backbone(TINY, "builtin")
@@ -188,7 +183,7 @@ def check_weights() -> Iterator[Finding]:
 
 
 def check_data(root: Path) -> Iterator[Finding]:
-    """Report each dataset of the benchmarks as absent, complete by its names and numbers, or faulty."""
+    """Report each dataset of the benchmarks as absent, complete or faulty, by its file names and counts."""
     for name, kind in benchmark_classes().items():
         if not is_there(kind, root):
             yield Finding(ABSENT, f"{name}: {how_to_get(name)}")
@@ -199,25 +194,25 @@ def check_data(root: Path) -> Iterator[Finding]:
 
 
 def how_to_get(name: str) -> str:
-    """Return the command that downloads a dataset, for messages."""
+    """Return advice on how to download a dataset."""
     return f"`python -m p2c data download {name}` downloads it"
 
 
-def benchmark_classes() -> dict[str, type]:
-    """Return the datasets' classes by the names of configs/datasets/NAME.yaml, in the order of the papers' tables."""
+def benchmark_classes() -> dict[str, type["FewShotDataset"]]:
+    """Return the dataset classes by the names of configs/datasets/NAME.yaml, in the order of the papers' tables."""
     from p2c.download.contents import class_of
     from p2c.grid.families import FAMILIES
 
     return {name: class_of(name) for name in FAMILIES["standard"].members}
 
 
-def is_there(kind: type, root: Path) -> bool:
+def is_there(kind: type["FewShotDataset"], root: Path) -> bool:
     """Return whether a dataset's folder exists."""
     return (root / kind.folder).exists()
 
 
-def fault_of(kind: type, root: Path) -> str:
-    """Return the error of reading a dataset as a trainer does; "" if there is none."""
+def fault_of(kind: type["FewShotDataset"], root: Path) -> str:
+    """Read a dataset as a trainer does, and return the error, or "" if there is none."""
     from p2c.download.contents import load_cfg
     from p2c.engine.logger import only_warnings
 
@@ -233,14 +228,14 @@ def fault_of(kind: type, root: Path) -> str:
 
 
 def check_accuracy(root: Path) -> Iterator[Finding]:
-    """Compare zero-shot CLIP on both halves of a dataset's classes, as in base-to-novel, if weights and data exist."""
+    """Compare zero-shot CLIP with its published base-to-novel accuracy, if weights and data are present."""
     from p2c.clip.loading import openai_file
 
     classes = benchmark_classes()
     usable = (name for name in COMPARED if is_there(classes[name], root) and not fault_of(classes[name], root))
-    name = next(usable, None)
+    name = next(usable, "")
     missing = [] if openai_file(BACKBONE) else [f"the weights of {BACKBONE}"]
-    if name is None:
+    if not name:
         missing.append(" or ".join(f"{name} ({how_to_get(name)})" for name in COMPARED))
     if missing:
         yield Finding(ABSENT, f"not compared: that needs {' and '.join(missing)}")
@@ -252,7 +247,7 @@ def check_accuracy(root: Path) -> Iterator[Finding]:
     yield from compare(classes[name], root, {"base": base, "new": novel})
 
 
-def compare(kind: type, root: Path, published: dict[str, float], config: str = CONFIG,
+def compare(kind: type["FewShotDataset"], root: Path, published: dict[str, float], config: str = CONFIG,
             pairs: Sequence = ()) -> Iterator[Finding]:
     """Measure zero-shot CLIP and compare it with the published accuracy (percent) on each half of the classes.
 
@@ -271,7 +266,7 @@ def compare(kind: type, root: Path, published: dict[str, float], config: str = C
                                    f"p2c data verify {kind.name} --full`, and download the weights of {BACKBONE} again")
 
 
-def zero_shot_accuracy(kind: type, root: Path, half: str, config: str, pairs: Sequence = ()) -> float:
+def zero_shot_accuracy(kind: type["FewShotDataset"], root: Path, half: str, config: str, pairs: Sequence = ()) -> float:
     """Return the accuracy of zero-shot CLIP in percent on the test images of a half of the classes."""
     from p2c import registry
     from p2c.config import config_file

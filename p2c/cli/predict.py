@@ -1,15 +1,16 @@
 """Classify images with a trained run.
 
-    python -m p2c predict output/RUN photos/ more.jpg              # five classes an image, with probabilities
+    python -m p2c predict output/RUN photos/ more.jpg              # five classes for each image
     python -m p2c predict output/RUN photos/ --csv photos.csv
     python -m p2c predict output/RUN photos/ --classes zebra,okapi  # other classes than the run's
     python -m p2c predict output/RUN --export classifier.safetensors
 
-RUN is the folder of a training or an evaluation by train.py; its data set is not needed. Folders are searched for image
-files, and folders in them too. Predictions go to standard output, one line an image, all else to standard error.
+RUN is the folder of a training or an evaluation by train.py; its dataset is not needed. Folders are searched
+recursively for image files. Predictions go to standard output, one line for each image, everything else to standard
+error.
 
-Exit status: 0 all predicted, 1 some images could not be read (they are named and passed over) or something failed, 2 a
-mistaken call.
+Exit status: 0 all predicted, 1 some images could not be read (they are named and skipped) or something failed, 2 a
+usage error.
 """
 import argparse
 import functools
@@ -24,7 +25,7 @@ from p2c.datasets.trees import SUFFIXES, images_below
 from p2c.engine.files import UnreadableImage, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.inference.predictor import Predictor
-from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, one_line, positive, printable, run_parser, say, show
+from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, exit_on, positive, printable, run_parser, say, show
 
 COLUMNS = ("path", "rank", "class", "label", "probability")
 
@@ -34,9 +35,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="*", help="image files, folders of them, or both")
     parser.add_argument("--top", type=positive, default=5, help="classes named for each image (default: %(default)s)")
     parser.add_argument("--csv", help="also write the predictions to this file")
-    parser.add_argument("--classes", help="names with commas between, or a .txt file of one a line; default: the run's")
+    parser.add_argument("--classes", help="names separated by commas, or a .txt file, one a line; default: the run's")
     parser.add_argument("--export", metavar="FILE.safetensors", help="write the text classifier to this file")
-    parser.add_argument("--batch-size", type=positive, help="images at a time; default: that of the run's tests")
+    parser.add_argument("--batch-size", type=positive, help="default: that of the run's tests")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     args = parser.parse_args(argv)
     if not args.images and not args.export:
@@ -47,33 +48,25 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     args = parse_args(argv)
-    try:
+    with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
         paths = find_images(args.images)
         classes = None if args.classes is None else read_classes(args.classes)
-        with only_warnings():
-            predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
-            if args.export and not predictor.export(args.export):
-                say(f"warning: the image features for {args.export} need this package too, since the image tower is "
-                    "prompted")
-    except (*MISTAKES, torch.OutOfMemoryError) as error:
-        say(f"error: {one_line(error)}")
-        return MISTAKE
-    try:
-        return predict(predictor, paths, args)
-    except (*MISTAKES, RuntimeError) as error:
-        say(f"error: {one_line(error)}")
-    except KeyboardInterrupt:
-        say("Interrupted")
-    return FAILED
+        predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
+        if args.export and not predictor.export(args.export):
+            say(f"warning: the image features for {args.export} need this package too, since the image tower is "
+                "prompted")
+    with exit_on(*MISTAKES, RuntimeError, status=FAILED):
+        complete = predict(predictor, paths, args)
+    return DONE if complete else FAILED
 
 
-def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) -> int:
-    """Print the predictions, and write them to the CSV file that the options ask for."""
+def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) -> bool:
+    """Print the predictions, write them to --csv, and return whether all images could be read."""
     unreadable = []
 
     def pass_over(error: UnreadableImage) -> None:
         unreadable.append(error)
-        say(f"skipped: {str(error).rpartition('; ')[0]}")  # the rest is a remedy for data sets
+        say(f"skipped: {str(error).rpartition('; ')[0]}")  # the rest is advice about datasets
 
     names, rows = predictor.classnames, []
     batch_size = args.batch_size or predictor.cfg.DATALOADER.TEST.BATCH_SIZE
@@ -90,38 +83,40 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
         write_csv(args.csv, COLUMNS, rows)
     if unreadable:
         say(f"{len(unreadable)} of {len(paths)} images could not be read")
-    return FAILED if unreadable else DONE
+    return not unreadable
 
 
 def read_classes(words: str) -> list[str]:
-    """Return the names in a .txt file, one a line, or between commas.
+    """Return class names that are separated by commas, or those of a .txt file with one a line.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it is no text or if a file has another ending.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not text, or does not end in .txt.
     """
     if not words.endswith(".txt"):
         if os.path.isfile(words):
-            raise ValueError(f"--classes {words} is a file, but not a .txt file of one class name a line; save it as "
-                             "such, or give the names with commas between")
+            raise ValueError(f"--classes {words} is a file, but not a .txt file with one class name a line; save it as "
+                             "such, or give the names separated by commas")
         return words.split(",")
     if not Path(words).is_file():
-        raise FileNotFoundError(f"No file of class names at {words}; give a .txt file, or names with commas between")
+        raise FileNotFoundError(f"No file of class names at {words}; give a .txt file, or names separated by commas")
     return read_lines(Path(words))
 
 
 def find_images(places: Sequence[str]) -> list[str]:
-    """The files among `places`, and the image files in its folders and their folders, each once, in order.
+    """Return the files among `places` and the image files below its folders, each once, in order.
 
-    Names in a folder are sorted, hidden ones and other kinds of files left out; a folder that several links lead to
-    is searched once, and a file that is given in two ways (`a.jpg`, `./a.jpg`, or with its folder) keeps the first.
+    In a folder the names are sorted, and hidden files and other kinds of files are left out. A folder that several
+    links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
 
     Raises:
-        FileNotFoundError: a place that does not exist, or no image in any.
+        FileNotFoundError: one of the places does not exist, or none has an image.
     """
     def fail(error: OSError) -> None:
         raise error
 
     real = functools.cache(os.path.realpath)
-    found: dict[tuple[str, str], str] = {}  # folder and name, and how they were given
+    found: dict[tuple[str, str], str] = {}  # (folder, name) -> path as given
     for place in places:
         if not os.path.lexists(place):
             raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")

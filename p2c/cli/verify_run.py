@@ -1,14 +1,14 @@
-"""Test a finished run again and compare with what it recorded.
+"""Repeat the test of a finished run and compare the result with its record.
 
-    python -m p2c verify_run output/RUN                # data where they were
-    python -m p2c verify_run output/RUN --root DATA    # data that have moved
+    python -m p2c verify_run output/RUN                # data in the recorded folder
+    python -m p2c verify_run output/RUN --root DATA    # data elsewhere
 
 RUN is the folder of a training or an evaluation by train.py. Its checkpoint is tested with the recorded configuration;
-nothing is written to RUN. Every metric and count, the trained weights, the data and the versions are compared, all
-exactly: on a GPU, or on another device than the run's, rounding may change single predictions.
+nothing is written to RUN. Every metric and count, the trained weights, the data and the versions are compared exactly.
+On a GPU, or on another device than the run's, rounding may change single predictions.
 
-Exit status: 0 all is as recorded, 1 something is not (the last line says what), 2 a mistaken call: no run, one that is
-not finished, or its checkpoint or its data are missing.
+Exit status: 0 everything is as recorded, 1 something differs (the last line says what), 2 a usage error: there is no
+run, it is not finished, or its checkpoint or its data are missing.
 """
 import argparse
 import tempfile
@@ -26,14 +26,14 @@ from p2c.engine.results import describe_data, digest_weights, measured
 from p2c.engine.seeds import preserve_random_state, set_random_seed
 from p2c.framework import DATASET_REGISTRY, SimpleTrainer, build_trainer
 from p2c.inference.records import read_record, recorded_cfg, recorded_model, use_cuda
-from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, Parser, one_line, say, show
+from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, command_parser, exit_on, show
 
 NEEDED = ("metrics", "split", "epoch", "data", "versions", "device", "seed")  # entries of a record
-WIDTH = 24  # characters of a value that are shown
+WIDTH = 24  # characters shown of a value
 
 
 class Row(NamedTuple):
-    """One thing that is compared: its kind and name, what was recorded, what is found now."""
+    """One comparison: its kind and name, the recorded value and the value found now."""
 
     kind: str
     name: str
@@ -46,10 +46,9 @@ class Row(NamedTuple):
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m p2c verify_run", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("verify_run", __doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a run")
-    parser.add_argument("--root", help="folder that holds all data sets; default: the recorded one")
+    parser.add_argument("--root", help="folder that holds all datasets; default: the recorded one")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the run's, or the CPU if there is no GPU")
     return parser.parse_args(argv)
 
@@ -58,26 +57,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
-        try:
+        with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
             record = read_record(args.run)
             check_complete(record, args.run)
             model_dir, epoch = recorded_model(record, args.run, None)
-            with only_warnings():
-                trainer = rebuild(record, args, scratch)
-        except (*MISTAKES, torch.OutOfMemoryError) as error:
-            say(f"error: {one_line(error)}")
-            return MISTAKE
-        try:
-            with only_warnings():
-                if trainer.get_model_names():
-                    trainer.load_model(str(model_dir), epoch=epoch)
-                trainer.test(record["split"])
-        except FileNotFoundError as error:
-            say(f"error: {one_line(error)}")
-            return MISTAKE
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            say(f"Not confirmed: {one_line(error)}")
-            return FAILED
+            trainer = rebuild(record, args, scratch)
+        with (exit_on(ValueError, OSError, torch.OutOfMemoryError, status=FAILED, line="Not confirmed: {}"),
+              exit_on(FileNotFoundError, status=MISTAKE), only_warnings()):
+            if trainer.get_model_names():
+                trainer.load_model(str(model_dir), epoch=epoch)
+            trainer.test(record["split"])
     rows = compare(record, trainer)
     table = [(row.name, brief(row.recorded), brief(row.found), "same" if row.same else "DIFFERS") for row in rows]
     show(tabulate(table, headers=("", "recorded", "now", ""), disable_numparse=True))
@@ -86,38 +75,38 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_complete(record: dict, run: str) -> None:
-    """Raises ValueError for a record of a run that is not over or that has nothing to confirm."""
+    """Raise ValueError if a run is not finished or its record holds nothing to compare with."""
     if not record["finished"]:
         raise ValueError(f"{run} is not finished: repeat its command, which continues it")
     if missing := [name for name in NEEDED if name not in record]:
-        raise ValueError(f"{run} does not record {', '.join(missing)}, so that there is nothing to compare with; "
-                         "metrics are missing where no test was made (TEST.NO_TEST)")
+        raise ValueError(f"{run} does not record {', '.join(missing)}, so there is nothing to compare with; metrics "
+                         "are missing if there was no test (TEST.NO_TEST)")
 
 
 def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrainer:
-    """The trainer of a run with its data, not trained; what it writes goes to the folder `scratch`.
+    """Build the untrained trainer of a run with its data; it writes to the folder `scratch`.
 
     Raises:
-        FileNotFoundError, ValueError: the data are not there, or a record that does not fit this program.
+        FileNotFoundError, ValueError: the data are missing, or the record does not fit this version.
     """
     cfg = recorded_cfg(record, args.run)
     was_gpu = record["device"].startswith("cuda") and torch.cuda.is_available()
     cfg.USE_CUDA = use_cuda(args.device or ("cuda" if was_gpu else "cpu"))
-    cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = scratch, "", ""  # the checkpoint has all there is
+    cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = scratch, "", ""  # the checkpoint holds everything
     cfg.TEST.SPLIT = record["split"]
     cfg.SEED, cfg.VERBOSE = record["seed"], False
     cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
     cfg.freeze()
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
-        raise FileNotFoundError(f"No data at {cfg.DATASET.ROOT}; give --root the folder that holds all data sets")
+        raise FileNotFoundError(f"No data at {cfg.DATASET.ROOT}; give --root the folder that holds all datasets")
     with preserve_random_state():
         set_random_seed(cfg.SEED)
         return build_trainer(cfg)
 
 
 def compare(record: dict, trainer: SimpleTrainer) -> list[Row]:
-    """What a run recorded beside what a trainer's test gave; of a record by an earlier version what it has."""
+    """Compare a run's record with a trainer's test; what an earlier version did not record is left out."""
     found = {
         "numbers": measured(trainer),
         "weights": {"epoch": trainer.deployed_epoch, "weights": digest_weights(trainer)},
@@ -133,14 +122,14 @@ def compare(record: dict, trainer: SimpleTrainer) -> list[Row]:
     return [Row(kind, name, value, found[kind].get(name)) for kind in found for name, value in recorded[kind].items()]
 
 
-def brief(value) -> str:
-    """A value as one short text."""
+def brief(value: Any) -> str:
+    """Return a value as one short text."""
     text = ", ".join(value) if isinstance(value, list) else str(value)
     return text if len(text) <= WIDTH else f"{text[:WIDTH - 3]}..."
 
 
 def verdict(rows: Sequence[Row], recorded_device: str, device: str) -> str:
-    """The comparison in one line."""
+    """Return the comparison in one line."""
     different: dict[str, list[str]] = {}
     for row in rows:
         if not row.same:

@@ -1,1 +1,1 @@
-"""Trained runs on new images."""
+"""Inference with trained runs on new images."""

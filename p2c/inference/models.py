@@ -1,4 +1,4 @@
-"""Models without a configuration of one's own: made by name, or loaded from a run's folder."""
+"""Models without a configuration: created by a method's name, or loaded from a run's folder."""
 import os
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ def create_model(method: str, classnames: Sequence[str], *, backbone: str = "ViT
         method: the name of a trainer, such as "P2C".
         classnames: C names, in the order of the logits.
         backbone, weights: see `p2c.clip.loading.load_backbone`.
-        precision: in which CLIP runs: fp32, fp16, amp or bf16.
-        epochs: length of the training, over which default denoising anneals.
-        denoising: noise on the text context while training; True: the default; None: as the method has it.
+        precision: CLIP's: fp32, fp16, amp or bf16.
+        epochs: length of the training, over which the default denoising anneals.
+        denoising: noise on the text context in training; True: the default; None: the method's own choice.
         settings: arguments of the method's model, such as n_ctx or prompt_depth.
 
     Raises:
-        ValueError: an unknown name, or arguments that do not go together.
-        FileNotFoundError: weights that are nowhere to be had.
+        ValueError: a name is unknown, or arguments do not fit together.
+        FileNotFoundError: the weights cannot be found or downloaded.
     """
     registry.require(method, registry.TRAINERS, "method", TRAINER_REGISTRY.registered_names())
     if precision not in PRECISIONS:
@@ -51,12 +51,12 @@ def load_model(run: str | os.PathLike, classes: Sequence[str] | None = None, epo
 
     Args:
         run: the run's folder, which holds results.json.
-        classes: names to choose from instead of the run's own.
-        epoch: of the checkpoint; None: the one that the run itself was tested with.
+        classes: class names instead of the run's own.
+        epoch: that of the checkpoint; None: the one with which the run itself was tested.
         device: "cpu" or "cuda"; None: a GPU if there is one.
 
     Raises:
         FileNotFoundError: there is no such run, or its checkpoint or CLIP's weights are missing.
-        ValueError: a run that is not finished or does not fit this program, or class names that make no sense.
+        ValueError: the run is not finished or does not fit this version, or the class names are invalid.
     """
     return RecordedRun(run, epoch, device).model(classes)

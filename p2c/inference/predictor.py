@@ -1,6 +1,6 @@
-"""A run on one's own images: class probabilities, without the dataset that it was trained on.
+"""Predictions of a run for any images: class probabilities, without the dataset of its training.
 
-Shapes: N images, C classes, E features' width.
+Shapes: N images, C classes, E feature width.
 """
 import json
 import os
@@ -29,20 +29,23 @@ ImageLike = str | os.PathLike | Image.Image
 
 
 class Predictor:
-    """Classifies images as a run is tested; `Predictor.from_run` makes one of a run's folder.
+    """A classifier of images, as in a run's test; `Predictor.from_run` loads one from a run's folder.
 
     Args:
-        model: trained, or for zero-shot CLIP; None: `scores` is all there is.
+        model: the run's model; None: only `scores` is known.
         cfg: the run's configuration.
-        scores: from images (B, 3, height, width), normalised floats on the device, to logits (B, C).
-        classnames: C names; column c of what `predict` returns is of classnames[c].
+        scores: maps images (B, 3, height, width), normalised floats on the device, to logits (B, C).
+        classnames: C names; column c of the probabilities belongs to classnames[c].
     """
 
     def __init__(self, model: PromptedCLIP | None, cfg: CfgNode, scores: Callable[[Tensor], Tensor],
                  classnames: Sequence[str], device: torch.device):
         self.model, self.cfg, self.scores, self.device = model, cfg, scores, device
         self.classnames = list(classnames)
-        self.transform = build_transform(cfg, is_train=False)
+        transform = build_transform(cfg, is_train=False)
+        if transform is None:
+            raise ValueError("Predictions need images as tensors, but the run has INPUT.NO_TRANSFORM True")
+        self.transform = transform
         self.normalize = input_normalization(cfg, device)
 
     @classmethod
@@ -50,17 +53,17 @@ class Predictor:
                  device: str | None = None) -> "Predictor":
         """Load a run of train.py, a training or an evaluation.
 
-        A run of a plugin's trainer that does not derive from PromptTrainer needs its dataset, and has its classes.
+        A plugin's trainer that does not derive from PromptTrainer needs the run's dataset and keeps its classes.
 
         Args:
             run: the run's folder, which holds results.json.
-            classes: names to choose from instead of the run's own.
-            epoch: of the checkpoint; None: the one that the run itself was tested with.
+            classes: class names instead of the run's own.
+            epoch: that of the checkpoint; None: the one with which the run itself was tested.
             device: "cpu" or "cuda"; None: a GPU if there is one.
 
         Raises:
             FileNotFoundError: there is no such run, or its checkpoint or CLIP's weights are missing.
-            ValueError: a run that is not finished or does not fit this program, or class names that make no sense.
+            ValueError: the run is not finished or does not fit this version, or the class names are invalid.
         """
         recorded = RecordedRun(run, epoch, device)
         if issubclass(recorded.trainer, PromptTrainer):
@@ -70,24 +73,25 @@ class Predictor:
             scores = cloud.predict if cloud else model.predict
             return cls(model, recorded.cfg, scores, model.classnames, recorded.device)
         if classes is not None:
-            raise ValueError(f"{recorded.cfg.TRAINER.NAME} knows the classes of its training alone; leave the class "
+            raise ValueError(f"{recorded.cfg.TRAINER.NAME} knows only the classes of its training; leave the class "
                              "list out")
         with preserve_random_state():
             trainer = build_trainer(recorded.cfg)
-        trainer.load_model(os.fspath(recorded.model_dir), epoch=recorded.epoch)
+        if recorded.model_dir is not None:
+            trainer.load_model(os.fspath(recorded.model_dir), epoch=recorded.epoch)
         trainer.set_model_mode("eval")
         return cls(None, recorded.cfg, trainer.model_inference, trainer.dm.dataset.classnames, trainer.device)
 
     def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int | None = None,
                 workers: int = 0) -> Tensor:
-        """Return probabilities (N, C), float32, on the CPU, of image files or PIL images.
+        """Return the probabilities (N, C) of image files or PIL images, as float32 on the CPU.
 
         Args:
             batch_size: None: that of the run's tests.
-            workers: processes that read the images; 0: this one.
+            workers: processes that read the images; 0: this one reads them.
 
         Raises:
-            UnreadableImage: naming the file.
+            UnreadableImage: an image cannot be read; the message names it.
         """
         if isinstance(images, ImageLike):
             images = [images]
@@ -97,10 +101,10 @@ class Predictor:
     @torch.no_grad()
     def batches(self, images: Sequence[ImageLike], batch_size: int | None = None, workers: int = 0,
                 unreadable: Callable[[UnreadableImage], None] | None = None) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield, batch by batch and in order, which of the images these are, and their probabilities (n, C).
+        """Yield the indices of the images and their probabilities (n, C), batch by batch and in order.
 
         Args:
-            unreadable: called with the error of each image that cannot be read, which is passed over; None: raise it.
+            unreadable: called with the error of each image that cannot be read, which is then skipped; None: raise it.
         """
         loader = DataLoader(ReadImages(images, self.transform), batch_size or self.cfg.DATALOADER.TEST.BATCH_SIZE,
                             num_workers=workers, collate_fn=separate, pin_memory=self.device.type == "cuda")
@@ -117,19 +121,19 @@ class Predictor:
     def export(self, path: str | os.PathLike) -> bool:
         """Write the text classifier as safetensors; return whether plain open_clip gives the image features for it.
 
-        Tensors: weight (C, E), normalised class features, and logit_scale (), what a cosine with them is multiplied by.
+        Tensors: weight (C, E), the normalised class features, and logit_scale (), the factor of their cosines.
         Metadata: `classifier_metadata`.
 
         Raises:
-            ValueError: the trainer has no one classifier for all images, or a cloud of them.
+            ValueError: there is not one classifier for all images, or inference uses a cloud of them.
         """
         if self.model is None or self.model.per_image_classes:
             raise ValueError(f"{self.cfg.TRAINER.NAME} has no text classifier to export: its scores of an image are "
                              "not cosines with the same class features for all images; use `p2c predict` or "
                              "p2c.Predictor instead")
         if self.cfg.TEST.CLOUD_SAMPLES:
-            raise ValueError("A cloud has several text classifiers, and a file holds one; export from a run with "
-                             "TEST.CLOUD_SAMPLES 0")
+            raise ValueError("Cloud inference has several text classifiers, and a file holds one; export from a run "
+                             "with TEST.CLOUD_SAMPLES 0")
         prompts, features = self.model.deployed()
         plain = prompts.visual is None
         tensors = {"weight": features.float().cpu().contiguous(),
@@ -139,7 +143,7 @@ class Predictor:
 
 
 def classifier_metadata(cfg: CfgNode, classnames: Sequence[str], plain: bool) -> dict[str, str]:
-    """Return what is needed to use an exported classifier; lists as JSON."""
+    """Return the metadata that a user of an exported classifier needs; lists are JSON."""
     backbone, images = cfg.MODEL.BACKBONE, cfg.INPUT
     normalised = "normalize" in images.TRANSFORMS
     return {
@@ -162,7 +166,7 @@ def classifier_metadata(cfg: CfgNode, classnames: Sequence[str], plain: bool) ->
 
 
 class ReadImages(Dataset):
-    """(index, tensor) of each image, transformed; an UnreadableImage in place of the tensor if that is what it is."""
+    """The index and the transformed tensor of each image, or its UnreadableImage error instead of the tensor."""
 
     def __init__(self, images: Sequence[ImageLike], transform: Callable[[Image.Image], Tensor]):
         self.images = images
@@ -180,7 +184,8 @@ class ReadImages(Dataset):
 
 
 def separate(items: list[tuple[int, Tensor | UnreadableImage]]) -> tuple[list[int], Tensor | None, list]:
-    """Indices and pixels of the images that could be read, and the errors of the others."""
-    read = [(index, pixels) for index, pixels in items if isinstance(pixels, Tensor)]
+    """Collate the indices and pixels of the images that could be read, and the errors of the others."""
+    indices = [index for index, pixels in items if isinstance(pixels, Tensor)]
+    read = [pixels for _, pixels in items if isinstance(pixels, Tensor)]
     errors = [error for _, error in items if not isinstance(error, Tensor)]
-    return [index for index, _ in read], torch.stack([pixels for _, pixels in read]) if read else None, errors
+    return indices, torch.stack(read) if read else None, errors

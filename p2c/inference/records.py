@@ -1,4 +1,4 @@
-"""What a run of train.py records, and the model that it was tested with."""
+"""The record of a run of train.py, and the model with which it was tested."""
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,24 +24,24 @@ from p2c.trainers.base import PromptTrainer
 from p2c.trainers.building import check_input, init_seed
 from p2c.utils.ranges import flatten
 
-RECORDED = {"mode": str, "seed": int, "versions": dict}  # what a record must have besides
-WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN")  # sections that no prediction depends on
+RECORDED = {"mode": str, "seed": int, "versions": dict}  # other entries that a record must have
+WITHOUT_PREDICTIONS = ("DATASET", "DATALOADER", "OPTIM", "TRAIN")  # sections that have no effect on predictions
 
 
 class RecordedRun:
-    """A run's folder as far as predictions need it.
+    """A run's folder, as far as predictions need it.
 
     Args:
         run: the folder, which holds results.json.
-        epoch: of the checkpoint; None: the one that the run itself was tested with.
+        epoch: that of the checkpoint; None: the one with which the run itself was tested.
 
     Attributes:
-        cfg: the run's configuration, frozen.
-        trainer: its trainer's class.
+        cfg: the run's frozen configuration.
+        trainer: the class of its trainer.
 
     Raises:
-        FileNotFoundError: there is no such run, or its model is not there.
-        ValueError: a run that is not finished, or that does not fit this program.
+        FileNotFoundError: there is no such run, or its model is missing.
+        ValueError: the run is not finished, or does not fit this version.
     """
 
     def __init__(self, run: str | os.PathLike, epoch: int | None = None, device: str | None = None):
@@ -50,18 +50,18 @@ class RecordedRun:
         self.model_dir, self.epoch = recorded_model(record, run, epoch)
         self.classnames, self.template = recorded_classes(record, run, self.model_dir, self.epoch)
         cfg.USE_CUDA = use_cuda(device)
-        cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint has all there is
+        cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint holds everything
         cfg.SEED = record["seed"]
         cfg.freeze()
         self.cfg, self.trainer = cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
         self.device = torch.device("cuda" if cfg.USE_CUDA else "cpu")
 
     def model(self, classes: Sequence[str] | None = None) -> PromptedCLIP:
-        """Load the model, in evaluation mode; `classes` are names to choose from instead of the run's own.
+        """Load the model in evaluation mode; `classes` are class names instead of the run's own.
 
         Raises:
-            FileNotFoundError: its checkpoint or CLIP's weights are missing.
-            ValueError: class names that make no sense, or a trainer that is none of this package's kind.
+            FileNotFoundError: the checkpoint or CLIP's weights are missing.
+            ValueError: the class names are invalid, or the trainer does not derive from PromptTrainer.
         """
         cfg, trainer = self.cfg, self.trainer
         names = self.classnames if classes is None else checked_names(classes)
@@ -70,7 +70,9 @@ class RecordedRun:
         precision = Precision.from_name(cfg.TRAINER[trainer.node].PREC, self.device)
         clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision.dtype, self.device)
         check_input(cfg, clip)
-        data = SimpleNamespace(classnames=names, **({} if self.template is None else {"template": self.template}))
+        data = SimpleNamespace(classnames=names)
+        if self.template is not None:
+            data.template = self.template
         model = trainer.create_model(cfg, clip, precision, data, init_seed(cfg, cfg.SEED)).eval()
         if self.model_dir is not None:
             path = find_checkpoint(self.model_dir / trainer.learner_name, self.epoch)
@@ -80,19 +82,19 @@ class RecordedRun:
             except ValueError as error:
                 if classes is None:
                     raise
-                raise ValueError(f"{error}; if what {cfg.TRAINER.NAME} learned belongs to the classes of its training, "
-                                 "it has no prediction for others: leave the class list out") from error
+                raise ValueError(f"{error}; if what {cfg.TRAINER.NAME} learned is class-specific, it cannot predict "
+                                 "other classes than those of its training: leave the class list out") from error
         return model
 
 
 def read_record(run: str | os.PathLike) -> dict:
-    """What a run's results.json says.
+    """Read a run's results.json.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or another program's.
+        ValueError: it is damaged, or was written by another program.
     """
-    record = read_results(run)
+    record = read_results(os.fspath(run))
     if record is None:
         raise FileNotFoundError(f"No run at {run}: it has no results.json; give the --output-dir of a run of train.py")
     settings = flatten(record["config"])
@@ -105,10 +107,10 @@ def read_record(run: str | os.PathLike) -> dict:
 
 
 def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
-    """The configuration of a run, not frozen; keys that it lacks have their defaults.
+    """Return the configuration of a run, not frozen, with defaults for keys that the record lacks.
 
     Raises:
-        ValueError: settings of another version that predictions may depend on, or a trainer that is nowhere.
+        ValueError: this version lacks settings on which predictions may depend, or the trainer.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -139,27 +141,27 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
 
 
 def recorded_model(record: dict, run: str | os.PathLike, epoch: int | None) -> tuple[Path | None, int | None]:
-    """The folder whose checkpoints a run was tested with (None: there are none), and the epoch to load from it.
+    """Return the folder with the checkpoints of a run's test (None: there are none), and the epoch to load.
 
     Raises:
-        FileNotFoundError: the folder is not there.
-        ValueError: the run is not finished, or the model was trained anew since.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the run is not finished, or the model has been trained again since.
     """
     training = record["mode"] == "train"
     if not record["finished"] and not (training and epoch is not None):
-        raise ValueError(f"{run} is not finished: repeat its command, which continues it"
-                         + (", or choose a saved epoch (--load-epoch)" if training else ""))
+        hint = ", or choose a saved epoch (--load-epoch)" if training else ""
+        raise ValueError(f"{run} is not finished: repeat its command, which continues it{hint}")
     if training:
         last = None if record["config"]["TEST"]["FINAL_MODEL"] == "best_val" else record.get("epoch")
         return Path(run), last if epoch is None else epoch
     if not record.get("model_dir"):
         return None, None
     model_dir = Path(record["model_dir"])
-    trained = read_results(model_dir)
+    trained = read_results(os.fspath(model_dir))
     if not model_dir.is_dir():
-        hint = "" if model_dir.is_absolute() else f", looked for from {Path.cwd()}: call this from where it was tested"
-        raise FileNotFoundError(f"{run} is the test of the model in {model_dir}, which is not there{hint}; or give "
-                                "the folder of the training")
+        hint = "" if model_dir.is_absolute() else f", looked for from {Path.cwd()}: run this where the test was run"
+        raise FileNotFoundError(f"{run} is the test of the model in {model_dir}, which does not exist{hint}; or "
+                                "give the folder of the training")
     if trained and record.get("model_seconds") not in (None, trained.get("seconds")):
         raise ValueError(f"{run} is the test of an earlier training in {model_dir}; test the new one, or give "
                          f"{model_dir} itself")
@@ -168,28 +170,29 @@ def recorded_model(record: dict, run: str | os.PathLike, epoch: int | None) -> t
 
 def recorded_classes(record: dict, run: str | os.PathLike, model_dir: Path | None,
                      epoch: int | None) -> tuple[list[str], str | None]:
-    """Class names and prompt template of a run, or, of a training that is not finished, of its checkpoint.
+    """Return the class names and the prompt template of a run; those of an unfinished training are in its checkpoint.
 
     Raises:
         ValueError: the classes are not recorded, as in evaluations by early versions.
     """
     known = record.get("data", {})
-    if "classnames" not in known and record["mode"] == "train":
+    if "classnames" not in known and record["mode"] == "train" and model_dir:
         file = BEST if epoch is None else f"model.pth.tar-{epoch}"
-        known = next((load_checkpoint(path) for path in sorted(model_dir.glob(f"*/{file}"))), {})
+        known = next((load_checkpoint(os.fspath(path)) for path in sorted(model_dir.glob(f"*/{file}"))), {})
     names = known.get("classnames")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{run} does not say which its classes are; "
-                         + ("delete it and repeat the test" if record["mode"] == "eval" else
-                            f"it has no checkpoint that does{'' if epoch is None else f' for epoch {epoch}'}"))
+        if record["mode"] == "eval":
+            raise ValueError(f"{run} does not record its classes; delete it and repeat the test")
+        of_epoch = "" if epoch is None else f" for epoch {epoch}"
+        raise ValueError(f"{run} does not record its classes, and it has no checkpoint that does{of_epoch}")
     return names, known.get("template")
 
 
 def checked_names(classes: Sequence[str]) -> list[str]:
-    """Class names to choose from, trimmed.
+    """Return class names without surrounding blanks.
 
     Raises:
-        ValueError: none, or names that are empty or that say the same.
+        ValueError: there are none, or names are empty or equal.
     """
     if isinstance(classes, str):
         raise ValueError(f"The classes must be a list of names, but are the text {classes!r}")
@@ -208,7 +211,7 @@ def checked_names(classes: Sequence[str]) -> list[str]:
 
 
 def use_cuda(device: str | None) -> bool:
-    """Whether to run on the GPU. Raises ValueError for a device that is not there."""
+    """Return whether to run on the GPU. Raise ValueError if the device is unknown or missing."""
     available = torch.cuda.is_available()
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"Unknown device {device!r}; choose from cpu, cuda")

@@ -1,5 +1,5 @@
-"""The study: settings chosen on validation data, then methods compared with confidence intervals.
+"""The study: settings are chosen on validation data, then methods are compared with confidence intervals.
 
-plan.py reads what is to be done, cells.py trains and tests, choice.py searches and freezes what was found, analysis.py
-has the statistics, report.py and plots.py show them.
+plan.py reads the study's file, cells.py trains and tests, choice.py searches and freezes the settings, analysis.py has
+the statistics, and report.py and plots.py present them.
 """

@@ -1,4 +1,4 @@
-"""What differences over seeds say: means with confidence intervals, pooled over data sets, and the ratio of spreads."""
+"""Statistics over seeds: mean differences with confidence intervals, pooled over datasets, and a test of spreads."""
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -10,7 +10,7 @@ LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean difference with a confidence interval, and the p-value of the difference 0 (two-sided t-test)."""
+    """A mean difference of n pairs, its confidence interval, and the p-value of a two-sided t-test against 0."""
 
     mean: float
     low: float
@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 
 
 class Spreads(NamedTuple):
-    """Standard deviations of two paired samples, and the p-value of their being equal."""
+    """The standard deviations of two paired samples, and the p-value of a test that they are equal."""
 
     first: float
     second: float
@@ -32,11 +32,11 @@ class Spreads(NamedTuple):
 
 
 def paired(differences: Sequence[float], comparisons: int = 1) -> Estimate:
-    """The mean of paired differences by Student's t.
+    """Estimate the mean of paired differences by Student's t.
 
     Args:
-        differences: at least two, one a seed.
-        comparisons: how many intervals are to hold together at LEVEL (Bonferroni); p is multiplied alike.
+        differences: at least two, one for each seed.
+        comparisons: number of intervals that hold jointly at LEVEL (Bonferroni); p is multiplied by it.
     """
     n = len(differences)
     if n < 2:
@@ -48,20 +48,18 @@ def paired(differences: Sequence[float], comparisons: int = 1) -> Estimate:
 
 
 def pooled(by_dataset: Mapping[str, Sequence[float]]) -> Estimate:
-    """The mean over data sets, which count alike and are taken as given: a paired t over the seeds' means.
+    """Estimate the mean over datasets, which are fixed and weigh the same, by a paired t over the seeds' means.
 
-    Runs of one seed share random streams, so that the data sets' differences are not independent; their mean of each
-    seed is one number.
+    Runs with one seed share random streams, so differences on several datasets are not independent. Their mean is
+    therefore one observation per seed.
     """
     return paired([fmean(seed) for seed in zip(*by_dataset.values(), strict=True)])
 
 
 def spreads(first: Sequence[float], second: Sequence[float]) -> Spreads:
-    """Compare the spreads of two paired samples (Pitman 1939, Morgan 1939: sum and difference are uncorrelated if the
-    variances are equal).
+    """Compare the spreads of two paired samples of at least three values each, by the test of Pitman and Morgan (1939).
 
-    Args:
-        first, second: at least three values each, paired.
+    Sums and differences of the pairs are uncorrelated if the variances are equal.
     """
     sums = [a + b for a, b in zip(first, second, strict=True)]
     differences = [a - b for a, b in zip(first, second, strict=True)]

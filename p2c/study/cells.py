@@ -1,4 +1,4 @@
-"""A training and the tests of its model, in folders of their own, so that what is finished is never done again."""
+"""Trainings and the tests of their models, each in its own folder, so that finished ones are never repeated."""
 import contextlib
 import gc
 import hashlib
@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -35,7 +35,7 @@ FAULT = "fault.txt"
 
 
 class Stage(NamedTuple):
-    """Which classes play base and new, and which images test."""
+    """The classes that serve as base and new, and the split that is tested."""
 
     name: str
     halves: tuple[str, str]
@@ -48,12 +48,12 @@ REPORT = Stage("report", ("base", "new"), "test")
 
 @dataclass(frozen=True)
 class Cell:
-    """A trainer with settings and a seed, trained on the first half of a data set's classes, tested on both.
+    """A trainer with settings and a seed, trained on the first half of a dataset's classes and tested on both.
 
     Attributes:
-        config: of configs/trainers/TRAINER/CONFIG.yaml.
-        dataset: of configs/datasets/DATASET.yaml.
-        tests: settings of each test, over those of the training; {} is the plain one.
+        config: CONFIG in configs/trainers/TRAINER/CONFIG.yaml.
+        dataset: DATASET in configs/datasets/DATASET.yaml.
+        tests: settings of each test, which override those of the training; {}: the plain test.
     """
 
     stage: Stage
@@ -66,7 +66,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Below the study's folder."""
+        """Return the cell's folder, relative to the study's."""
         name = f"{self.config}-{digest(self.settings)}"
         return Path("runs") / self.stage.name / self.dataset / self.trainer / name / f"seed{self.seed}"
 
@@ -79,7 +79,7 @@ class Cell:
 
 
 class Place(NamedTuple):
-    """Where a study works: its folder, the data, and the SHA-256 of the choice that its reported tests are of."""
+    """A study's folder, the data root, and the SHA-256 of the choice whose tests are reported."""
 
     output: str
     root: str
@@ -87,11 +87,11 @@ class Place(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a test gave on both halves of the classes: accuracies in percent, and all metrics of each half."""
+    """The result of a test on both halves of the classes: accuracies in percent, and all metrics of each half."""
 
     base: float
     novel: float
-    halves: tuple[dict, dict]
+    halves: Sequence[dict]
 
     @property
     def hm(self) -> float:
@@ -106,9 +106,9 @@ def digest(settings: Settings) -> str:
 
 
 def run_cell(cell: Cell, place: Place) -> str:
-    """Do what is not yet done of a cell; returns why it has no result, "" if it has.
+    """Run what is missing of a cell, and return why it has no result, or "" if it has one.
 
-    A loss that is not finite is remembered, since the same training would come to it again.
+    A loss that is not finite is recorded, since the same training would reach it again.
     """
     fault = Path(place.output, cell.folder, FAULT)
     if fault.is_file():
@@ -117,18 +117,18 @@ def run_cell(cell: Cell, place: Place) -> str:
         try:
             train(cell, place)
         except NonFiniteLoss as error:
-            text = str(error).replace(os.path.join(place.output, ""), "")  # paths below the study's folder
+            text = str(error).replace(os.path.join(place.output, ""), "")  # relative to the study's folder
             write_atomically(fault, text)
             return text
         for settings in cell.tests:
             for half in cell.stage.halves:
                 test(cell, half, settings, place)
-    gc.collect()  # trainers and their image caches are in reference cycles, which would fill the memory
+    gc.collect()  # trainers hold image caches in reference cycles, which would fill the memory
     return ""
 
 
 def train(cell: Cell, place: Place) -> None:
-    """Train a cell's model, or go on with it."""
+    """Train a cell's model, or resume its training."""
     first = cell.stage.halves[0]
     cfg = build_cfg(cell, place, cell.folder / "train", {"DATASET.SUBSAMPLE_CLASSES": first, "TEST.NO_TEST": True})
     if finished(cfg):
@@ -139,13 +139,13 @@ def train(cell: Cell, place: Place) -> None:
 
 
 def test(cell: Cell, half: str, settings: Settings, place: Place) -> None:
-    """Test a cell's model on all images of a split, of half of the classes."""
+    """Test a cell's model on all images of a split, for one half of the classes."""
     options = {"DATASET.SUBSAMPLE_CLASSES": half, "TEST.SPLIT": cell.stage.split, "DATASET.NUM_SHOTS": -1, **settings}
     cfg = build_cfg(cell, place, cell.test_folder(half, settings), options)
     if finished(cfg):
         return
     trainer = build_trainer(cfg)
-    source = {"choice": place.choice} if place.choice else {}
+    source: dict[str, Any] = {"choice": place.choice} if place.choice else {}
     if trainer.get_model_names():
         source["model_dir"] = os.path.join(place.output, cell.folder / "train")
         trainer.load_model(source["model_dir"])
@@ -155,7 +155,7 @@ def test(cell: Cell, half: str, settings: Settings, place: Place) -> None:
 
 
 def finished(cfg: CfgNode) -> bool:
-    """Whether a run's folder holds it, finished. Raises ValueError if another one is there."""
+    """Return whether a run is finished in its folder. Raise ValueError if another run is there."""
     record = read_results(cfg.OUTPUT_DIR)
     if record and (changed := changed_keys(record["config"], cfg)):
         raise ValueError(f"{cfg.OUTPUT_DIR} was made with other settings ({', '.join(changed)}); delete it, or choose "
@@ -164,10 +164,10 @@ def finished(cfg: CfgNode) -> bool:
 
 
 def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgNode:
-    """The frozen configuration of a training or a test of a cell.
+    """Return the frozen configuration of a cell's training or test, and seed the generators.
 
     Raises:
-        ValueError: settings that make no sense.
+        ValueError: a setting is unknown or out of range.
     """
     cfg = get_cfg_default()
     extend_cfg(cfg)
@@ -180,26 +180,27 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
     check_settings(cfg)
     cfg.freeze()
     registry.require(cell.trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "data set", DATASET_REGISTRY.registered_names())
+    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     set_random_seed(cell.seed)
     return cfg
 
 
 def measured(cell: Cell, place: Place, settings: Settings) -> Measured:
-    """What a finished test of a cell gave."""
+    """Return the result of a finished test of a cell."""
     records = [read_results(os.path.join(place.output, cell.test_folder(half, settings)))
                for half in cell.stage.halves]
-    metrics = tuple(record["metrics"] for record in records)
+    metrics = [record["metrics"] for record in records if record]
     return Measured(metrics[0]["accuracy"], metrics[1]["accuracy"], metrics)
 
 
 # Many cells
 
 
-def run_cells(title: str, cells: Sequence[Cell], place: Place, jobs: int) -> dict[str, str]:
-    """Run cells, `jobs` at a time, each in a process of one thread; says how far it is.
+def run_cells(title: str, cells: Iterable[Cell], place: Place, jobs: int) -> dict[str, str]:
+    """Run cells, `jobs` at a time, each in a process of one thread, and show the progress.
 
-    Returns, by name, why cells have no result.
+    Returns:
+        Name of a cell without a result -> the reason.
     """
     merged = merge(cells)
     faults: dict[str, str] = {}
@@ -212,19 +213,19 @@ def run_cells(title: str, cells: Sequence[Cell], place: Place, jobs: int) -> dic
     return faults
 
 
-def merge(cells: Sequence[Cell]) -> list[Cell]:
-    """Each training once, with all its tests."""
+def merge(cells: Iterable[Cell]) -> list[Cell]:
+    """Return each training once, with all its tests."""
     merged: dict[Path, Cell] = {}
     for cell in cells:
         known = merged.setdefault(cell.folder, cell)
         if known is not cell:
             more = [settings for settings in cell.tests if settings not in known.tests]
-            merged[cell.folder] = Cell(**{**vars(known), "tests": [*known.tests, *more]})
+            merged[cell.folder] = replace(known, tests=[*known.tests, *more])
     return list(merged.values())
 
 
 def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Cell, str]]:
-    """Each cell when it is done, and its fault."""
+    """Yield each cell when it is done, with its fault."""
     if jobs == 1:
         for cell in cells:
             yield cell, run_cell(cell, place)
@@ -245,7 +246,7 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
 
 @contextlib.contextmanager
 def ctrl_c_ignored() -> Iterator[None]:
-    """Processes that start meanwhile ignore Ctrl-C all their lives: it is for the study's own process to end them."""
+    """Let processes that start meanwhile ignore Ctrl-C for good: the study's own process ends them."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -254,7 +255,6 @@ def ctrl_c_ignored() -> Iterator[None]:
 
 
 def prepare_process() -> None:
-    """One thread, and an end without a word when the study's process asks for it."""
+    """Use one thread, and end silently when the study's process asks for it."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit())
-

@@ -1,4 +1,4 @@
-"""A study as its YAML file describes it: the search space, what is compared, and the ablations. Nothing runs here."""
+"""A study as its YAML file describes it: the search, the comparison and the ablations. Nothing runs here."""
 import hashlib
 import itertools
 import json
@@ -23,48 +23,48 @@ from p2c.utils.console import one_line
 Settings = dict[str, Any]  # dotted key -> value
 
 
-def different(values: list) -> list:
-    """Raise ValueError if a list repeats itself."""
+def distinct(values: list) -> list:
+    """Return a list; raise ValueError if it repeats a value."""
     if repeated := {value for value in values if values.count(value) > 1}:
         raise ValueError(f"names {', '.join(map(str, sorted(repeated)))} more than once")
     return values
 
 
-def as_written(value, check: Callable):
-    """Validate a number but keep its type: `Study.space_digest` tells 2 from 2.0."""
+def as_written(value: Any, check: Callable) -> Any:
+    """Validate a number but keep its type, since `Study.space_digest` tells 2 from 2.0."""
     check(value)
     return value
 
 
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, WrapValidator(as_written)]
-Texts = Annotated[list[str], Field(min_length=1), AfterValidator(different)]
+Texts = Annotated[list[str], Field(min_length=1), AfterValidator(distinct)]
 
 
 class Part(BaseModel):
-    """An entry of the file, of which nothing is converted and nothing passed over."""
+    """An entry of the file; no value is converted, and an unknown key is refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Space(Part):
-    """The trials of a trainer: every combination of the values in `grid`, on top of another trainer's choice if any."""
+    """The trials of a trainer: all combinations of the values in `grid`, on top of another trainer's choice, if any."""
 
     trainer: str
     grid: dict[str, Annotated[list, Field(min_length=1)]]
     inherits: str = ""
 
     def trials(self) -> list[Settings]:
-        """All combinations, the last key changing fastest."""
+        """Return all combinations; the last key changes fastest."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
 class Cloud(Part):
-    """Cloud inference: these trainers' models are tested with `samples` draws; level and average are searched."""
+    """Cloud inference with `samples` draws, for these trainers; the level and the kind of average are searched."""
 
     trainers: Texts
     samples: Count
-    levels: Annotated[list[Number], Field(min_length=1), AfterValidator(different)]
+    levels: Annotated[list[Number], Field(min_length=1), AfterValidator(distinct)]
     averages: Texts
 
     def trials(self) -> list[Settings]:
@@ -73,7 +73,7 @@ class Cloud(Part):
 
 
 class Search(Part):
-    """Where settings are chosen: data sets that are not reported, seeds 1 to `seeds`."""
+    """The choice of settings, on datasets that are not reported, with seeds 1 to `seeds`."""
 
     datasets: Texts
     seeds: Count
@@ -97,15 +97,15 @@ class Search(Part):
 
 
 class Compare(Part):
-    """The main comparison; `difference` names two of the trainers, of which the first minus the second is reported."""
+    """The main comparison; `difference` names two trainers, and the first minus the second is reported."""
 
     datasets: Texts
-    seeds: Annotated[int, Field(ge=2)]  # or there is no confidence interval
+    seeds: Annotated[int, Field(ge=2)]  # a confidence interval needs two
     trainers: Texts
     difference: Texts
 
     @model_validator(mode="after")
-    def check_difference(self):
+    def check_difference(self) -> "Compare":
         if len(self.difference) != 2 or not set(self.difference) <= set(self.trainers):
             raise ValueError(f"has a difference of {self.difference}; it must be two of {', '.join(self.trainers)}")
         return self
@@ -115,9 +115,9 @@ class Variant(Part):
     """One line of an ablation.
 
     Attributes:
-        chosen: trainers whose chosen settings it has, later ones over earlier ones; without it, its trainer's.
-        settings: its own, over these.
-        against: name of the variant above it in its group that it is compared with; "": none; without it, the first.
+        chosen: trainers whose chosen settings it takes, later ones over earlier ones; default: its trainer.
+        settings: its own settings, which override the chosen ones.
+        against: the variant above it in its group that it is compared with; "": none; default: the first.
     """
 
     name: str
@@ -143,10 +143,12 @@ class Group(Part):
     @field_validator("variants")
     @classmethod
     def check_variants(cls, variants: list[Variant]) -> list[Variant]:
-        names = different([variant.name for variant in variants])
+        names = distinct([variant.name for variant in variants])
         complete = []
         for i, variant in enumerate(variants):
-            against = variant.against if variant.against is not None else names[0] if i else ""
+            against = variant.against
+            if against is None:
+                against = names[0] if i else ""
             if against and against not in names[:i]:
                 raise ValueError(f"has {variant.name} against {against!r}, which must name a variant above it")
             complete.append(variant.model_copy(update={"against": against}))
@@ -160,7 +162,7 @@ class Ablations(Part):
 
 
 class Initialisations(Part):
-    """Runs of one seed that differ in their initial prompts alone."""
+    """Runs with one seed that differ only in their initial prompts."""
 
     dataset: str
     seeds: Count
@@ -171,9 +173,9 @@ class Study(Part):
     """A whole study.
 
     Attributes:
-        path: the file that describes it.
-        config: of configs/trainers/TRAINER/CONFIG.yaml.
-        settings: of every run.
+        path: the study's file.
+        config: CONFIG in configs/trainers/TRAINER/CONFIG.yaml.
+        settings: those of every run.
     """
 
     path: str
@@ -187,18 +189,18 @@ class Study(Part):
 
     @property
     def space_digest(self) -> str:
-        """SHA-256 of all that the choice depends on."""
+        """Return the SHA-256 of everything that the choice depends on."""
         parts = [self.config, self.settings, self.search.datasets, self.search.seeds,
                  [vars(space) for space in self.search.spaces], self.cloud and vars(self.cloud)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @model_validator(mode="after")
-    def check_choices(self):
-        """What no single entry shows: settings that are chosen where they are reported, or by nobody."""
+    def check_choices(self) -> "Study":
+        """Raise ValueError if settings are chosen on reported data, or needed but never chosen."""
         parts = [part for part in (self.ablations, self.initialisations) if part]
         if both := {*self.compare.datasets, *(part.dataset for part in parts)} & set(self.search.datasets):
             raise ValueError(f"search.datasets names {', '.join(sorted(both))}, on which results are reported; "
-                             "settings must be chosen on other data sets")
+                             "settings must be chosen on other datasets")
         users = {"compare.trainers": [name for name in self.compare.trainers if not name.startswith("ZeroshotCLIP")]}
         for name in ("cloud", "initialisations"):
             if part := getattr(self, name):
@@ -208,24 +210,24 @@ class Study(Part):
         known = [space.trainer for space in self.search.spaces]
         for where, trainers in users.items():
             if unknown := [trainer for trainer in trainers if trainer not in known]:
-                raise ValueError(f"{where} names {', '.join(unknown)}, but only for {', '.join(known)} settings are "
-                                 "chosen")
+                raise ValueError(f"{where} names {', '.join(unknown)}, but settings are chosen only for "
+                                 f"{', '.join(known)}")
         return self
 
 
 def read_study(path: str) -> Study:
-    """The study in a YAML file.
+    """Read a study from a YAML file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no study; the message names the entry.
+        ValueError: it is not a valid study; the message names the entry.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"No study {path}; the shipped ones are in configs/studies/")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
+        raise ValueError(f"{path} is not valid YAML: {one_line(error)}") from error
     try:
         return Study.model_validate({**content, "path": path} if isinstance(content, dict) else content)
     except ValidationError as error:
@@ -233,7 +235,7 @@ def read_study(path: str) -> Study:
 
 
 def in_words(fault: Mapping) -> str:
-    """Return a fault that pydantic found: the entry, what came and what is expected."""
+    """Return in words a fault that pydantic found: the entry, its value and what was expected."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
     kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":

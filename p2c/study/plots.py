@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""The figures of a report."""
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from p2c.study.analysis import Estimate
 from p2c.tables.curves import COLOURS, MARKERS
 
-LINE = 0.26  # inches of a line in a forest plot
+LINE = 0.26  # height of a line in a forest plot, in inches
 
 
 def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate | None]]) -> Figure:
-    """A panel for base, novel and HM; a line with its interval for each data set and the pooled estimate."""
+    """Draw a panel each for base, novel and HM, with the interval of each dataset and of the pooled estimate."""
     names = list(estimates)
     figure = Figure((8, 1 + LINE * 1.4 * len(names)), layout="constrained")
     for ax, (measure, title) in zip(figure.subplots(1, 3, sharey=True),
@@ -23,7 +23,7 @@ def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate |
 
 
 def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> Figure:
-    """A panel for each group: differences in HM with their intervals."""
+    """Draw a panel for each group: differences in HM with their intervals."""
     shown = {title: estimates for title, estimates in groups.items() if estimates}
     heights = [1 + len(estimates) for estimates in shown.values()]
     figure = Figure((8, 0.8 + LINE * sum(heights)), layout="constrained")
@@ -36,24 +36,26 @@ def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> Fig
 
 
 def forest(ax, estimates: Mapping[str, Estimate], colour: str) -> None:
-    """Points with intervals, the first on top, and a line at 0."""
+    """Draw estimates with their intervals, the first on top, and a line at 0."""
     ax.axvline(0, color="0.6", linewidth=0.8)
-    for place, found in enumerate(reversed(estimates.values())):
+    upwards = list(estimates)[::-1]
+    for place, name in enumerate(upwards):
+        found = estimates[name]
         ax.errorbar([found.mean], [place], xerr=[[found.mean - found.low], [found.high - found.mean]], fmt="o",
                     color=colour, markersize=4, capsize=2, linewidth=1.2)
-    ax.set_yticks(range(len(estimates)), list(reversed(estimates)), fontsize=8)
+    ax.set_yticks(range(len(estimates)), upwards, fontsize=8)
     ax.set_ylim(-0.6, len(estimates) - 0.4)
     ax.tick_params(axis="x", labelsize=8)
     ax.grid(axis="x", alpha=0.3)
 
 
 def reliability(kinds: Mapping[str, Sequence[Mapping[str, list]]]) -> Figure:
-    """Accuracy against confidence, bins of all tests of a kind together."""
+    """Draw accuracy against confidence, over the joint bins of all tests of a kind."""
     figure = Figure((4.2, 4), layout="constrained")
     ax = figure.subplots()
     ax.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
     for (kind, tests), colour, marker in zip(kinds.items(), COLOURS, MARKERS, strict=False):
-        counts, confidence, accuracy = (np.array([bins[name] for bins in tests], float)  # None, where none: NaN
+        counts, confidence, accuracy = (np.array([bins[name] for bins in tests], float)  # NaN for None
                                         for name in ("count", "confidence", "accuracy"))
         filled = counts.sum(0) > 0
         x, y = (np.nansum(counts * means, 0)[filled] / counts.sum(0)[filled] for means in (confidence, accuracy))

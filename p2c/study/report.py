@@ -1,4 +1,4 @@
-"""The frozen choice, tested: every cell that the report needs, and the report as Markdown, CSV and pictures."""
+"""The test of the frozen choice: all cells that the report needs, and the report as Markdown, CSV and figures."""
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +13,22 @@ from p2c.study import plots
 from p2c.study.analysis import Estimate, paired, pooled, spreads
 from p2c.study.cells import REPORT, Cell, Measured, Place, measured, run_cells
 from p2c.study.choice import Choice
-from p2c.study.plan import Group, Settings, Study, Variant
+from p2c.study.plan import Ablations, Compare, Group, Initialisations, Settings, Study, Variant
 
 MEASURES = ("base", "novel", "hm")
+Measure = str | Callable[[Measured], float]  # an attribute of Measured, or a function of it
 DOUBT = {"low confidence": "auroc_confidence", "mutual information": "auroc_mutual_information",
-         "share of draws that dissent": "auroc_dissent"}  # metrics of a test with a cloud
+         "share of draws that dissent": "auroc_dissent"}  # metrics of a test with cloud inference
 TITLES = {"base": "Base", "novel": "Novel", "hm": "HM"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell's test.
+    """The result of one test of a cell.
 
     Attributes:
         part: "compare", "cloud", "ablations: TITLE" or "initialisations".
-        name: the trainer, or a variant's name.
+        name: a trainer or variant.
     """
 
     part: str
@@ -38,32 +39,32 @@ class Row:
 
 
 class Rows:
-    """All tests of a report, to be looked up by what they are of.
+    """All tests of a report, looked up by part, name and dataset.
 
     Attributes:
-        faults: by part and name, how many of a line's trainings ended with a loss that is not finite.
+        faults: (part, name) -> number of trainings that ended with a loss that is not finite.
     """
 
     def __init__(self, rows: Sequence[Row], faults: Counter):
         self.rows, self.faults = rows, faults
 
-    def values(self, part: str, name: str, dataset: str, measure: Callable[[Measured], float] | str) -> list[float]:
-        """A measure of a part's line on a data set, in the order of seeds."""
-        get = (lambda found: getattr(found, measure)) if isinstance(measure, str) else measure
+    def values(self, part: str, name: str, dataset: str, measure: Measure) -> list[float]:
+        """Return a measure of a part's line on a dataset, in the order of the seeds."""
         rows = [row for row in self.rows if (row.part, row.name, row.cell.dataset) == (part, name, dataset)]
-        return [get(row.found) for row in sorted(rows, key=lambda row: (row.cell.seed, row.cell.name))]
+        ordered = sorted(rows, key=lambda row: (row.cell.seed, row.cell.name))
+        return [getattr(row.found, measure) if isinstance(measure, str) else measure(row.found) for row in ordered]
 
-    def differences(self, part: str, names: Sequence[str], dataset: str, measure) -> list[float]:
-        """The first line minus the second, seed by seed."""
+    def differences(self, part: str, names: Sequence[str], dataset: str, measure: Measure) -> list[float]:
+        """Return the first line minus the second, seed by seed."""
         first, second = (self.values(part, name, dataset, measure) for name in names)
         return [a - b for a, b in zip(first, second, strict=True)]
 
 
 def run(study: Study, choice: Choice, place: Place, jobs: int) -> Rows:
-    """Train and test all that the report needs.
+    """Train and test everything that the report needs.
 
     Raises:
-        FloatingPointError: a training that is not of an ablation ended with a loss that is not finite.
+        FloatingPointError: a training ended with a loss that is not finite; ablations may.
     """
     needed = [*comparison(study, choice), *initialisations(study, choice)]
     planned = [*needed, *ablations(study, choice)]
@@ -82,28 +83,32 @@ Planned = tuple[str, str, Cell, Settings]
 def comparison(study: Study, choice: Choice) -> Iterator[Planned]:
     for dataset in study.compare.datasets:
         for trainer in study.compare.trainers:
-            trained = trainer in choice.own
-            for seed in range(1, study.compare.seeds + 1) if trained else (1,):
-                settings = {**study.settings, **(choice.settings(trainer) if trained else {})}
-                tests = [{}, *([choice.cloud[trainer]] if trainer in choice.cloud else [])]
-                cell = Cell(REPORT, trainer, study.config, dataset, seed, settings, tests)
+            chosen, seeds = {}, 1  # of zero-shot CLIP, which learns nothing
+            if trainer in choice.own:
+                chosen, seeds = choice.settings(trainer), study.compare.seeds
+            cloud = [choice.cloud[trainer]] if trainer in choice.cloud else []
+            for seed in range(1, seeds + 1):
+                cell = Cell(REPORT, trainer, study.config, dataset, seed, {**study.settings, **chosen}, [{}, *cloud])
                 yield "compare", trainer, cell, {}
-                if trainer in choice.cloud:
-                    yield "cloud", trainer, cell, choice.cloud[trainer]
+                for test in cloud:
+                    yield "cloud", trainer, cell, test
 
 
 def ablations(study: Study, choice: Choice) -> Iterator[Planned]:
-    for group in study.ablations.groups if study.ablations else ():
+    if not (part := study.ablations):
+        return
+    for group in part.groups:
         for variant in group.variants:
             settings = {**study.settings, **choice.settings(*variant.chosen), **variant.settings}
-            for seed in range(1, study.ablations.seeds + 1):
-                cell = Cell(REPORT, variant.trainer, study.config, study.ablations.dataset, seed, settings)
+            for seed in range(1, part.seeds + 1):
+                cell = Cell(REPORT, variant.trainer, study.config, part.dataset, seed, settings)
                 yield f"ablations: {group.title}", variant.name, cell, {}
 
 
 def initialisations(study: Study, choice: Choice) -> Iterator[Planned]:
-    part = study.initialisations
-    for trainer in part.trainers if part else ():
+    if not (part := study.initialisations):
+        return
+    for trainer in part.trainers:
         for seed in range(1, part.seeds + 1):
             settings = {**study.settings, **choice.settings(trainer), "TRAIN.INIT_SEED": 1000 + seed}
             yield "initialisations", trainer, Cell(REPORT, trainer, study.config, part.dataset, 1, settings), {}
@@ -113,29 +118,27 @@ def initialisations(study: Study, choice: Choice) -> Iterator[Planned]:
 
 
 def write(study: Study, choice: Choice, rows: Rows, place: Place, command: str) -> list[str]:
-    """Write report.md, cells.csv and the pictures; returns their paths."""
+    """Write report.md, cells.csv and the figures; return their paths."""
     folder = Path(place.output)
     write_cells(rows, place)
-    pictures = {"differences.png": plots.differences(comparison_estimates(study, rows))}
-    if study.ablations:
-        pictures["ablations.png"] = plots.ablations(ablation_estimates(study, rows), study.ablations.dataset)
-    if study.cloud:
-        pictures["reliability.png"] = plots.reliability(reliability_bins(choice, rows))
-    for name, figure in pictures.items():
-        write_figure(folder / name, figure)
+    figures = {"differences.png": plots.differences(comparison_estimates(study, rows))}
     sections = [head(study, choice, command), chosen_section(study, choice), compare_section(study, rows)]
     if study.ablations:
-        sections += [ablation_section(study, rows)]
+        figures["ablations.png"] = plots.ablations(ablation_estimates(study.ablations, rows), study.ablations.dataset)
+        sections.append(ablation_section(study.ablations, rows))
     if study.initialisations:
-        sections += [spread_section(study, rows)]
+        sections.append(spread_section(study.compare, study.initialisations, rows))
     if study.cloud:
-        sections += [cloud_section(study, choice, rows)]
+        figures["reliability.png"] = plots.reliability(reliability_bins(choice, rows))
+        sections.append(cloud_section(study, choice, rows))
+    for name, figure in figures.items():
+        write_figure(folder / name, figure)
     write_atomically(folder / "report.md", "\n\n".join(sections) + "\n")
-    return [str(folder / name) for name in ("report.md", "cells.csv", *pictures)]
+    return [str(folder / name) for name in ("report.md", "cells.csv", *figures)]
 
 
 def write_cells(rows: Rows, place: Place) -> None:
-    """Write cells.csv: a line for each test."""
+    """Write cells.csv, one line for each test."""
     metrics = ("ece", "nll")
     columns = ["part", "name", "trainer", "dataset", "seed", *MEASURES,
                *(f"{half}_{metric}" for half in MEASURES[:2] for metric in metrics), "settings", "test", "run",
@@ -152,7 +155,7 @@ def head(study: Study, choice: Choice, command: str) -> str:
 
     {command}
 
-Accuracies in %, HM: harmonic mean of base and novel of each seed. ± is the standard deviation over seeds (n - 1).
+Accuracies in %; HM: harmonic mean of base and novel, for each seed. ± is the standard deviation over seeds (n - 1).
 Intervals are 95% confidence intervals of paired differences (Student's t over seeds). Settings were chosen on
 validation images of {' and '.join(study.search.datasets)}; the choice's SHA-256 is {choice.digest}."""
 
@@ -160,22 +163,26 @@ validation images of {' and '.join(study.search.datasets)}; the choice's SHA-256
 def chosen_section(study: Study, choice: Choice) -> str:
     lines = [f"## The choice\n\nEach trainer had {len(study.search.spaces[0].trials())} trials, scored by the HM of "
              "the two halves of the base classes (validation images), the mean over "
-             f"{len(study.search.datasets)} data sets and {study.search.seeds} seeds."]
+             f"{len(study.search.datasets)} datasets and {study.search.seeds} seeds."]
     for space in study.search.spaces:
         trials = choice.content["trials"][space.trainer]
-        table = [[*(values(trial["settings"])), *(number(trial.get(measure)) for measure in MEASURES),
-                  "chosen" if trial["settings"] == choice.own[space.trainer] else
-                  "loss not finite" if "fault" in trial else ""]
-                 for trial in trials]
+        table = [[*values(trial["settings"]), *(number(trial.get(measure)) for measure in MEASURES),
+                  remark(trial, choice.own[space.trainer])] for trial in trials]
         more = f", on top of {space.inherits}'s choice" if space.inherits else ""
         lines += [f"**{space.trainer}**{more}", markdown([*space.grid, *TITLES.values(), ""], table)]
     if study.cloud:
         for trainer, trials in choice.content["cloud_trials"].items():
             table = [[*values(trial["settings"]), number(trial["hm"]), number(trial["ece"]), number(trial["nll"], 4),
-                      "chosen" if trial["settings"] == choice.cloud[trainer] else ""] for trial in trials]
+                      remark(trial, choice.cloud[trainer])] for trial in trials]
             lines += [f"**Cloud inference, {trainer}** (by NLL)",
                       markdown([*trials[0]["settings"], "HM", "ECE", "NLL", ""], table)]
     return "\n\n".join(lines)
+
+
+def remark(trial: dict, chosen: Settings) -> str:
+    if trial["settings"] == chosen:
+        return "chosen"
+    return "loss not finite" if "fault" in trial else ""
 
 
 def compare_section(study: Study, rows: Rows) -> str:
@@ -185,22 +192,23 @@ def compare_section(study: Study, rows: Rows) -> str:
     first, second = compare.difference
     estimates = comparison_estimates(study, rows)
     k = len(compare.datasets)
-    differences = [[name, *(interval(found[measure]) for measure in MEASURES),
-                    *(("", "") if corrected is None else (interval(corrected), f"{corrected.p:.2g}"))]
-                   for name, (found, corrected) in estimates.items()]
-    overall = next(reversed(estimates.values()))[0]["hm"]
+    differences = []
+    for name, (found, corrected) in estimates.items():
+        last = [interval(corrected), f"{corrected.p:.2g}"] if corrected else ["", ""]
+        differences.append([name, *(interval(found[measure]) for measure in MEASURES), *last])
+    overall = estimates["pooled"][0]["hm"]
     return "\n\n".join([
         f"## Base-to-novel, {compare.seeds} seeds",
-        markdown(["data set", "trainer", *TITLES.values()], table),
-        f"**{first} - {second}**, mean [95% CI]; corrected: {k} intervals that hold together (Bonferroni), with p "
-        f"times {k}; pooled: the data sets count alike",
-        markdown(["data set", *TITLES.values(), "HM, corrected", "p, corrected"], differences),
-        f"Pooled over the data sets {sentence(first, second, overall)}",
+        markdown(["dataset", "trainer", *TITLES.values()], table),
+        f"**{first} - {second}**, mean [95% CI]; corrected: {k} intervals that hold jointly (Bonferroni), with p "
+        f"times {k}; pooled: all datasets weigh the same",
+        markdown(["dataset", *TITLES.values(), "HM, corrected", "p, corrected"], differences),
+        f"Pooled over the datasets {sentence(first, second, overall)}",
         "![Differences](differences.png)"])
 
 
 def comparison_estimates(study: Study, rows: Rows) -> dict[str, tuple[dict[str, Estimate], Estimate | None]]:
-    """By data set, and "pooled" at the end: the estimate of each measure, and HM's corrected for their number."""
+    """Return by dataset, and for "pooled", the estimate of each measure, and the corrected one of HM, if any."""
     compare = study.compare
     found = {dataset: {measure: rows.differences("compare", compare.difference, dataset, measure)
                        for measure in MEASURES} for dataset in compare.datasets}
@@ -211,15 +219,13 @@ def comparison_estimates(study: Study, rows: Rows) -> dict[str, tuple[dict[str, 
     return estimates
 
 
-def ablation_estimates(study: Study, rows: Rows) -> dict[str, dict[str, Estimate]]:
-    """By group and variant: the difference in HM to the variant that it is compared with, where both have results."""
-    dataset = study.ablations.dataset
+def ablation_estimates(part: Ablations, rows: Rows) -> dict[str, dict[str, Estimate]]:
+    """Return by group and variant the difference in HM to the variant that it is compared with, if there is one."""
     return {group.title: {f"{variant.name} - {variant.against}": found for variant in group.variants
-                          if (found := against(rows, group, variant, dataset))} for group in study.ablations.groups}
+                          if (found := against(rows, group, variant, part.dataset))} for group in part.groups}
 
 
-def ablation_section(study: Study, rows: Rows) -> str:
-    part = study.ablations
+def ablation_section(part: Ablations, rows: Rows) -> str:
     lines = [f"## Ablations on {part.dataset}, {part.seeds} seeds"]
     for group in part.groups:
         name = f"ablations: {group.title}"
@@ -237,16 +243,15 @@ def ablation_section(study: Study, rows: Rows) -> str:
 
 
 def against(rows: Rows, group: Group, variant: Variant, dataset: str) -> Estimate | None:
-    """The difference in HM to the variant that one is compared with; None if there is none, or one has no result."""
+    """Return the difference in HM to the variant that one is compared with, or None if there is none or no result."""
     part = f"ablations: {group.title}"
     if not variant.against or rows.faults[part, variant.name] or rows.faults[part, variant.against]:
         return None
     return paired(rows.differences(part, (variant.name, variant.against), dataset, "hm"))
 
 
-def spread_section(study: Study, rows: Rows) -> str:
-    """Standard deviations over all of a seed's randomness, and over the initial prompts alone."""
-    part, compare = study.initialisations, study.compare
+def spread_section(compare: Compare, part: Initialisations, rows: Rows) -> str:
+    """Return the standard deviations over all of a seed's randomness, and over the initial prompts alone."""
     first, second = compare.difference
     table = []
     for label, name, dataset in (*(("seeds", "compare", dataset) for dataset in compare.datasets),
@@ -258,18 +263,19 @@ def spread_section(study: Study, rows: Rows) -> str:
                           number(found.second, 2), f"{found.p:.2g}"])
     return "\n\n".join([
         "## Spread with and without denoising",
-        "Standard deviations over runs; p of their being equal (Pitman and Morgan, paired runs, not corrected for the "
-        "number of tests).",
-        markdown(["data set", "runs differ in", "n", "", first, second, "p"], table)])
+        "Standard deviations over runs; p of the hypothesis that they are equal (Pitman and Morgan, paired runs, not "
+        "corrected for the number of tests).",
+        markdown(["dataset", "runs differ in", "n", "", first, second, "p"], table)])
 
 
 def cloud_section(study: Study, choice: Choice, rows: Rows) -> str:
     datasets, seeds = study.compare.datasets, study.compare.seeds
-    measures = {"HM": "hm", "ECE": both("ece"), "NLL": both("nll")}
+    measures: dict[str, Measure] = {"HM": "hm", "ECE": both("ece"), "NLL": both("nll")}
     lines = [f"## Cloud inference, {seeds} seeds",
-             "Cloud minus point, mean [95% CI]; ECE (%) and NLL (nats) are means over base and novel."]
+             "Cloud minus point inference, mean [95% CI]; ECE (%) and NLL (nats) are means over base and novel."]
     for trainer, settings in choice.cloud.items():
-        table, found = [], {}
+        found: dict[str, dict[str, list[float]]] = {}
+        table = []
         for dataset in datasets:
             found[dataset] = {title: [a - b for a, b in zip(rows.values("cloud", trainer, dataset, measure),
                                                             rows.values("compare", trainer, dataset, measure),
@@ -284,23 +290,24 @@ def cloud_section(study: Study, choice: Choice, rows: Rows) -> str:
                                       for metric in DOUBT.values())] for dataset in datasets]
         words = ", ".join(f"{key} {value}" for key, value in settings.items())
         lines += [f"**{trainer}**, {words}",
-                  markdown(["data set", *(f"{title}, point" for title in measures),
+                  markdown(["dataset", *(f"{title}, point" for title in measures),
                             *(f"{title}, difference" for title in measures)], table),
-                  "How well wrong predictions of the cloud are told from right ones (AUROC in %, 50: not at all), by",
-                  markdown(["data set", *DOUBT], table_of_doubt)]
+                  "How well these tell wrong predictions of the cloud from right ones (AUROC in %; 50: not at all)",
+                  markdown(["dataset", *DOUBT], table_of_doubt)]
     return "\n\n".join([*lines, "![Reliability](reliability.png)"])
 
 
 def both(metric: str) -> Callable[[Measured], float]:
-    """The mean of a metric over base and novel."""
+    """Return a function for the mean of a metric over base and novel."""
     return lambda found: fmean(half[metric] for half in found.halves)
 
 
 def reliability_bins(choice: Choice, rows: Rows) -> dict[str, list[dict]]:
-    """By trainer and kind of inference: every test's bins of confidence."""
-    return {f"{trainer}, {'cloud' if part == 'cloud' else 'point'}": [
-        found["reliability"] for row in rows.rows if row.part == part and row.name == trainer
-        for found in row.found.halves] for trainer in choice.cloud for part in ("compare", "cloud")}
+    """Return the confidence bins of every test, by trainer and kind of inference."""
+    kinds = {"compare": "point", "cloud": "cloud"}
+    return {f"{trainer}, {kind}": [half["reliability"] for row in rows.rows if (row.part, row.name) == (part, trainer)
+                                   for half in row.found.halves]
+            for trainer in choice.cloud for part, kind in kinds.items()}
 
 
 # Text
@@ -323,7 +330,8 @@ def digits(title: str) -> int:
 
 
 def spread(sample: Sequence[float]) -> str:
-    return f"{fmean(sample):.1f}" + (f" ± {stdev(sample):.1f}" if len(sample) > 1 else "")
+    mean = f"{fmean(sample):.1f}"
+    return f"{mean} ± {stdev(sample):.1f}" if len(sample) > 1 else mean
 
 
 def interval(found: Estimate, digits: int = 1) -> str:
@@ -331,7 +339,7 @@ def interval(found: Estimate, digits: int = 1) -> str:
 
 
 def sentence(first: str, second: str, found: Estimate) -> str:
-    """What an estimate of HM says, in words."""
+    """Return in words what an estimate of HM says."""
     size = f"({found.mean:+.2f} points, 95% CI [{found.low:+.2f}, {found.high:+.2f}])"
     if found.includes_zero:
         return f"no difference between {first} and {second} is shown: the interval includes 0 {size}."

@@ -1,1 +1,1 @@
-"""What several folders use and none owns: logs, ranges, random streams, checksums, the console."""
+"""Helpers of several folders: logs, ranges, random streams, checksums, the console."""

@@ -1,7 +1,7 @@
 """The loggers of this package's modules.
 
-Importing real Dassl disables logging up to warnings for the whole process. When Dassl runs our trainers, our messages
-must still appear, without any change for other packages.
+Importing real Dassl disables all logging up to level WARNING in the process. Our messages must still appear when Dassl
+runs our trainers, and nothing may change for other packages.
 """
 import logging
 
@@ -25,5 +25,5 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def speak_despite_disable() -> None:
-    """Let this package's messages through even if logging is disabled."""
+    """Let this package's loggers emit messages even if logging is disabled."""
     PackageLogger.despite_disable = True

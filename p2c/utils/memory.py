@@ -1,15 +1,15 @@
-"""How much memory there is."""
+"""The memory of a device."""
 from pathlib import Path
 
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")  # of the container that the process runs in, if any (version 2)
+CGROUP = Path("/sys/fs/cgroup")  # of the process's container, if any (cgroup version 2)
 MEMINFO = Path("/proc/meminfo")
-UNKNOWN = 4 << 30  # bytes that are assumed where the system does not say
+UNKNOWN = 4 << 30  # bytes assumed where the system does not tell
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of a GPU or, for a CPU, of the machine (or its container); the same whatever else runs."""
+    """Return the total bytes of a GPU or, for a CPU, of the machine or its container, whether in use or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     total = _machine("MemTotal")
@@ -24,7 +24,7 @@ def _machine(entry: str) -> int:
 
 
 def _limit() -> int | None:
-    """Bytes that the container may take, if there is a limit."""
+    """Return the container's limit in bytes, or None if there is none."""
     limit = CGROUP / "memory.max"
     text = limit.read_text().strip() if limit.is_file() else "max"
     return None if text == "max" else int(text)

@@ -1,8 +1,9 @@
 """Images as bytes on the host, converted to floats and normalised on the device.
 
-The transfer from a worker to the device is then a quarter as large, and the workers have less to do.
+This quarters the transfer from workers to the device, and leaves the workers less to do.
 """
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from torchvision.transforms import functional as F
 
 
 class Normalization:
-    """ToTensor and Normalize for batches of images (B, 3, height, width) in uint8; the result is in float32.
+    """ToTensor and Normalize for uint8 batches of images (B, 3, height, width), with float32 results.
 
     Args:
-        statistics: mean and standard deviation of each channel in [0, 1]; None: leave the pixels in [0, 1].
+        statistics: means and standard deviations of the channels, for pixels in [0, 1]; None: do not normalise.
         device: where the images are.
     """
 
@@ -25,8 +26,8 @@ class Normalization:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         self.statistics = statistics
-        # A tensor, since CUDA replaces division by a number with multiplication by its rounded inverse. This way the
-        # operations and roundings are torchvision's, and the result is bitwise equal on a CPU and on a GPU.
+        # A tensor, since CUDA replaces division by a number with multiplication by its rounded inverse. With a tensor
+        # the operations and roundings are torchvision's, and the result is bitwise equal on CPU and GPU.
         self.white = on_device(255.0)
         self.mean, self.std = (on_device(values).view(-1, 1, 1) for values in statistics or ([0.0], [1.0]))
 
@@ -34,11 +35,11 @@ class Normalization:
         images = images.to(torch.float32).div_(self.white)
         return images if self.statistics is None else images.sub_(self.mean).div_(self.std)
 
-    def is_all_of(self, steps: Sequence[Callable]) -> bool:
-        """Return whether these transforms of a float tensor do exactly this normalisation."""
+    def is_all_of(self, steps: Sequence[Any]) -> bool:
+        """Return whether these transforms of a float tensor are exactly this normalisation."""
         if self.statistics is None:
             return not steps
-        if [type(step) for step in steps] != [T.Normalize]:
+        if len(steps) != 1 or type(steps[0]) is not T.Normalize:
             return False
         mean, std = self.statistics
         return list(steps[0].mean) == list(mean) and list(steps[0].std) == list(std)
@@ -47,7 +48,7 @@ class Normalization:
 def as_bytes(transform: Callable | Sequence | None, normalization: Normalization) -> Callable | Sequence | None:
     """Return the transform with `to_bytes` in place of ToTensor and normalisation.
 
-    A transform that does anything else with floats is returned unchanged.
+    Any transform that does something else with floats is returned unchanged.
     """
     if not isinstance(transform, T.Compose):
         return transform

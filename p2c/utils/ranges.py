@@ -1,6 +1,6 @@
-"""The entries of the tables of settings, and how a configuration is compared with them.
+"""The entries of the settings tables, and checks of a configuration against them.
 
-Imports nothing heavy: the tables are `SETTINGS` in p2c/config.py and p2c/engine/config.py.
+The tables are `SETTINGS` in p2c/config.py and p2c/engine/config.py. This module imports nothing heavy.
 """
 import math
 from collections.abc import Callable, Mapping
@@ -10,28 +10,28 @@ MISSING = object()
 
 
 class Range(NamedTuple):
-    """The values that a setting may have, as a test of a value and the whole configuration, and in words."""
+    """The allowed values of a setting, as a test of (value, whole configuration) and in words."""
 
     test: Callable[[Any, Any], bool]
     words: str
 
-    def holds(self, value, cfg) -> bool:
-        """Return whether a value, of whatever type, is in the range."""
+    def holds(self, value: Any, cfg: Any) -> bool:
+        """Return whether a value of any type is in the range."""
         try:
             return self.test(value, cfg)
-        except (TypeError, OverflowError):  # a value of another type, or a whole number beyond floats
+        except (TypeError, OverflowError):  # a value of another type, or an int too large for a float
             return False
 
 
 class Setting(NamedTuple):
-    """What a setting is unless it is given, what it may be, and what it means."""
+    """A setting's default, range and meaning."""
 
     default: Any
     range: Range
     meaning: str
 
 
-def number(value) -> bool:
+def number(value: Any) -> bool:
     """Return whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -55,8 +55,11 @@ def between(low: float, high: float) -> Range:
 
 
 def whole(least: float = -math.inf, most: float = math.inf) -> Range:
-    """Return the whole numbers within two bounds, both included."""
-    bounds = "" if least == -math.inf else f", at least {least}" if most == math.inf else f" from {least} to {most}"
+    """Return the range of whole numbers within two inclusive bounds."""
+    if most != math.inf:
+        bounds = f" from {least} to {most}"
+    else:
+        bounds = "" if least == -math.inf else f", at least {least}"
     return Range(lambda value, cfg: type(value) is int and least <= value <= most, f"it must be a whole number{bounds}")
 
 
@@ -65,37 +68,40 @@ def one_of(*choices: str) -> Range:
 
 
 def several(holds: Callable[[float], bool], count: int, words: str) -> Range:
-    """Return the lists of so many finite numbers, each of which `holds`; `words` say what they are."""
+    """Return the range of lists of `count` finite numbers for each of which `holds` is true, described by `words`."""
     return Range(lambda value, cfg: len(value) == count and all(number(entry) and holds(entry) for entry in value),
                  f"it must be {words}")
 
 
-# The range of a setting that is in no table, such as a plugin's, by the type of its default.
+# The ranges of settings that are in no table, such as a plugin's, by the types of their defaults.
 KINDS = {bool: SWITCH, str: TEXT, int: whole(), float: NUMBER, list: LIST, tuple: LIST,
          type(None): Range(lambda value, cfg: True, "it may be anything")}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict:
     """Return the leaves of a tree by their dotted keys."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 def defaults(table: Mapping) -> dict:
-    """Return a table's tree with the default of each setting in its place."""
+    """Return a table with each setting replaced by its default."""
     return {key: defaults(entry) if isinstance(entry, dict) else entry.default for key, entry in table.items()}
 
 
-def faults(cfg, table: Mapping) -> list[str]:
-    """Return what is out of its range among a table's settings, a line each; those that `cfg` lacks are passed over."""
+def faults(cfg: Any, table: Mapping) -> list[str]:
+    """Return one line for each of a table's settings that is out of range; settings that `cfg` lacks are skipped."""
     values = ((key, setting.range, lookup(cfg, key)) for key, setting in flatten(table).items())
     return [f"{key} is {value!r}; {range_.words}" for key, range_, value in values
             if value is not MISSING and not range_.holds(value, cfg)]
 
 
-def lookup(cfg, key: str):
+def lookup(cfg: Any, key: str) -> Any:
     """Return the value of a dotted key, or MISSING."""
     for part in key.split("."):
         if part not in cfg:

@@ -1,5 +1,4 @@
-"""The reliability of predictions as a picture: accuracy against confidence, over how many images have which confidence.
-"""
+"""The reliability diagram: accuracy against confidence, above a histogram of confidence."""
 import os
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +10,12 @@ SIZE = 4.0, 4.4  # width and height in inches
 
 
 def draw(reliability: Mapping[str, Sequence], path: str | os.PathLike) -> None:
-    """Write the bins of a results.json's `reliability` as a PNG file."""
+    """Write the bins of `reliability` in a results.json as a PNG file."""
     write_figure(path, figure_of(**reliability))
 
 
 def figure_of(count: Sequence[int], confidence: Sequence[float | None], accuracy: Sequence[float | None]) -> Figure:
-    """The picture: points on the diagonal are calibrated, below it overconfident."""
+    """Return the diagram: points on the diagonal are calibrated, points below it overconfident."""
     figure = Figure(SIZE, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = 100 / len(count)

@@ -1,7 +1,7 @@
 """Named random streams: each kind of randomness is a function of (seed, name, step) alone.
 
-So two runs that differ in one setting share all other streams, all ranks of a distributed run draw the same noise, and
-a resumed run needs no generator state.
+So runs that differ in one setting share all other streams, all ranks of a distributed run draw the same noise, and a
+resumed run needs no generator state.
 """
 import hashlib
 
@@ -15,5 +15,5 @@ def seed_of(seed: int, name: str, step: int | str = 0) -> int:
 
 
 def generator(seed: int, name: str, step: int | str = 0) -> torch.Generator:
-    """Return a new CPU generator at the start of the stream `name` at `step`; draw on the CPU, then move the result."""
+    """Return a new CPU generator for the stream `name` at `step`; draw on the CPU, then move the result."""
     return torch.Generator().manual_seed(seed_of(seed, name, step))

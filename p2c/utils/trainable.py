@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-# Embeddings of class names and attributes, which CoOp's kind of prompt learner keeps as buffers: specific to one run.
+# Embeddings of class names and attributes, which prompt learners in CoOp's style keep as buffers.
 CLASS_BUFFERS = ("token_prefix", "token_suffix", "token_middle1", "token_middle2", "token_middle3")
 
 
@@ -17,21 +17,21 @@ def parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state that a checkpoint of the model holds."""
+    """Return the model's state as a checkpoint holds it."""
     return {
         name: value.detach() for name, value in model.state_dict(keep_vars=True).items()
-        if not _of_one_run(name) and (value.requires_grad or not isinstance(value, nn.Parameter))
+        if not _is_class_buffer(name) and (value.requires_grad or not isinstance(value, nn.Parameter))
     }
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the result of `state_dict`, or the state of the whole model, whose frozen part is ignored.
+    """Load the result of `state_dict`, or the state of the whole model without its frozen part.
 
     Raises:
         ValueError: an entry is missing, unknown or of another shape; nothing is loaded.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    state = {name: value for name, value in state.items() if not _of_one_run(name)}
+    state = {name: value for name, value in state.items() if not _is_class_buffer(name)}
     expected, known = state_dict(model), model.state_dict()
     faults = []
     if missing := [name for name in expected if name not in state]:
@@ -48,10 +48,10 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _first(parts: list[str], most: int = 4) -> str:
-    """Join the first few parts, and count the others."""
+    """Join the first few parts and count the others."""
     more = f" and {len(parts) - most} more" if len(parts) > most else ""
     return ", ".join(parts[:most]) + more
 
 
-def _of_one_run(name: str) -> bool:
+def _is_class_buffer(name: str) -> bool:
     return name.rpartition(".")[2] in CLASS_BUFFERS
