@@ -21,6 +21,8 @@ from p2c.datasets.shapes import PICTURES
 from p2c.engine.datasets import Datum
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
 
+pytest_plugins = ("engine_fixtures", "contract", "download_fixtures", "run_folders")  # more fixtures
+
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
         "DATASET.CHECKS", "partial")
 

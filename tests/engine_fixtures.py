@@ -154,12 +154,6 @@ def tiny_config(root, output_dir, *options, engine=OURS):
     return cfg
 
 
-@pytest.fixture(scope="session")
-def engine():
-    """The engine that runs; contract.py has a fixture of this name for both."""
-    return OURS
-
-
 @pytest.fixture
 def config(engine, tiny_root, tmp_path):
     return lambda *options: tiny_config(tiny_root, tmp_path, *options, engine=engine)

@@ -12,7 +12,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from contract import *  # noqa: F403 (its fixtures)
 from contract import dassl_fails
 from engine_fixtures import MAPLE_RATES, console_text, own_console, tiny_config
 from torch import nn

@@ -6,7 +6,6 @@ from operator import itemgetter
 
 import pytest
 import torch
-from contract import *  # noqa: F403 (its fixtures)
 from contract import dassl_fails
 from torchvision import transforms as T
 

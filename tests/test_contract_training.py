@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import *  # noqa: F403 (its fixtures)
 from contract import available, dassl_fails
 from engine_fixtures import BEST_VAL, MAPLE_RATES, Pooled, rates, tiny_config, tiny_engine
 from torch import nn

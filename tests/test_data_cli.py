@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from data_trees import save_image, write_split_tree
-from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 
 from p2c.cli.data import main, parse_args

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import gdown
 import pytest
-from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import HTML, Drive, no_drive, start, until
 
 from p2c.download import fetch as fetching

@@ -14,7 +14,6 @@ import pytest
 import scipy.io
 import torchvision.datasets.imagenet
 from data_trees import CLASSES, COUNTS, TREES, WNIDS, save_image, write_split_tree
-from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import HTML, Drive, files_below, no_drive, start, tar_of, until, zip_of
 
 from p2c.datasets.imagenet import ImageNet

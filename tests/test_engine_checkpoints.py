@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import BEST_VAL, TinyTrainer, tiny_config
 from pickles import setting, spoil_archive, spoilt
 from torch import nn

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import TinyData
 from PIL import Image
 from torchvision import transforms as T

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import tiny_config
 
 import p2c

@@ -1,7 +1,6 @@
 """The training loop: what this engine says, records and refuses beyond what Dassl does."""
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import Pooled, TinyTrainer
 from torch import nn
 

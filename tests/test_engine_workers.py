@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import tiny_config, write_images
 
 from p2c.engine import DataManager, DatasetWrapper, Datum, build_data_loader

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 
 from p2c.cli import interpret
 from p2c.cli.interpret import Vocabulary, learned_text

@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import TinyTrainer
 
 from p2c.clip.precision import PRECISIONS, Precision

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import pytest
-from run_folders import *  # noqa: F403 (its fixture)
 from run_folders import NEW_BLOCK, OLD_BLOCK, PROGRESS, VALIDATION, log_text, write_log, write_results
 
 import parse_test_res

@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import torch
 from clip_files import BREEDS, make_pets
-from engine_fixtures import *  # noqa: F403 (its fixtures)
+from engine_fixtures import CLASSNAMES
 from PIL import Image
 from safetensors import safe_open
 
@@ -156,7 +156,7 @@ def test_a_trainer_of_another_package_predicts_as_it_is_tested(tiny_trainer, tmp
     trainer.train()
     items = trainer.dm.dataset.test
     predictor = Predictor.from_run(tmp_path / "run")
-    assert predictor.classnames == CLASSNAMES  # noqa: F405
+    assert predictor.classnames == CLASSNAMES
     with torch.no_grad():
         images = torch.stack([predictor.transform(read_image(item.impath)) for item in items])
         expected = trainer.model(images).softmax(1)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from outcomes import assert_equal, outcome
 
 from p2c.engine.checkpoint import CannotResume

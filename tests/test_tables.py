@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
-from run_folders import *  # noqa: F403 (its fixture)
 from run_folders import NEW_BLOCK, log_text, write_log, write_results
 
 import parse_test_res
