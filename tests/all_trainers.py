@@ -26,7 +26,7 @@ def train(case: str, root: str, out: str) -> dict:
         "DATASET.CHECKS", "partial", "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1,
         "TRAINER.PROMPT_DENOISING.ENABLED", trainer in ("CoOp", "P2C"), "DATALOADER.TRAIN_X.BATCH_SIZE", 4, *pairs])
     registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-    registry.require("OxfordPets", registry.DATASETS, "data set", [])
+    registry.require("OxfordPets", registry.DATASETS, "dataset", [])
     trainer = build_trainer(cfg)
     losses = {}
     trainer.write_scalar = lambda tag, value, step: losses.update({(tag, step): value})

@@ -199,7 +199,7 @@ def test_names_come_in_order_of_registration(engine):
     ("build_dataset", "DATASET_REGISTRY", "DATASET.NAME", "TinyUnlabelled", "TinyUnlabeled"),
     ("build_evaluator", "EVALUATOR_REGISTRY", "TEST.EVALUATOR", "Clasification", "Classification"),
 ])
-def test_unknown_names_are_answered_with_the_choices_and_a_guess(engine, build, registry, key, wrong, right):
+def test_unknown_names_are_refused_with_the_choices_and_a_suggestion(engine, build, registry, key, wrong, right):
     """Check 7."""
     cfg = engine.get_cfg_default()
     cfg.merge_from_list([key, wrong])
