@@ -59,12 +59,12 @@ def test_an_archive_with_a_name_that_leads_out_is_refused_naming_it(tmp_path, na
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../secret", "..\\secret", "C:/secret"])
 def test_a_link_out_of_the_folder_refuses_the_archive(tmp_path, kind, target):
-    with pytest.raises(InvalidFile, match=naming("top/link", repr(target))):
+    with pytest.raises(InvalidFile, match=naming("top/link", "out")):
         unpack(tmp_path, tar_of({entry("top/link", kind, target): None}))
 
 
 def test_a_link_out_of_the_folder_in_a_zip_refuses_the_archive(tmp_path):
-    with pytest.raises(InvalidFile, match="top/link"):
+    with pytest.raises(InvalidFile, match=naming("top/link", "out")):
         unpack(tmp_path, zip_of({zip_entry("top/link", stat.S_IFLNK | 0o777): b"../../secret"}))
 
 

@@ -334,7 +334,7 @@ def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path)
     done = script("run.sh", "P2C", "base2novel", "oxford_pets", "1", cwd=tmp_path)
     assert done.returncode == 2 and re.search(naming("'base2novel'", "base2new_train"), done.stderr)
     done = script("run.sh", "IVLP:image_only", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
-    assert done.returncode == 2 and re.search(naming("IVLP", "'image_only'"), done.stderr)
+    assert done.returncode == 2 and re.search(naming("IVLP", "tiny_shapes_language_only"), done.stderr)
     done = script("run.sh", "MaPLe", "eval", "imagenet_a", MAIN, cwd=tmp_path)
     assert done.returncode == 2 and re.search(naming("eval", "CoOp", "'MaPLe'"), done.stderr)
 
