@@ -1,4 +1,4 @@
-"""Makes files in the real formats: a random CLIP as OpenAI's archive, a small data set in OxfordPets' layout."""
+"""Makes files in the real formats: a random CLIP as OpenAI's archive, a small dataset in OxfordPets' layout."""
 import json
 import random
 
@@ -36,7 +36,7 @@ def save_openai_archive(model: nn.Module, path) -> None:
 
 
 def make_pets(root, images_per_class=(4, 2, 3), size=(64, 64), classes=4, suffix="png") -> None:
-    """A data set in OxfordPets' layout: coloured noise, a class having its own mean colour."""
+    """A dataset in OxfordPets' layout: coloured noise, a class having its own mean colour."""
     folder = root / "oxford_pets"
     (folder / "images").mkdir(parents=True)
     rng = random.Random(7)

@@ -1,4 +1,4 @@
-"""Fixtures that several test files use: a small data set, and a configuration for any trainer on it."""
+"""Fixtures that several test files use: a small dataset, and a configuration for any trainer on it."""
 import copy
 import functools
 import json
@@ -21,6 +21,8 @@ from p2c.datasets.shapes import PICTURES
 from p2c.engine.datasets import Datum
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
 
+pytest_plugins = ("engine_fixtures", "contract", "download_fixtures", "run_folders")  # more fixtures
+
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1",
         "DATASET.CHECKS", "partial")
 
@@ -35,7 +37,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def made_once():
-    """What each run makes anew and always alike, the larger part of a small run's time, is made once a process.
+    """Cache, once a process, what every run builds identically and what takes most of a small run's time.
 
     These are the tokenizer, the random weights of tiny-shapes, and the report on the machine.
     """
@@ -74,7 +76,7 @@ def restore_process():
 
 @pytest.fixture
 def without_dassl(monkeypatch):
-    """A process that has not imported dassl, real or provided, and afterwards is as it was."""
+    """Hide dassl, real or provided, from this process, and restore the modules afterwards."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "dassl"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
@@ -86,7 +88,7 @@ def without_dassl(monkeypatch):
 
 @pytest.fixture(scope="session")
 def pets(tmp_path_factory):
-    """Root of a data set in OxfordPets' layout: 4 classes of 64 x 64 images, 4 train, 2 val, 3 test each."""
+    """Root of a dataset in OxfordPets' layout: 4 classes of 64 x 64 images, 4 train, 2 val, 3 test each."""
     root = tmp_path_factory.mktemp("data")
     make_pets(root)
     return root
@@ -123,7 +125,7 @@ def make_trainer(make_cfg):
 
 @pytest.fixture
 def call(pets, tmp_path):
-    """call(option, value, ..., trainer=, out=): run train.py here on the small data; gives the exit status."""
+    """call(option, value, ..., trainer=, out=): run train.py in this process on the small data; returns its status."""
     def run(*words, trainer="P2C", out="run", root=pets, pairs=()):
         return train.run(train.parse_args([
             "--root", str(root), "--seed", "1", "--trainer", trainer, "--output-dir", str(tmp_path / out),
@@ -134,7 +136,7 @@ def call(pets, tmp_path):
 
 @pytest.fixture
 def few_shapes(tmp_path, monkeypatch):
-    """Settings of the shapes data set with one picture a class and part."""
+    """Settings of the shapes dataset with one picture a class and part."""
     for part in PICTURES:
         monkeypatch.setitem(PICTURES, part, 1)
     return "DATASET.NAME", "Shapes", "DATASET.ROOT", str(tmp_path / "data")

@@ -3,9 +3,10 @@
 Each test runs on both, on real Dassl where it can be imported. A test that real Dassl fails by its own fault says which
 fault that is; the numbers are those of Dassl's known faults on current torch (F) and on any version (G). What only this
 package's engine promises is in test_engine_*.py.
+
+pytest loads this file as a plugin (see conftest.py).
 """
 import pytest
-from engine_fixtures import *  # noqa: F403 (its fixtures, except for the engine's)
 from engine_fixtures import tiny_engine
 
 from p2c.compat import EngineError
@@ -19,12 +20,20 @@ def available(name):
         pytest.skip(f"real Dassl cannot be imported: {error.__cause__}")
 
 
-@pytest.fixture(scope="session", params=["p2c", "dassl"])
+def pytest_generate_tests(metafunc):
+    """In the contract tests `engine` is each of the two."""
+    if "engine" in metafunc.fixturenames and metafunc.module.__name__.startswith("test_contract"):
+        fault = metafunc.definition.get_closest_marker("dassl_fails")
+        engines = ["p2c", pytest.param("dassl", marks=fault.args if fault else ())]
+        metafunc.parametrize("engine", engines, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def engine(request):
-    return available(request.param)
+    """This package's engine, or the one that a contract test runs on."""
+    return available(getattr(request, "param", "p2c"))
 
 
 def dassl_fails(fault: str, raises, when: bool = True):
     """Mark a test that real Dassl fails, in this way, because of a fault of its own."""
-    mark = pytest.mark.xfail(when, reason=fault, raises=raises, strict=True)
-    return pytest.mark.parametrize("engine", ["p2c", pytest.param("dassl", marks=mark)], indirect=True)
+    return pytest.mark.dassl_fails(pytest.mark.xfail(when, reason=fault, raises=raises, strict=True))

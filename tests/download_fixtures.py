@@ -1,4 +1,4 @@
-"""A server on this machine that has the faults of real ones, a stand-in for Google Drive, and miniature archives."""
+"""A local server with the faults of real ones, a stand-in for Google Drive, and miniature archives."""
 import contextlib
 import io
 import multiprocessing
@@ -161,7 +161,7 @@ def start(work, *args):
 
 
 def until(condition):
-    """Wait for what another process does."""
+    """Wait until the condition holds in another process."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

@@ -48,7 +48,7 @@ class Pooled(nn.Module):
 
 @functools.cache
 def tiny_engine(name: str):
-    """The names of an engine (see engines.py) and, registered with it, tiny data sets and a tiny trainer.
+    """The names of an engine (see engines.py) and, registered with it, tiny datasets and a tiny trainer.
 
     The schedule is this package's on either engine: real Dassl's raises on current torch (F1).
     """
@@ -113,7 +113,7 @@ TinyData, TinyTrainer = OURS.TinyData, OURS.TinyTrainer
 
 @contextlib.contextmanager
 def own_console():
-    """A standard output of the test's own; what was there is put back."""
+    """Replace standard output for the test, and restore it afterwards."""
     stdout, excepthook = sys.stdout, sys.excepthook
     sys.stdout = console = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     try:
@@ -152,12 +152,6 @@ def tiny_config(root, output_dir, *options, engine=OURS):
     ])
     cfg.freeze()
     return cfg
-
-
-@pytest.fixture(scope="session")
-def engine():
-    """The engine that runs; contract.py has a fixture of this name for both."""
-    return OURS
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The environment of the tests and of all processes that they start: without what users set for commands of ours.
+"""The environment of the tests and of every process they start, without what users set for our commands.
 
 Importing this makes it so; it comes before anything of ours, which reads some of the variables when it is imported.
 """

@@ -1,4 +1,4 @@
-"""What a training left in its folder, so that two can be compared to the last bit."""
+"""What a training run leaves in its folder, for bit-exact comparison of two runs."""
 import re
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def outcome(folder):
 
 
 def assert_equal(a, b, where=""):
-    """Nested containers and tensors are equal to the last bit."""
+    """Assert that nested containers and tensors are bit-identical."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), f"{where}: {sorted(a.keys() ^ b.keys())}"

@@ -1,4 +1,4 @@
-"""Pickles that change what their reader hands out, made by hand: no pickler writes such."""
+"""Hand-made malicious pickles that change what their reader returns; no pickler writes such."""
 import pickle
 import zipfile
 from pathlib import Path

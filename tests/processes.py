@@ -1,4 +1,4 @@
-"""Python programs in processes of their own, forked from one interpreter that has imported what takes seconds.
+"""Run Python programs in separate processes, forked from one interpreter that has done the slow imports.
 
 Only other people's packages are imported beforehand, so that a program imports ours as a new interpreter would.
 """
@@ -44,7 +44,7 @@ class Starter:
 
 
 def become(rank: int, words: list[str], cwd: str, env: dict, out: str) -> int:
-    """Run a program here; its exit status. What waits for ever, as for a process that failed, ends with an alarm."""
+    """Run a program in this process; returns its exit status. An alarm ends one that hangs."""
     signal.alarm(LIMIT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):

@@ -37,7 +37,7 @@ def write_results(
 
 @pytest.fixture
 def parse(capsys):
-    """Run the command; gives its exit status, standard output and standard error."""
+    """Run the command; returns its exit status, standard output and standard error."""
 
     def run(*arguments) -> tuple[int, str, str]:
         status = parse_test_res.main([str(argument) for argument in arguments])

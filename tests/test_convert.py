@@ -1,4 +1,5 @@
 """Runs of MaPLe and P2C in MaPLe's layout: the same predictions by MaPLe, whatever the mapper was; and the command."""
+import re
 import shlex
 import sys
 from types import SimpleNamespace
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from clip_files import make_pets
+from messages import naming
 
 import train
 from p2c.cli import convert
@@ -109,7 +111,7 @@ def test_epochs_lie_side_by_side_and_none_is_overwritten(runs, command, tmp_path
     last = torch.load(tmp_path / "MultiModalPromptLearner/model.pth.tar-2")["state_dict"]
     assert not torch.equal(first["prompt_learner.ctx"], last["prompt_learner.ctx"])
     status, _, errors = command(runs.of("MaPLe"), tmp_path)
-    assert status == 2 and len(errors) == 1 and "model.pth.tar-2 exists already; choose another folder" in errors[0]
+    assert status == 2 and len(errors) == 1 and "model.pth.tar-2" in errors[0]
     assert torch.load(tmp_path / "MultiModalPromptLearner/model.pth.tar-2")["state_dict"].keys() == last.keys()
 
 
@@ -146,22 +148,23 @@ def test_equal_tokens_fold_as_they_are_mapped_alike():
 
 def test_tokens_on_a_line_cannot_be_folded_and_diverged_ones_neither():
     step = torch.randn(6)
-    with pytest.raises(ValueError, match="No Linear equals the run's mapper on its context: the 3 tokens are affinely"):
+    with pytest.raises(ValueError, match=naming("Linear", "3 context tokens")):
         convert.fold(mapper(), torch.stack([step, 2 * step, 3 * step]))
-    with pytest.raises(ValueError, match="not finite: its training diverged; choose an earlier epoch"):
+    with pytest.raises(ValueError, match=naming("not finite", "epoch")):
         convert.fold(mapper(), torch.full((2, 6), torch.nan))
 
 
 # The command
 
-@pytest.mark.parametrize("name, message", [
-    ("CoOp", "What CoOp learns cannot be written in MaPLe's layout; runs of MaPLe and P2C can"),
-    ("zero-shot", "What ZeroshotCLIP learns cannot be written in MaPLe's layout; runs of MaPLe and P2C can"),
-    ("attributes", "MaPLe's layout has no place for attributes"),
+@pytest.mark.parametrize("name, named", [
+    ("CoOp", ("CoOp", "MaPLe")),
+    ("zero-shot", ("ZeroshotCLIP", "MaPLe")),
+    ("attributes", ("MaPLe", "attributes")),
 ])
-def test_what_has_no_place_in_the_layout_is_refused(runs, command, tmp_path, name, message):
+def test_what_has_no_place_in_the_layout_is_refused(runs, command, tmp_path, name, named):
     status, lines, errors = command(runs.of(name), tmp_path / "out")
-    assert status == 2 and not lines and len(errors) == 1 and errors[0].startswith(f"error: {message}")
+    assert status == 2 and not lines and len(errors) == 1 and errors[0].startswith("error: ")
+    assert re.search(naming(*named), errors[0])
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,7 @@ def test_a_bad_input_gets_one_line_and_changes_nothing(sandbox, case):
     assert sandbox.faults(case) == []
 
 
-def test_answers_are_found_wanting_for_more_than_a_line_a_traceback_or_no_remedy():
+def test_an_error_of_several_lines_a_traceback_or_one_without_a_remedy_is_a_fault():
     def faults(err):
         return list(corpus.faults_of_answer(corpus.Answer(2, "", err), "", ["x.yaml", "correct"]))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from data_trees import save_image, write_split_tree
-from download_fixtures import *  # noqa: F403 (its fixtures)
 from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
+from messages import naming
 
 from p2c.cli.data import main, parse_args
 from p2c.datasets.dtd import DescribableTextures as DTD
@@ -65,7 +65,7 @@ def test_a_failed_download_says_what_to_do_by_hand(command, server, tmp_path):
     assert f"python -m p2c data download dtd --root {tmp_path / 'data'}" in by_hand
 
 
-def test_the_other_data_sets_go_on_after_a_failure_and_a_summary_ends_it(dtd, tmp_path, capsys):
+def test_the_other_datasets_go_on_after_a_failure_and_a_summary_ends_it(dtd, tmp_path, capsys):
     tree, sources = dtd
     sources = {"eurosat": replace(SOURCES["eurosat"], parts=((replace(SOURCES["eurosat"].parts[0][0], sources=()),),)),
                **sources}
@@ -90,7 +90,7 @@ def test_verify_lists_everything_that_is_wrong(command, tmp_path):
     status, said = command("verify", "dtd")
     faults = [line for line in said.splitlines() if line.startswith("error: dtd: ")]
     assert status == 1 and len(faults) == 3
-    assert first in faults[0] and "1 of 21 images of the split are missing" in faults[0]
+    assert first in faults[0] and "1 of 21" in faults[0]
     assert all(any(path in fault for fault in faults[1:]) for path in (second, third))
     assert "18 of 20 images opened" in said
 
@@ -112,7 +112,7 @@ def test_verify_names_other_numbers_than_the_published(command, monkeypatch):
     command("download", "dtd")
     monkeypatch.setattr(DTD, "sizes", Sizes(3, 9, 6, 7))
     status, said = command("verify", "dtd")
-    assert status == 1 and "lists [9, 6, 6] images for training, validation and test, expected [9, 6, 7]" in said
+    assert status == 1 and re.search(naming("[9, 6, 6]", "[9, 6, 7]"), said)
 
 
 def test_verify_opens_a_seeded_sample_or_with_full_all_in_several_processes(command, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_folder_named_in_two_ways_is_verified_once(tmp_path, monkeypatch):
     assert names == ["dtd", "folder:photos"]
 
 
-def test_ones_own_folder_is_verified_too(tmp_path, capsys):
+def test_a_user_folder_is_verified_too(tmp_path, capsys):
     for name in ("cat", "dog"):
         for index in range(4):
             save_image(tmp_path / "my photos" / name / f"{index}.png")
@@ -156,21 +156,22 @@ def test_ones_own_folder_is_verified_too(tmp_path, capsys):
     (tmp_path / "my photos/cat/0.png").write_bytes(b"")
     split = tmp_path / "my photos/split_seed1.json"
     assert main(["verify", f"folder:{split}"]) == 1
-    assert "0.png cannot be read" in capsys.readouterr().out
+    assert str(tmp_path / "my photos/cat/0.png") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words, said", [
-    (["download", "nosuch"], "Unknown dataset 'nosuch'; choose from all, imagenet, caltech101"),
-    (["verify"], "the following arguments are required: NAME"), ([], "the following arguments are required: download"),
-    (["download", "dtd", "--root", __file__], "--root must be a folder"),
-    (["download", "folder:photos"], "Unknown dataset 'folder:photos'"),
-    (["verify", "folder:/no/photos"], "No folder of images, or split file, at '/no/photos'"),
+@pytest.mark.parametrize("words, named", [
+    (["download", "nosuch"], ("'nosuch'", "all, imagenet, caltech101")),
+    (["verify"], ("NAME",)), ([], ("download", "verify")),
+    (["download", "dtd", "--root", __file__], ("--root",)),
+    (["download", "folder:photos"], ("'folder:photos'",)),
+    (["verify", "folder:/no/photos"], ("'/no/photos'",)),
 ])
-def test_a_mistaken_call_is_answered_in_one_line_with_status_2(words, said, capsys):
+def test_a_mistaken_call_is_one_line_and_status_2(words, named, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words)
     answer = capsys.readouterr().err
-    assert stopped.value.code == 2 and answer.startswith(f"error: {said}") and answer.count("\n") == 1
+    assert stopped.value.code == 2 and answer.startswith("error: ") and answer.count("\n") == 1
+    assert re.search(naming(*named), answer)
 
 
 def test_the_built_in_family_needs_no_download(tmp_path, capsys, monkeypatch):

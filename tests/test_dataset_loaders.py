@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from data_trees import CLASSES, COUNTS, TREES, WNIDS, save_image, write_classnames, write_imagenet, write_variant
 from environment import REAL_DATA
+from messages import naming
 
 from p2c import registry
 from p2c.config import extend_cfg
@@ -47,7 +48,7 @@ def load(name, root, *pairs):
 
 
 @pytest.mark.parametrize("name", STANDARD.members)
-def test_a_data_set_in_coops_layout_has_its_classes_in_order_and_all_its_images(tmp_path, name):
+def test_a_dataset_in_coops_layout_has_its_classes_in_order_and_all_its_images(tmp_path, name):
     folder = TREES[name](tmp_path)
     dataset = load(name, tmp_path)
     assert Path(dataset.dataset_dir) == folder
@@ -92,7 +93,7 @@ def test_classes_of_one_name_stay_two(tmp_path):
 def test_variants_ignore_shots_and_have_no_halves(tmp_path, name):
     TREES[name](tmp_path)
     assert len(load(name, tmp_path, "DATASET.NUM_SHOTS", 1).test) == len(CLASSES[name]) * COUNTS["test"]
-    with pytest.raises(ValueError, match="SUBSAMPLE_CLASSES must be all, but got 'base'"):
+    with pytest.raises(ValueError, match=naming("SUBSAMPLE_CLASSES", "all", "'base'")):
         load(name, tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
 
 
@@ -106,13 +107,13 @@ def test_v2_folders_are_numbers_not_words(tmp_path):
     assert dataset.classnames == list(wnids.values())
     assert {Path(item.impath).parent.name for item in dataset.test if item.label == 10} == {"10"}
     os.rename(dataset.image_dir / "7", dataset.image_dir / "n00000007")
-    with pytest.raises(ValueError, match="should be named 0 to 11 by label, but there are .'n00000007'"):
+    with pytest.raises(ValueError, match=naming("0 to 11", "'n00000007'")):
         load("imagenetv2", tmp_path)
 
 
 def test_a_variant_uses_imagenets_class_names_where_it_has_no_copy(tmp_path):
     (TREES["imagenet_r"](tmp_path) / "classnames.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="ImageNetR has no file of class names .*txt; .*drive.google"):
+    with pytest.raises(FileNotFoundError, match=naming("ImageNetR", "classnames.txt", "drive.google")):
         load("imagenet_r", tmp_path)
     write_classnames(tmp_path / "imagenet")
     assert load("imagenet_r", tmp_path).classnames == CLASSES["imagenet_r"]
@@ -121,7 +122,7 @@ def test_a_variant_uses_imagenets_class_names_where_it_has_no_copy(tmp_path):
 def test_a_folder_without_a_class_name_is_named(tmp_path):
     folder = TREES["imagenet_a"](tmp_path)
     save_image(folder / "imagenet-a" / "n99999999" / "0.jpg")
-    with pytest.raises(ValueError, match="classnames.txt has no name for 'n99999999'"):
+    with pytest.raises(ValueError, match=naming("classnames.txt", "'n99999999'")):
         load("imagenet_a", tmp_path)
 
 
@@ -132,14 +133,14 @@ def test_unsorted_validation_images_are_recognised(tmp_path):
     for path in (folder / "images/val").iterdir():
         if path.is_dir():
             path.rmdir()
-    with pytest.raises(FileNotFoundError, match="holds 8 images that are not sorted into class folders; .*download"):
+    with pytest.raises(FileNotFoundError, match=naming("images/val", "8 images", "download")):
         load("imagenet", tmp_path)
 
 
 def test_training_and_validation_folders_must_be_the_same(tmp_path):
     folder = write_imagenet(tmp_path)
     save_image(folder / "images/train/n00000001/0.JPEG")
-    with pytest.raises(ValueError, match="'n00000001'.*are not in both"):
+    with pytest.raises(ValueError, match="'n00000001'"):
         load("imagenet", tmp_path)
 
 
@@ -173,7 +174,7 @@ def test_an_aircraft_of_no_variant_is_named(tmp_path):
     folder = TREES["fgvc_aircraft"](tmp_path)
     with open(folder / "images_variant_val.txt", "a") as file:
         file.write("0000001 Concorde\n")
-    with pytest.raises(ValueError, match="'Concorde' is no class of variants.txt"):
+    with pytest.raises(ValueError, match=naming("'Concorde'", "variants.txt")):
         load("fgvc_aircraft", tmp_path)
 
 
@@ -265,15 +266,14 @@ def test_a_missing_split_is_never_invented(tmp_path):
 
 def test_other_sizes_than_the_published_are_refused_unless_a_part_is_meant(tmp_path):
     TREES["dtd"](tmp_path)
-    with pytest.raises(ValueError, match="has 3 classes, 9 training, 6 validation and 6 test images, but the published "
-                                         "dataset has 47 classes, 2,820 training, 1,128 validation and 1,692 test"):
+    with pytest.raises(ValueError, match=naming("3 classes", "9 training", "47 classes", "2,820 training")):
         load("dtd", tmp_path, "DATASET.CHECKS", "published")
     assert load("dtd", tmp_path, "DATASET.CHECKS", "partial").num_classes == 3
-    with pytest.raises(ValueError, match="DATASET.CHECKS must be one of partial, published, strict, but got 'none'"):
+    with pytest.raises(ValueError, match=naming("DATASET.CHECKS", "partial, published, strict", "'none'")):
         load("dtd", tmp_path, "DATASET.CHECKS", "none")
 
 
-def test_another_split_than_the_published_is_said_with_both_hashes(tmp_path, monkeypatch):
+def test_a_split_other_than_the_published_one_is_reported_with_both_hashes(tmp_path, monkeypatch):
     folder = TREES["dtd"](tmp_path)
     monkeypatch.setattr(loader("dtd"), "sizes", Sizes(3, 9, 6, 6))
     found = hashlib.sha256((folder / loader("dtd").split).read_bytes()).hexdigest()
@@ -293,25 +293,25 @@ def test_short_classes_give_all_they_have_with_a_warning_or_are_refused_if_stric
     monkeypatch.setattr("p2c.datasets.base.log.warning", messages.append)
     dataset = load("dtd", tmp_path, "DATASET.NUM_SHOTS", 4)
     assert len(dataset.train_x) == 9
-    assert messages == ["3 classes have fewer than 4 training images: banded (0) has 3, blotchy (1) has 3, "
-                        "polka-dotted (2) has 3; all of these are used, as in CoOp"]
+    message, = messages
+    assert re.search(naming("3 classes", "4", "banded (0) has 3, blotchy (1) has 3, polka-dotted (2) has 3"), message)
     monkeypatch.setattr(loader("dtd"), "sizes", None)
-    with pytest.raises(ValueError, match="3 classes have fewer than 4 training images"):
+    with pytest.raises(ValueError, match=naming("3 classes", "4", "banded (0) has 3")):
         load("dtd", tmp_path, "DATASET.NUM_SHOTS", 4, "DATASET.CHECKS", "strict")
 
 
 @pytest.mark.parametrize("shots", [0, -2])
 def test_shots_below_one_other_than_all_are_refused(tmp_path, shots):
     TREES["dtd"](tmp_path)
-    with pytest.raises(ValueError, match=f"NUM_SHOTS must be a positive number .* per class, or -1.*got {shots}"):
+    with pytest.raises(ValueError, match=naming("NUM_SHOTS", "-1", shots)):
         load("dtd", tmp_path, "DATASET.NUM_SHOTS", shots)
 
 
 @pytest.mark.parametrize("name, deep, hint", [
-    ("stanford_cars", "cars_test/cars_test", "cars_test/cars_test looks like an archive extracted one level too deep"),
-    ("eurosat", "EuroSAT/2750", "EuroSAT/2750 looks like"),
-    ("caltech101", "caltech-101/101_ObjectCategories", "caltech-101/caltech-101 looks like"),
-    ("food101", "food-101/images", "food-101/food-101 looks like"),
+    ("stanford_cars", "cars_test/cars_test", "cars_test/cars_test"),
+    ("eurosat", "EuroSAT/2750", "EuroSAT/2750"),
+    ("caltech101", "caltech-101/101_ObjectCategories", "caltech-101/caltech-101"),
+    ("food101", "food-101/images", "food-101/food-101"),
 ])
 def test_an_archive_extracted_one_level_too_deep_is_recognised(tmp_path, name, deep, hint):
     folder = TREES[name](tmp_path)
@@ -319,18 +319,18 @@ def test_an_archive_extracted_one_level_too_deep_is_recognised(tmp_path, name, d
     images.rename(tmp_path / "moved")
     (folder / deep).parent.mkdir(parents=True)
     (tmp_path / "moved").rename(folder / deep)
-    with pytest.raises(FileNotFoundError, match=f"images of the split are missing below .*{hint}"):
+    with pytest.raises(FileNotFoundError, match=naming("missing", hint)):
         load(name, tmp_path)
 
 
-def test_names_that_differ_in_case_and_dangling_links_are_told_apart(tmp_path):
+def test_names_that_differ_in_case_and_dangling_links_are_distinguished(tmp_path):
     folder = TREES["dtd"](tmp_path)
     path = folder / "images/banded/banded_0001.jpg"
     path.rename(path.with_name("Banded_0001.jpg"))
-    with pytest.raises(FileNotFoundError, match="1 of 21 .*Banded_0001.jpg differs from banded_0001.jpg in upper and"):
+    with pytest.raises(FileNotFoundError, match=naming("1 of 21", "Banded_0001.jpg", "banded_0001.jpg")):
         load("dtd", tmp_path)
     path.symlink_to(tmp_path / "gone.jpg")
-    with pytest.raises(FileNotFoundError, match="banded_0001.jpg is a link to .*gone.jpg, which does not exist"):
+    with pytest.raises(FileNotFoundError, match=naming("banded_0001.jpg", tmp_path / "gone.jpg")):
         load("dtd", tmp_path)
 
 
@@ -341,5 +341,5 @@ def test_links_spaces_quotes_and_unicode_in_the_root_work(tmp_path):
     (root / "dtd").symlink_to(tmp_path / "real" / "dtd")
     assert len(load("dtd", root, "DATASET.NUM_SHOTS", 1).train_x) == 3
     (root / "eurosat").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="eurosat, which is a broken link"):
+    with pytest.raises(FileNotFoundError, match=naming(root / "eurosat", "link")):
         load("eurosat", root)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import naming
 
 from p2c.denoising.mapper import DenoisingMapper, mapper_loss
 from p2c.denoising.mixture import GaussianMixture, StandardNormal, build_noise
@@ -55,7 +56,7 @@ def test_five_cosine_epochs_give_the_known_levels():
 @given(epochs=st.integers(1, 50), warmup=st.integers(0, 49), e=st.floats(0, 60))
 def test_progress_is_the_clipped_fraction_after_warm_up(epochs, warmup, e):
     if warmup >= epochs:
-        with pytest.raises(ValueError, match="shorter than the training"):
+        with pytest.raises(ValueError, match=naming(warmup, epochs)):
             progress(e, epochs, warmup)
     else:
         assert progress(e, epochs, warmup) == pytest.approx(min(max((e - warmup) / (epochs - warmup), 0), 1))
@@ -142,13 +143,13 @@ def test_faulty_mixtures_are_refused(arguments, message):
 
 
 def test_unknown_names_are_refused_with_the_choices():
-    with pytest.raises(ValueError, match="'poisson'; choose from gaussian_mixture, gaussian"):
+    with pytest.raises(ValueError, match=naming("'poisson'", "gaussian_mixture, gaussian")):
         build_noise("poisson", (0,), (1,))
-    with pytest.raises(ValueError, match="'cosin'; choose from cosine, linear, sigmoid, constant"):
+    with pytest.raises(ValueError, match=naming("'cosin'", "cosine, linear, sigmoid, constant")):
         build_schedule("cosin")
     with pytest.raises(ValueError, match="steepness"):
         build_schedule("sigmoid", 0.0)
-    with pytest.raises(ValueError, match="'batch'; choose from epoch, step"):
+    with pytest.raises(ValueError, match=naming("'batch'", "epoch, step")):
         PromptDenoising(StandardNormal(), 1.0, SCHEDULES["linear"], 5, anneal="batch")
     with pytest.raises(ValueError, match="at least 0"):
         PromptDenoising(StandardNormal(), -1.0, SCHEDULES["linear"], 5)

@@ -1,11 +1,13 @@
 """The report on a set-up: what it finds, what it takes for a fault, and the comparison with published numbers."""
 import importlib
 import os
+import re
 from importlib import metadata
 
 import pytest
 import torch
 from data_trees import CLASSES, COUNTS, TREES
+from messages import naming
 
 from p2c.cli import doctor
 from p2c.cli.doctor import ABSENT, AGREES, DIFFERS, OK, WRONG
@@ -49,13 +51,13 @@ def lines(capsys, *words):
 
 def test_where_nothing_is_there_nothing_is_wrong_and_every_line_says_how_to_get_it(tmp_path, capsys):
     status, report = lines(capsys, "--root", tmp_path)
-    assert status == 0 and report[-1] == "Nothing is wrong"
+    assert status == 0 and not any("WRONG" in line or "DIFFERS" in line for line in report)
     for name in NAMES:
-        assert f"  absent  {name}: `python -m p2c data download {name}` downloads it" in report
-    assert any(line.startswith("  absent  ViT-B/16: fetched at first use; or put https://") for line in report)
+        assert any(re.match(f"  absent  {name}: .*`python -m p2c data download {name}`", line) for line in report)
+    assert any(re.match("  absent  ViT-B/16: .*https://", line) for line in report)
     assert f"torch {torch.__version__}" in report[2] and "yacs 0" in report[2]
-    dtd, eurosat = (f"{name} (`python -m p2c data download {name}` downloads it)" for name in ("dtd", "eurosat"))
-    assert f"  absent  not compared: that needs the weights of ViT-B/16 and {dtd} or {eurosat}" in report
+    needed = naming("  absent", "ViT-B/16", "p2c data download dtd", "p2c data download eurosat")
+    assert any(re.match(needed, line) for line in report)
 
 
 def test_the_quick_report_leaves_the_comparison_out(tmp_path, capsys, monkeypatch):
@@ -66,7 +68,7 @@ def test_the_quick_report_leaves_the_comparison_out(tmp_path, capsys, monkeypatc
 def test_one_fault_is_enough_for_status_1(tmp_path, capsys):
     (tmp_path / "dtd").mkdir()
     status, report = lines(capsys, "--root", tmp_path)
-    assert status == 1 and report[-1] == "Something is wrong: see the 1 marked WRONG or DIFFERS"
+    assert status == 1 and " 1 " in report[-1]
 
 
 def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(tmp_path, capsys, monkeypatch):
@@ -100,32 +102,29 @@ def test_a_package_that_does_not_import_is_named_and_nothing_else_is_looked_at(c
 
     monkeypatch.setattr(importlib, "import_module", broken)
     status, report = lines(capsys)
-    assert status == 1 and report[1:4] == [
-        "Software",
-        "  WRONG   torchvision cannot be imported (RuntimeError: operator torchvision::nms does not exist); install it "
-        "again, torch and torchvision together",
-        ""]
+    assert status == 1 and report[1] == "Software" and report[3] == ""
+    assert re.match(naming("  WRONG   torchvision", "operator torchvision::nms does not exist"), report[2])
 
 
-@pytest.mark.parametrize("requirement, message", [
-    ("torch>=99", f"torch is {metadata.version('torch')}: pip install 'torch>=99'"),
-    ("no-such-package-of-ours>=1", "no-such-package-of-ours is not installed: pip install"),
+@pytest.mark.parametrize("requirement, named", [
+    ("torch>=99", (metadata.version("torch"), "pip install 'torch>=99'")),
+    ("no-such-package-of-ours>=1", ("pip install 'no-such-package-of-ours>=1'",)),
     ("no-such-package-of-ours>=1; extra == 'test'", None), ("torch>=2.6", None),
 ])
-def test_requirements_that_are_not_met_are_named(monkeypatch, requirement, message):
+def test_requirements_that_are_not_met_are_named(monkeypatch, requirement, named):
     monkeypatch.setattr(metadata, "requires", lambda name: [requirement])
     found = list(doctor.check_requirements())
-    assert marks(found) == ([WRONG] if message else []) and (not message or message in found[0].text)
+    assert marks(found) == ([WRONG] if named else []) and (not named or re.search(naming(*named), found[0].text))
 
 
-def test_a_device_that_multiplies_rightly_is_told_from_one_that_does_not(monkeypatch):
+def test_a_device_that_multiplies_wrongly_is_detected(monkeypatch):
     assert doctor.multiplies_correctly("cpu")
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.full_like(a, 64.0625))
     assert not doctor.multiplies_correctly("cpu")
 
 
 @pytest.mark.parametrize("visible, mark, message", [
-    (None, WRONG, "there is a GPU (NVIDIA H100, 550.1), but torch cannot use it"), ("", OK, "CPU"), ("-1", OK, "CPU"),
+    (None, WRONG, "NVIDIA H100, 550.1"), ("", OK, "CPU"), ("-1", OK, "CPU"),
 ])
 def test_a_gpu_that_torch_cannot_use_is_a_fault_unless_it_is_hidden_on_purpose(monkeypatch, visible, mark, message):
     monkeypatch.setattr(doctor, "nvidia_gpus", lambda: ["NVIDIA H100, 550.1"])
@@ -133,7 +132,7 @@ def test_a_gpu_that_torch_cannot_use_is_a_fault_unless_it_is_hidden_on_purpose(m
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     finding, = doctor.check_device()
-    assert finding.mark == mark and finding.text.startswith(message)
+    assert finding.mark == mark and message in finding.text
 
 
 def test_weights_in_clips_cache_are_named_and_damaged_ones_are_a_fault(monkeypatch, tmp_path):
@@ -141,7 +140,7 @@ def test_weights_in_clips_cache_are_named_and_damaged_ones_are_a_fault(monkeypat
     (tmp_path / "clip/ViT-B-16.pt").write_bytes(b"half a download")
     found = {finding.text.partition(":")[0]: finding for finding in doctor.check_weights()}
     assert found["tiny-shapes"].mark == OK and found["ViT-B/16"].mark == WRONG
-    assert "ViT-B-16.pt is damaged: its SHA-256 is" in found["ViT-B/16"].text
+    assert f"{tmp_path}/clip/ViT-B-16.pt" in found["ViT-B/16"].text
     monkeypatch.setattr(loading, "_sha256", lambda path: loading.openai_url("ViT-B/16").split("/")[-2])
     assert (OK, f"ViT-B/16: {tmp_path}/clip/ViT-B-16.pt") in list(doctor.check_weights())
 
@@ -160,10 +159,10 @@ def test_data_is_absent_whole_or_wrong_and_a_missing_split_says_where_to_get_it(
     (tmp_path / "eurosat/split_zhou_EuroSAT.json").unlink()
     found = {finding.text.partition(":")[0]: finding for finding in doctor.check_data(tmp_path)}
     assert list(found) == list(NAMES)
-    assert found["dtd"] == (OK, "dtd: 3 classes, 9 training, 6 validation and 6 test images")
+    assert found["dtd"].mark == OK and re.search(naming(*"3966"), found["dtd"].text)
     assert found["eurosat"].mark == WRONG and "no split file" in found["eurosat"].text
     assert "drive.google.com/file/d/1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o" in found["eurosat"].text
-    assert found["food101"].mark == WRONG and "but the published dataset has 101 classes" in found["food101"].text
+    assert found["food101"].mark == WRONG and "101 classes" in found["food101"].text
     assert found["imagenet"].mark == WRONG and found["ucf101"].mark == ABSENT
 
 

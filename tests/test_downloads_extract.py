@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 from download_fixtures import files_below, start, tar_of, until, zip_of
+from messages import naming
 
 from p2c.download import extract as extracting
 from p2c.download import places
@@ -48,8 +49,8 @@ def test_what_an_archive_is_its_content_tells(tmp_path, content, name):
                                   "top/D:evil", "..\\evil", "top\\evil", "\\\\host\\share\\evil"])
 @pytest.mark.parametrize("pack", [tar_of, lambda files: zip_of({zip_entry(name): files[name] for name in files})],
                          ids=["tar", "zip"])
-def test_a_name_that_leads_out_refuses_the_archive_and_is_said(tmp_path, name, pack):
-    with pytest.raises(InvalidFile, match="leads out of the folder") as error:
+def test_an_archive_with_a_name_that_leads_out_is_refused_naming_it(tmp_path, name, pack):
+    with pytest.raises(InvalidFile) as error:
         unpack(tmp_path, pack({"top/a.jpg": b"a", name: b"evil"}))
     assert repr(name) in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["archive", "here"] and os.listdir(tmp_path / "here") == ["draft"]
@@ -58,12 +59,12 @@ def test_a_name_that_leads_out_refuses_the_archive_and_is_said(tmp_path, name, p
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../secret", "..\\secret", "C:/secret"])
 def test_a_link_out_of_the_folder_refuses_the_archive(tmp_path, kind, target):
-    with pytest.raises(InvalidFile, match="leads out of the folder"):
+    with pytest.raises(InvalidFile, match=naming("top/link", "out")):
         unpack(tmp_path, tar_of({entry("top/link", kind, target): None}))
 
 
 def test_a_link_out_of_the_folder_in_a_zip_refuses_the_archive(tmp_path):
-    with pytest.raises(InvalidFile, match="leads out of the folder"):
+    with pytest.raises(InvalidFile, match=naming("top/link", "out")):
         unpack(tmp_path, zip_of({zip_entry("top/link", stat.S_IFLNK | 0o777): b"../../secret"}))
 
 
@@ -86,10 +87,10 @@ def test_zip_links_within_become_copies(tmp_path):
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_refuse_the_archive(tmp_path, kind):
-    with pytest.raises(InvalidFile, match="'top/device' is a device"):
+    with pytest.raises(InvalidFile, match="'top/device'"):
         unpack(tmp_path, tar_of({entry("top/device", kind): None}))
     (tmp_path / "zip").mkdir()
-    with pytest.raises(InvalidFile, match="'top/device' is a device"):
+    with pytest.raises(InvalidFile, match="'top/device'"):
         unpack(tmp_path / "zip", zip_of({zip_entry("top/device", stat.S_IFCHR | 0o644): b""}))
 
 
@@ -103,7 +104,7 @@ def test_owners_modes_and_other_rights_of_members_are_not_taken_over(tmp_path):
 def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(extracting, "SLACK", 10_000)
     content = tar_of({f"top/{index}": bytes(100_000) for index in range(20)})  # 2 MB of zeros in a few kB
-    with pytest.raises(InvalidFile, match=r"unpacks to more than .* \(at 'top/0'\)"):
+    with pytest.raises(InvalidFile, match="'top/0'"):
         unpack(tmp_path, content)
     assert sum(len(file) for file in files_below(tmp_path / "here").values()) < 100_000
 
@@ -121,7 +122,7 @@ def test_copies_of_links_count_towards_the_limit(tmp_path, monkeypatch):
         unpack(tmp_path, tar_of({"top/a": os.urandom(50_000), **links}))
 
 
-def test_a_disk_that_is_too_full_is_said_before_unpacking(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_full_is_reported_before_unpacking(tmp_path, monkeypatch):
     monkeypatch.setattr(places.shutil, "disk_usage", lambda _: places.shutil._ntuple_diskusage(1, 1, 1000))
     with pytest.raises(places.NoSpace, match="make room"):
         unpack(tmp_path, tar_of(FILES))

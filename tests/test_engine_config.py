@@ -1,7 +1,7 @@
 """The config tree of this engine: its nodes, and what is refused or reported."""
-import re
 
 import pytest
+from messages import naming
 from yacs.config import CfgNode
 
 from p2c.engine import clean_cfg, get_cfg_default
@@ -41,25 +41,25 @@ def test_values_out_of_range_are_refused_all_at_once():
 def test_numbers_out_of_range_are_refused(key, value):
     cfg = get_cfg_default()
     cfg.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=f"{key} is {value}; it must be a (finite|whole) number, at least"):
+    with pytest.raises(ValueError, match=naming(key, value)):
         check_values(cfg)
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("OPTIM.NAME", "lion", "choose from adam"), ("OPTIM.LR_SCHEDULER", "step", "choose from single_step"),
-    ("OPTIM.WARMUP_TYPE", "cubic", "choose from constant, linear"), ("INPUT.INTERPOLATION", "lanczos", "choose from"),
-    ("OPTIM.ADAM_BETA2", 1.0, "it must be a number from 0 to below 1"), ("INPUT.RANDAUGMENT_M", 31, "from 0 to 30"),
-    ("INPUT.SIZE", (224,), "two whole numbers"), ("INPUT.PIXEL_STD", [1.0, 0.0, 1.0], "above 0"),
-    ("INPUT.GB_K", 20, "an odd whole number"), ("INPUT.GB_P", 1.5, "a number from 0 to 1"),
-    ("INPUT.GN_MEAN", float("nan"), "it must be a finite number"), ("OUTPUT_DIR", None, "it must be text"),
-    ("TEST.NO_TEST", None, "it must be True or False"), ("SEED", None, "it must be a whole number"),
-    ("SEED", 1 << 63, "below 2.63"), ("OPTIM.SGD_DAMPNING", None, "it must be a finite number"),
-    ("DATASET.SOURCE_DOMAINS", None, "it must be a list"),
+@pytest.mark.parametrize("key, value, allowed", [
+    ("OPTIM.NAME", "lion", "adam"), ("OPTIM.LR_SCHEDULER", "step", "single_step"),
+    ("OPTIM.WARMUP_TYPE", "cubic", "constant, linear"), ("INPUT.INTERPOLATION", "lanczos", "bicubic"),
+    ("OPTIM.ADAM_BETA2", 1.0, "0 to"), ("INPUT.RANDAUGMENT_M", 31, "0 to 30"),
+    ("INPUT.SIZE", (224,), "two"), ("INPUT.PIXEL_STD", [1.0, 0.0, 1.0], "above 0"),
+    ("INPUT.GB_K", 20, "odd"), ("INPUT.GB_P", 1.5, "0 to 1"),
+    ("INPUT.GN_MEAN", float("nan"), "number"), ("OUTPUT_DIR", None, "text"),
+    ("TEST.NO_TEST", None, "True or False"), ("SEED", None, "whole number"),
+    ("SEED", 1 << 63, "63"), ("OPTIM.SGD_DAMPNING", None, "number"),
+    ("DATASET.SOURCE_DOMAINS", None, "list"),
 ])
-def test_values_are_refused_with_what_they_may_be(key, value, words):
+def test_values_are_refused_with_what_they_may_be(key, value, allowed):
     cfg = get_cfg_default()
     cfg.merge_from_list([key, value])
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{key} is {value!r}; ')}.*{words}"):
+    with pytest.raises(ValueError, match=naming(key, repr(value), allowed)):
         check_values(cfg)
 
 

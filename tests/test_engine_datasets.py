@@ -45,7 +45,7 @@ def items(labels):
     return [Datum(str(i), label, classname=f"name {label}", check=False) for i, label in enumerate(labels)]
 
 
-def test_a_generator_of_ones_own_draws_what_the_global_one_does():
+def test_a_separate_generator_draws_what_the_global_one_does():
     source = items([label for label in range(6) for _ in range(20)])
     dataset = DatasetBase(train_x=source)
     random.seed(3)

@@ -4,6 +4,7 @@ import functools
 import numpy as np
 import pytest
 from engine_fixtures import tiny_config
+from messages import naming
 from torch import nn
 
 from p2c.engine import (
@@ -47,7 +48,7 @@ def test_a_seed_may_be_larger_than_numpys():
     assert np.random.rand() == first
 
 
-def test_a_negative_seed_is_drawn_once_and_said(tmp_path, monkeypatch, capsys):
+def test_a_negative_seed_is_drawn_once_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(seeds, "_drawn_seed", functools.cache(seeds._drawn_seed.__wrapped__))
     cfg = tiny_config("data", tmp_path, "SEED", -1)
     seed = run_seed(cfg)
@@ -56,11 +57,11 @@ def test_a_negative_seed_is_drawn_once_and_said(tmp_path, monkeypatch, capsys):
     assert run_seed(tiny_config("data", tmp_path)) == 1
 
 
-def test_unknown_layers_and_initialisations_are_answered_with_the_choices():
+def test_unknown_layers_and_initialisations_are_refused_with_the_choices():
     model = nn.ModuleDict({"base": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
-    with pytest.raises(ValueError, match="heads; choose from base, head"):
+    with pytest.raises(ValueError, match=naming("heads", "base, head")):
         open_specified_layers(model, ["heads"])
-    with pytest.raises(ValueError, match="'he'; choose from normal"):
+    with pytest.raises(ValueError, match=naming("'he'", "normal")):
         init_network_weights(model, "he")
 
 

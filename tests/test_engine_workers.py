@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from engine_fixtures import tiny_config, write_images
 
 from p2c.engine import DataManager, DatasetWrapper, Datum, build_data_loader
@@ -46,7 +45,7 @@ def test_batches_are_those_of_a_run_without_workers(config, workers):
     assert len({image.numpy().tobytes() for batch in first + second for image in batch}) == 144  # all augmented anew
 
 
-def test_a_copy_of_a_data_set_has_an_epoch_of_its_own(config):
+def test_a_copy_of_a_dataset_has_an_epoch_of_its_own(config):
     dataset = DataManager(config()).train_loader_x.dataset
     for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
         assert other[3]["img"].equal(dataset[3]["img"])
@@ -79,7 +78,7 @@ class Process:
         return torch.tensor([os.getpid(), self.number])
 
 
-def test_workers_stay_for_all_epochs_unless_the_data_set_is_changed(config):
+def test_workers_stay_for_all_epochs_unless_the_dataset_is_changed(config):
     images = [Datum(f"{config().DATASET.ROOT}/train/0_{i}.png") for i in range(8)]
     loader = build_data_loader(config(2), "RandomSampler", images, 2, tfm=Process(1), is_train=True)
 

@@ -1,4 +1,4 @@
-"""The suite does not depend on what its user's environment sets for other commands."""
+"""The suite does not depend on the user's environment variables."""
 import json
 import os
 import re
@@ -14,7 +14,7 @@ SET = OURS | TORCHRUNS | SHELLS | XDG | PROXIES | {name.upper() for name in PROX
 CHEAP = (  # a script, a command with a default from the environment, another engine, a cache
     "tests/test_scripts.py::test_protocols_use_the_fields_folders_and_settings",
     "tests/test_reproduce.py::test_a_subset_limits_the_tests_but_not_the_source",
-    "tests/test_data_cli.py::test_ones_own_folder_is_verified_too",
+    "tests/test_data_cli.py::test_a_user_folder_is_verified_too",
 )
 
 

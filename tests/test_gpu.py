@@ -20,7 +20,7 @@ ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.ATT_NUM",
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Leave the process's settings of the GPU as they were."""
+    """Restore the process's GPU settings."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 

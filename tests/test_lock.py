@@ -1,10 +1,12 @@
-"""One process in an output folder: who is told what, and what a process that died leaves to the next."""
+"""The lock of an output folder: what a second process sees, and what a dead owner leaves behind."""
 import multiprocessing
 import os
+import re
 import threading
 import time
 
 import pytest
+from messages import naming
 
 from p2c.engine.lock import FILE, OWNER, FolderInUse, folder_lock
 
@@ -18,7 +20,7 @@ def hold(folder, held):
 
 
 def take_turns(folder, inside, times):
-    """Have a folder so many times; fails if another process has it meanwhile."""
+    """Lock a folder `times` times; fails if another process holds it meanwhile."""
     while times:
         try:
             with folder_lock(folder):
@@ -31,7 +33,7 @@ def take_turns(folder, inside, times):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that has the folder."""
+    """A process that holds the lock of the folder."""
     held = FORK.Event()
     process = FORK.Process(target=hold, args=(tmp_path, held))
     process.start()
@@ -50,13 +52,13 @@ def test_the_second_process_is_told_who_has_the_folder(tmp_path, holder):
     assert owner.startswith(f"{os.uname().nodename}, process {holder.pid}, since 2")
     with pytest.raises(FolderInUse) as refused, folder_lock(tmp_path):
         pass
-    assert f"{tmp_path} is in use: {owner}; " in str(refused.value) and "\n" not in str(refused.value)
+    assert re.search(naming(tmp_path, owner), str(refused.value)) and "\n" not in str(refused.value)
     assert names(tmp_path) == [FILE, OWNER] and (tmp_path / OWNER).read_text() == owner
 
 
 def test_an_owner_that_cannot_be_read_is_unknown(tmp_path, holder):
     (tmp_path / OWNER).unlink()
-    with pytest.raises(FolderInUse, match="in use: owner unknown; "), folder_lock(tmp_path):
+    with pytest.raises(FolderInUse, match=naming(tmp_path, "unknown")), folder_lock(tmp_path):
         pass
     (tmp_path / OWNER).write_bytes(b"\xff\n\0\nx")
     with pytest.raises(FolderInUse) as refused, folder_lock(tmp_path):
@@ -70,7 +72,7 @@ def test_a_process_that_died_is_no_obstacle_and_its_successor_says_so(tmp_path, 
     holder.join()
     assert names(tmp_path) == [FILE, OWNER]
     with folder_lock(tmp_path) as note:
-        assert note == f"Taking {tmp_path} over from a run that died ({owner})"
+        assert re.search(naming(tmp_path, owner), note)
         assert f"process {os.getpid()}, " in (tmp_path / OWNER).read_text()
     assert names(tmp_path) == []
 

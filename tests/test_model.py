@@ -61,7 +61,7 @@ def test_losses_draw_nothing_and_all_noise_is_a_function_of_the_step(method, ima
     assert bool(noise) == (method != "VPT") and not any(value.equal(other[name]) for name, value in noise.items())
 
 
-def test_p2c_denoises_by_itself_and_maple_when_told_to(images):
+def test_p2c_denoises_by_default_and_maple_on_request(images):
     assert create("P2C").draw(Step()).keys() == {"dpd", "mapper"}
     assert create("P2C", denoising=False, hidden_scale=None).draw(Step()) == {}
     assert create("MaPLe").draw(Step()) == {} and create("MaPLe", denoising=True).draw(Step()).keys() == {"dpd"}

@@ -32,17 +32,12 @@ def wheel(tmp_path_factory):
     return target / "site"
 
 
-def run_python(code, cwd, path):
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(path)})
-
-
 def test_p2c_is_the_wheels_only_top_level_name(wheel):
     assert {p.name for p in wheel.iterdir() if not p.name.endswith(".dist-info")} == {"p2c"}
 
 
 @pytest.mark.parametrize("where", ["checkout", "wheel"])
-def test_every_module_imports_and_no_name_leaks(where, wheel, tmp_path):
+def test_every_module_imports_and_no_name_leaks(where, wheel, tmp_path, start):
     path = ROOT if where == "checkout" else wheel
     code = f"""
 import importlib, importlib.util, pathlib
@@ -58,7 +53,7 @@ assert (folder / "trainers/P2C/tiny_shapes.yaml").is_file() and (folder / "datas
 p2c.clip.loading.load_backbone("tiny-shapes", "builtin")
 assert p2c.tables.published.references()["backbone"] == "ViT-B/16"
 """
-    done = run_python(code, tmp_path, path)
+    done = start("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(path)})
     assert done.returncode == 0, done.stderr
 
 
@@ -77,7 +72,8 @@ from p2c.framework import TRAINER_REGISTRY
 assert TRAINER_REGISTRY.registered_names() == ["P2C"]
 assert before == (sys.stdout, logging.root.level, os.getcwd(), random.getstate(), torch.random.get_rng_state().tolist())
 """
-    done = run_python(code, tmp_path, ROOT)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""What reads files of others, or of earlier runs: arbitrary content is answered, and what was written is read back."""
+"""Readers of other people's or earlier files: arbitrary content is handled, and what was written is read back."""
 import contextlib
 import csv
 import io
@@ -99,7 +99,7 @@ def test_any_results_file_gives_a_finite_number_or_a_reason_and_one_of_ours_is_n
 def test_results_nested_beyond_reading_are_named(tmp_path):
     (tmp_path / "results.json").write_text("[" * 100_000)
     assert read_run(str(tmp_path), "accuracy", False).fault
-    with pytest.raises(ValueError, match="results.json cannot be read"):
+    with pytest.raises(ValueError, match="results.json"):
         read_results(str(tmp_path))
 
 
@@ -187,7 +187,7 @@ def test_any_text_is_a_csv_of_images_or_refused_by_name(place, content, header):
 
 def test_a_csv_of_a_field_beyond_reading_is_named(tmp_path):
     (tmp_path / "any.csv").write_text(f"path,class\n\"{'a' * 200_000}\n")
-    with pytest.raises(ValueError, match="any.csv is not a valid CSV file"):
+    with pytest.raises(ValueError, match=r"any.csv.*CSV"):
         read_csv(tmp_path / "any.csv")
 
 

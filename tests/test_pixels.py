@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from PIL import Image
 from steps import assert_same_state
 from torchvision import transforms as T

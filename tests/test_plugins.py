@@ -1,9 +1,11 @@
-"""Somebody's own trainers and data sets, found with --plugin."""
+"""Third-party trainers and datasets, found with --plugin."""
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from clip_files import make_pets
+from messages import naming
 
 import train
 from p2c.engine.registry import Registry
@@ -46,7 +48,7 @@ def words(plugin, trainer, *options, pairs=()):
             "DATASET.CHECKS", "partial", *pairs]
 
 
-def test_a_five_line_data_set_and_a_trainer_of_our_name_run_from_ones_own_repository(start, tmp_path):
+def test_a_five_line_dataset_and_a_trainer_of_our_name_run_from_another_repository(start, tmp_path):
     make_pets(tmp_path / "data")
     write(tmp_path, "my.data", DATASET)
     write(tmp_path, "my.trainers", "import my.data" + TRAINER.format(name="MaPLe"))
@@ -54,40 +56,39 @@ def test_a_five_line_data_set_and_a_trainer_of_our_name_run_from_ones_own_reposi
     done = start(ROOT / "train.py", *words("my.trainers", "MaPLe", "--dataset-config-file", "my_pets.yaml",
                                            pairs=("TRAINER.MINE.FACTOR", "3.0")), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "The trainer MaPLe is the plugin's (my.trainers), not the one of this package" in done.stdout
+    assert any("MaPLe" in line and "my.trainers" in line for line in done.stdout.splitlines())
     results = read_results(str(tmp_path / "run"))
     assert results["finished"] and results["dataset"] == "MyPets"
     assert results["config"]["PLUGIN"] == "my.trainers" and results["config"]["TRAINER"]["MINE"]["FACTOR"] == 3.0
 
 
 @pytest.fixture
-def in_ones_own_repository(tmp_path, monkeypatch, without_dassl):
+def in_another_repository(tmp_path, monkeypatch, without_dassl):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", {**sys.modules})
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "The plugin 'mine' cannot be imported (ModuleNotFoundError: No module named 'mine')"),
-    ("1 / 0", "The plugin 'mine' cannot be imported (ZeroDivisionError: division by zero)"),
-    ("def extend_cfg(cfg):\n    cfg.NOWHERE.KEY = 1", "The plugin 'mine' cannot be imported (AttributeError: NOWHERE)"),
-    ("", "Unknown trainer (--trainer) 'Mine'; choose from CoCoOp"),
+@pytest.mark.parametrize("content, named", [
+    (None, ("'mine'", "ModuleNotFoundError")), ("1 / 0", ("'mine'", "ZeroDivisionError: division by zero")),
+    ("def extend_cfg(cfg):\n    cfg.NOWHERE.KEY = 1", ("'mine'", "AttributeError: NOWHERE")),
+    ("", ("--trainer", "'Mine'", "CoCoOp")),
 ], ids=["missing", "broken", "settings", "nothing registered"])
-def test_a_plugin_that_fails_is_one_line(in_ones_own_repository, tmp_path, capsys, content, message):
+def test_a_plugin_that_fails_is_one_line(in_another_repository, tmp_path, capsys, content, named):
     if content is not None:
         write(tmp_path, "mine", content)
     assert train.run(train.parse_args(words("mine", "Mine"))) == train.MISTAKE
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and message in error
+    assert len(error.splitlines()) == 1 and re.search(naming(*named), error)
 
 
-def test_the_record_of_the_plugin_is_not_a_second_way_to_give_one(in_ones_own_repository, capsys):
+def test_the_record_of_the_plugin_is_not_a_second_way_to_give_one(in_another_repository, capsys):
     assert train.run(train.parse_args(words("", "MaPLe", pairs=("PLUGIN", "mine")))) == train.MISTAKE
-    assert "PLUGIN records the module of --plugin" in capsys.readouterr().err
+    assert re.search(naming("PLUGIN", "--plugin"), capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
-def test_in_a_registry_a_name_of_ours_gives_way_to_anothers(ours_first):
+def test_in_a_registry_a_third_party_class_replaces_ours_of_the_same_name(ours_first):
     ours, theirs = (type("Thing", (), {"__module__": module}) for module in ("p2c.trainers.thing", "mine"))
     table = Registry("TABLE")
     for thing in (ours, theirs) if ours_first else (theirs, ours):

@@ -3,6 +3,7 @@
 In place of Python, run.sh gets a small program that behaves as train.py does towards it.
 """
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from messages import naming
 
 from p2c.grid.families import FAMILIES
 
@@ -64,7 +66,7 @@ def reproduce(here, *words, **variables):
 
 
 def listed(here, *words, **variables):
-    """The calls of --dry-run without their variables: (protocol, data set, number)."""
+    """The calls of --dry-run without their variables: (protocol, dataset, number)."""
     done = reproduce(here, *words, "--dry-run", **variables)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -159,7 +161,7 @@ def test_a_subset_limits_the_tests_but_not_the_source(here):
     assert everything == [("xd_train", "imagenet", "1"), ("xd_test", "imagenet_a", "1")]
 
 
-def test_own_folders_take_part_where_a_data_set_is_trained_on(here):
+def test_own_folders_take_part_where_a_dataset_is_trained_on(here):
     grid = listed(here, "P2C", "all", "--datasets", "folder:/my data/birds", "--seeds", 1, "--shots", 4)
     assert grid == [("base2new_train", "folder:/my data/birds", "1"), ("base2new_test", "folder:/my data/birds", "1"),
                     ("few_shot", "folder:/my data/birds", "4")]
@@ -240,7 +242,7 @@ def test_a_source_that_fails_takes_its_tests_along_but_not_the_rest(here):
 def test_an_interrupted_run_is_no_failure(here):
     done = reproduce(here, "P2C", "xd", "--family", "shapes", "--seeds", 1, FAILING="*train.py*", STATUS="75")
     assert done.returncode == 75 and "5 runs: 1 interrupted, 4 not run" in done.stdout
-    assert "The same command tries these again" in done.stdout
+    assert "same command" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -258,7 +260,7 @@ def test_a_signal_ends_the_running_ones_and_the_same_command_continues(here, num
         out, _ = grid.communicate(timeout=60)
     assert grid.returncode == 75
     assert "[1/6] P2C base2new_train shapes seed 1: interrupted" in out and "The tables" not in out
-    assert "6 runs: 2 interrupted, 4 not started\nInterrupted; the same command continues" in out
+    assert "6 runs: 2 interrupted, 4 not started\n" in out and "same command" in out
     assert all(gone(int(process)) for process in sleeping.read_text().split())
 
     done = subprocess.run(command, capture_output=True, **settings(here))
@@ -284,26 +286,27 @@ def test_runs_at_the_same_time_share_the_cores(here):
         assert {call[1] for call in calls(here)} == {threads}
 
 
-@pytest.mark.parametrize("words, message", [
-    (("P3C", "all"), "Unknown trainer 'P3C'; choose from CoCoOp, CoOp, IVLP, MaPLe, P2C, PromptSRC, VPT"),
-    (("P2C", "base2novel"), "Unknown protocol 'base2novel'; choose from base2new, xd, dg, fewshot, all"),
-    (("P2C", "xd", "--family", "circles"), "Unknown family 'circles'; choose from standard, shapes"),
-    (("P2C", "dg", "--datasets", "dtd"), "Unknown dataset 'dtd' for dg; choose from imagenet, imagenetv2"),
-    (("P2C", "all", "--datasets", "oxford_cats"), "Unknown dataset 'oxford_cats' for base2new, xd, dg, fewshot"),
-    (("P2C", "xd", "--datasets", "folder:/x"), "Unknown dataset 'folder:/x' for xd"),
-    (("P2C", "xd", "--seeds", "1", "two"), "--seeds takes whole numbers from 0 on, but got 'two'"),
-    (("P2C", "fewshot", "--shots", "0"), "--shots takes whole numbers from 1 on, but got '0'"),
-    (("P2C", "xd", "--shots", "4"), "--shots is for fewshot"),
-    (("P2C", "fewshot", "--", "DATASET.NUM_SHOTS", "4"), "DATASET.NUM_SHOTS would make all few-shot runs the same"),
-    (("P2C", "xd", "--gpus", "0,1,0"), "--gpus takes different GPUs, such as 0,1,2,3, but got '0,1,0'"),
-    (("P2C", "xd", "--gpus", "0-3"), "--gpus takes different GPUs, such as 0,1,2,3, but got '0-3'"),
-    (("P2C", "xd", "--gpus", "0", "--jobs", "2"), "--gpus and --jobs exclude each other"),
-    (("P2C", "xd", "--jobs", "-1"), "--jobs takes whole numbers from 1 on, but got '-1'"),
-    (("P2C",), "the following arguments are required: PROTOCOL"),
+@pytest.mark.parametrize("words, named", [
+    (("P3C", "all"), ("trainer", "'P3C'", "CoCoOp, CoOp, IVLP, MaPLe, P2C, PromptSRC, VPT")),
+    (("P2C", "base2novel"), ("protocol", "'base2novel'", "base2new, xd, dg, fewshot, all")),
+    (("P2C", "xd", "--family", "circles"), ("'circles'", "standard, shapes")),
+    (("P2C", "dg", "--datasets", "dtd"), ("'dtd'", "dg", "imagenet, imagenetv2")),
+    (("P2C", "all", "--datasets", "oxford_cats"), ("'oxford_cats'", "base2new, xd, dg, fewshot")),
+    (("P2C", "xd", "--datasets", "folder:/x"), ("'folder:/x'", "xd")),
+    (("P2C", "xd", "--seeds", "1", "two"), ("--seeds", "'two'")),
+    (("P2C", "fewshot", "--shots", "0"), ("--shots", "'0'")),
+    (("P2C", "xd", "--shots", "4"), ("--shots", "fewshot")),
+    (("P2C", "fewshot", "--", "DATASET.NUM_SHOTS", "4"), ("DATASET.NUM_SHOTS",)),
+    (("P2C", "xd", "--gpus", "0,1,0"), ("--gpus", "'0,1,0'")),
+    (("P2C", "xd", "--gpus", "0-3"), ("--gpus", "'0-3'")),
+    (("P2C", "xd", "--gpus", "0", "--jobs", "2"), ("--gpus", "--jobs")),
+    (("P2C", "xd", "--jobs", "-1"), ("--jobs", "'-1'")),
+    (("P2C",), ("PROTOCOL",)),
 ])
-def test_a_mistaken_call_is_one_line_and_status_2(here, words, message):
+def test_a_mistaken_call_is_one_line_and_status_2(here, words, named):
     done = reproduce(here, *words)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert re.search(naming(*named), done.stderr)
     assert not done.stdout and not calls(here)
 
 

@@ -1,10 +1,9 @@
-"""Going on inside an epoch: an interrupted run ends as the undisturbed one does, bit for bit."""
+"""Resuming within an epoch: an interrupted run ends exactly as an uninterrupted one."""
 import gc
 from pathlib import Path
 
 import pytest
 import torch
-from engine_fixtures import *  # noqa: F403 (its fixtures)
 from outcomes import assert_equal, outcome
 
 from p2c.engine.checkpoint import CannotResume
@@ -19,7 +18,7 @@ SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 2, "TRAIN.PRINT_FREQ", 3, *AUGMENTED) 
 
 
 class Killed(BaseException):
-    """What SIGKILL does, as far as files go."""
+    """What SIGKILL does, as far as files are concerned."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +59,7 @@ def averages(text):
 
 
 def train_through(make_trainer, name, options, out):
-    """Start a run again until it ends; how often it was killed."""
+    """Restart a run until it finishes; returns how often it was killed."""
     for kills in range(10):
         trainer = make_trainer(name, *options, out=out)
         try:
@@ -92,7 +91,7 @@ def test_a_run_killed_inside_epochs_ends_as_the_undisturbed_one(
 
 
 def stop_at(place):
-    """Ask for a stop before a step, as a signal would."""
+    """Request a stop before a step, as a signal would."""
     def act(trainer):
         if (trainer.epoch, trainer.batch_idx) == place:
             assert trainer.ask_to_stop()
@@ -101,7 +100,7 @@ def stop_at(place):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """What the undisturbed run of the next test came to, once it was made."""
+    """The outcome of the undisturbed run of the next test, shared by its cases."""
     return {}
 
 

@@ -88,7 +88,7 @@ def test_batches_take_equally_many_images_of_their_classes_and_only_small_classe
 
 
 def in_each_process(processes, function):
-    """What a function gives in each of several processes, as far as sharing goes."""
+    """The results of a function in each of several processes that share the data."""
     given = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "processes", lambda: processes)

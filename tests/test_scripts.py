@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_files import make_pets
+from messages import naming
 
 import train
 from p2c.clip.loading import load_backbone
@@ -232,7 +233,7 @@ def test_the_folder_tells_the_number_of_shots_that_runs(tmp_path):
         assert folder in option(words, "--output-dir") and words[-2:] == ["DATASET.NUM_SHOTS", "4"]
 
 
-def test_ones_own_images_are_a_data_set_of_their_folders_name_and_a_short_hash(tmp_path):
+def test_a_folder_of_images_is_a_dataset_of_the_folders_name_and_a_short_hash(tmp_path):
     folder = tmp_path / "my leaves"
     (folder / "oak").mkdir(parents=True)
     (folder / "list.csv").touch()
@@ -255,10 +256,10 @@ def test_ones_own_images_are_a_data_set_of_their_folders_name_and_a_short_hash(t
 def test_a_missing_folder_of_images_is_one_line_and_status_2(tmp_path):
     for variables, dataset in (({}, "folder:nowhere"), ({"SOURCE": "folder:nowhere"}, "dtd")):
         done = script("p2c/xd_test.sh", dataset, "1", cwd=tmp_path, **variables)
-        assert done.returncode == 2 and done.stderr == "error: No folder of images, or split file, at 'nowhere'\n"
+        assert done.returncode == 2 and re.fullmatch("error: .*'nowhere'.*\n", done.stderr)
 
 
-def test_yaml_files_of_ones_own_name_data_set_trainer_and_configuration(tmp_path):
+def test_user_yaml_files_name_dataset_trainer_and_configuration(tmp_path):
     for name in ("mine", "settings"):
         (tmp_path / f"{name}.yaml").touch()
     words, = command("run.sh", "MyTrainer", "base2new_train", "mine.yaml", "1", "--plugin", "my.module", cwd=tmp_path,
@@ -271,14 +272,14 @@ def test_yaml_files_of_ones_own_name_data_set_trainer_and_configuration(tmp_path
 @pytest.mark.parametrize("words", [("--seed", "2"), ("SEED", "2"), ("TRAINER.NAME", "MaPLe")])
 def test_what_the_folder_says_cannot_be_overruled(tmp_path, words):
     done = script("p2c/base2new_train.sh", "oxford_pets", "1", *words, cwd=tmp_path)
-    assert done.returncode == 2 and f"{words[0]} belongs to the script's own arguments" in done.stderr
+    assert done.returncode == 2 and words[0] in done.stderr
 
 
 def test_what_coops_folders_say_cannot_be_overruled_but_elsewhere_it_can(tmp_path):
     pair = ("TRAINER.COOP.N_CTX", "4")
     for name, numbers in (("main", ("vit_b16", "end", "16", "1", "False")), ("eval", ("vit_b16_ep50",))):
         done = script(f"coop/{name}.sh", "imagenet", *numbers, *pair, cwd=tmp_path)
-        assert done.returncode == 2 and f"{pair[0]} belongs to the script's own arguments" in done.stderr
+        assert done.returncode == 2 and pair[0] in done.stderr
     assert command("coop/few_shot.sh", "imagenet", "1", *pair, cwd=tmp_path, SEEDS="1")[0][-2:] == [*pair]
 
 
@@ -287,7 +288,7 @@ def test_variables_choose_data_output_and_configuration(tmp_path):
                      CFG=f"{MAIN}_preview")
     assert option(words, "--root") == "/d"
     assert option(words, "--output-dir").startswith("/o/base2new/train_base/oxford_pets/")
-    assert words[-2:] == ["OPTIM.MAX_EPOCH", "10"]  # what the preview sets for this data set
+    assert words[-2:] == ["OPTIM.MAX_EPOCH", "10"]  # what the preview sets for this dataset
 
 
 def test_the_preview_tests_transfer_with_the_tokens_of_its_training(tmp_path):
@@ -298,42 +299,44 @@ def test_the_preview_tests_transfer_with_the_tokens_of_its_training(tmp_path):
         assert words[-2:] == ["OPTIM.MAX_EPOCH", "2"] and "TRAINER.P2C.N_CTX" not in words
 
 
-@pytest.mark.parametrize("words, message", [
-    ((), "base2new_train of P2C needs DATASET SEED"),
-    (("oxford_pets",), "base2new_train of P2C needs DATASET SEED"),
-    (("oxford_cats", "1"), "Unknown dataset 'oxford_cats'; choose from caltech101 dtd eurosat"),
-    (("oxford_pets", "one"), "SEED must be a whole number, but got 'one'"),
+@pytest.mark.parametrize("words, named", [
+    ((), ("base2new_train", "DATASET SEED")),
+    (("oxford_pets",), ("base2new_train", "DATASET SEED")),
+    (("oxford_cats", "1"), ("'oxford_cats'", "caltech101 dtd eurosat")),
+    (("oxford_pets", "one"), ("SEED", "'one'")),
 ])
-def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, message):
+def test_a_mistaken_call_is_one_line_and_status_2(tmp_path, words, named):
     done = script("p2c/base2new_train.sh", *words, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert re.search(naming(*named), done.stderr)
 
 
-@pytest.mark.parametrize("words, message", [
-    (("vit_b16", "end", "16", "1"), "main of CoOp needs DATASET CFG CTP NCTX SHOTS CSC, for example oxford_pets vit"),
-    (("vit_b16", "back", "16", "1", "False"), "CTP must be end, middle or front, but got 'back'"),
-    (("vit_b16", "16", "end", "1", "False"), "CTP must be end, middle or front, but got '16'"),
-    (("vit_b16", "end", "many", "1", "False"), "NCTX must be a whole number, but got 'many'"),
-    (("vit_b16", "end", "16", "all", "False"), "SHOTS must be a whole number, but got 'all'"),
-    (("vit_b16", "end", "16", "1", "yes"), "CSC must be True or False, but got 'yes'"),
-    (("vit_b17", "end", "16", "1", "True"), "CoOp has no configuration 'vit_b17'; choose from rn101 rn101_ep50 rn50"),
+@pytest.mark.parametrize("words, named", [
+    (("vit_b16", "end", "16", "1"), ("DATASET CFG CTP NCTX SHOTS CSC", "oxford_pets vit")),
+    (("vit_b16", "back", "16", "1", "False"), ("CTP", "'back'", "end, middle or front")),
+    (("vit_b16", "16", "end", "1", "False"), ("CTP", "'16'", "end, middle or front")),
+    (("vit_b16", "end", "many", "1", "False"), ("NCTX", "'many'")),
+    (("vit_b16", "end", "16", "all", "False"), ("SHOTS", "'all'")),
+    (("vit_b16", "end", "16", "1", "yes"), ("CSC", "'yes'", "True or False")),
+    (("vit_b17", "end", "16", "1", "True"), ("CoOp", "'vit_b17'", "rn101 rn101_ep50 rn50")),
 ])
-def test_a_mistaken_call_of_coops_main_is_one_line_and_status_2(tmp_path, words, message):
+def test_a_mistaken_call_of_coops_main_is_one_line_and_status_2(tmp_path, words, named):
     done = script("coop/main.sh", "oxford_pets", *words, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert re.search(naming(*named), done.stderr)
 
 
 def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path):
     done = script("p2c/base2new_train.sh", "oxford_pets", "1", cwd=tmp_path, CFG="vit_b17")
-    assert done.returncode == 2 and "P2C has no configuration 'vit_b17'; choose from tiny_shapes" in done.stderr
+    assert done.returncode == 2 and re.search(naming("P2C", "'vit_b17'", "tiny_shapes"), done.stderr)
     done = script("run.sh", "P3C", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
-    assert done.returncode == 2 and "Unknown trainer 'P3C'; choose from CoCoOp CoOp IVLP MaPLe" in done.stderr
+    assert done.returncode == 2 and re.search(naming("'P3C'", "CoCoOp CoOp IVLP MaPLe"), done.stderr)
     done = script("run.sh", "P2C", "base2novel", "oxford_pets", "1", cwd=tmp_path)
-    assert done.returncode == 2 and "Unknown protocol 'base2novel'; choose from base2new_train" in done.stderr
+    assert done.returncode == 2 and re.search(naming("'base2novel'", "base2new_train"), done.stderr)
     done = script("run.sh", "IVLP:image_only", "base2new_train", "oxford_pets", "1", cwd=tmp_path)
-    assert done.returncode == 2 and "IVLP has no configuration" in done.stderr
+    assert done.returncode == 2 and re.search(naming("IVLP", "tiny_shapes_language_only"), done.stderr)
     done = script("run.sh", "MaPLe", "eval", "imagenet_a", MAIN, cwd=tmp_path)
-    assert done.returncode == 2 and "eval is a protocol of CoOp only, but got the trainer 'MaPLe'" in done.stderr
+    assert done.returncode == 2 and re.search(naming("eval", "CoOp", "'MaPLe'"), done.stderr)
 
 
 def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(tmp_path):

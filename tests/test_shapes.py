@@ -57,7 +57,7 @@ def test_no_floating_point_number_touches_a_picture(name):
     assert shapes.FAMILY[name].style(clean, RandomStream("any")).dtype == np.int32
 
 
-def test_pictures_differ_between_data_sets_streams_classes_and_indices():
+def test_pictures_differ_between_datasets_streams_classes_and_indices():
     pictures = [shapes.picture(name, stream, label, index, styled=False).tobytes()
                 for name in shapes.FAMILY for stream in ("train", "val", "test")
                 for label in (0, 1) for index in (0, 1)]
@@ -65,7 +65,7 @@ def test_pictures_differ_between_data_sets_streams_classes_and_indices():
 
 
 @pytest.mark.parametrize("name", shapes.FAMILY)
-def test_every_data_set_has_at_least_24_different_classes(name):
+def test_every_dataset_has_at_least_24_different_classes(name):
     classnames = shapes.FAMILY[name].contents
     assert len(set(classnames)) == len(classnames) >= 24
 
@@ -223,6 +223,6 @@ def test_zero_shot_is_good_on_clean_pictures(backbone):
 
 
 @pytest.mark.parametrize("name", shapes.FAMILY)
-def test_zero_shot_on_a_data_sets_own_style_is_worse_than_clean_yet_3_times_chance(backbone, name):
+def test_zero_shot_on_a_datasets_own_style_is_worse_than_clean_yet_3_times_chance(backbone, name):
     own = zero_shot(backbone, name, 5, styled=True)
     assert 3 / 24 <= own < zero_shot(backbone, name, 5, styled=False) - 0.1

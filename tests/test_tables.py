@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
-from run_folders import *  # noqa: F403 (its fixture)
+from messages import naming
 from run_folders import NEW_BLOCK, log_text, write_log, write_results
 
 import parse_test_res
@@ -98,13 +98,13 @@ def test_base_to_novel_stands_beside_the_published_numbers(tmp_path, rows):
     assert numbers(average, "base_published", "novel_published", "hm_published") == [82.28, 75.14, 78.55]
     base, novel = numbers(average, "base", "novel")
     assert numbers(average, "hm", "hm_difference") == pytest.approx([2 * base * novel / (base + novel), 0.5], abs=0.02)
-    assert average["complete"] == "yes" and err == "- published: the papers' numbers, CLIP ViT-B/16\n\n"
+    assert average["complete"] == "yes" and len(err.splitlines()) == 2 and "published" in err and "ViT-B/16" in err
 
 
 def test_the_text_says_what_published_means(tmp_path, parse):
     write_published(tmp_path, offset=0.5)
     _, out, _ = parse("--base2new", tmp_path)
-    assert "over seeds; published: the papers' numbers, CLIP ViT-B/16\n" in out
+    assert re.search("published: .*ViT-B/16\n", out)
     dtd = next(line for line in out.splitlines() if line.startswith("dtd"))
     assert "80.36 / 59.18 / 68.16  +0.50 / +0.50 / +0.51  1" in dtd
 
@@ -133,7 +133,7 @@ def test_an_incomplete_average_is_marked_and_not_compared(tmp_path, parse, rows)
     assert parse("--base2new", "--strict", tmp_path)[0] == 1
 
 
-def test_a_table_of_chosen_data_sets_misses_no_others_and_its_average_is_compared_with_nothing(tmp_path, parse, rows):
+def test_a_table_of_chosen_datasets_misses_no_others_and_its_average_is_compared_with_nothing(tmp_path, parse, rows):
     write_published(tmp_path)
     status, out, _ = parse("--base2new", "--strict", tmp_path, "--datasets", "dtd", "eurosat")
     assert status == 0 and [line.split()[0] for line in out.splitlines()[3:6]] == ["dtd", "eurosat", "average"]
@@ -177,7 +177,7 @@ def test_a_file_of_weights_and_mere_logs_count_as_clips(tmp_path, rows):
     assert numbers(dtd, "base_difference", "novel_difference") == pytest.approx([80 - 80.36, 60 - 59.18])
 
 
-def test_families_and_ones_own_data_sets_are_averaged_apart(tmp_path, rows, parse):
+def test_families_and_user_datasets_are_averaged_separately(tmp_path, rows, parse):
     write_published(tmp_path, cfg="same")
     for dataset in (*SHAPES.datasets, "birds", "plants"):
         write_pair(tmp_path, dataset, 70, 50, cfg="same", backbone="tiny-shapes")
@@ -277,17 +277,17 @@ def test_missing_targets_and_seeds_are_marked_and_can_be_filled(tmp_path, parse)
     assert cells == ["MaPLe", "tiny_shapes", "16", "90.00* ± 0.00", "–", "60.00* ± 0.00", "60.50 ± 0.50",
                      "61.50 ± 0.50", "60.67* (3 of 4)", "1, 2"]  # fmt: skip
     label = "- MaPLe, tiny_shapes, 16 shots:"
-    begin = f"begin with OUTPUT={tmp_path} CFG=tiny_shapes bash scripts/run.sh MaPLe"
+    begin = f"OUTPUT={tmp_path} CFG=tiny_shapes bash scripts/run.sh MaPLe"
+    notes = [line for line in out.splitlines() if line.startswith(label)]
     assert status == 0 and f"- not counted: {stopped}: not finished" in out
-    assert (f"{label} no result for shapes_counts; its average is over 3 of 4 datasets; {begin} xd_test "
-            "shapes_counts 1\n") in out
-    assert (f"{label} different seeds in a row: shapes has seed 1; shapes_sizes has seed 1; others seeds 1, 2; {begin} "
-            "xd_train shapes 2\n") in out
+    assert [line for line in notes if re.search(naming("3 of 4", f"{begin} xd_test shapes_counts 1"), line)]
+    assert [line for line in notes if re.search(
+        naming("shapes has seed 1", "shapes_sizes has seed 1", "seeds 1, 2", f"{begin} xd_train shapes 2"), line)]
 
 
-def test_a_test_on_ones_own_data_set_is_named(tmp_path, parse):
+def test_a_test_on_a_user_dataset_is_named(tmp_path, parse):
     tiny(tmp_path, write_tested, [*SHAPES.targets, "birds"])
-    assert "- not in the table: MaPLe, tiny_shapes, 16 shots: the test on birds, which" in parse("--xd", tmp_path)[1]
+    assert re.search("- .*MaPLe, tiny_shapes, 16 shots: .*birds", parse("--xd", tmp_path)[1])
 
 
 def test_coops_variants_are_part_of_the_configs_name(tmp_path, rows):
@@ -309,7 +309,7 @@ def write_few_shot(root, datasets=SHAPES.datasets, shots=(1, 2, 4, 8, 16), **set
             write_trained(root, dataset, 50 + value + number, shots=number, **settings)
 
 
-def test_few_shot_averages_over_data_sets_for_each_number_of_shots(tmp_path, rows, parse):
+def test_few_shot_averages_over_datasets_for_each_number_of_shots(tmp_path, rows, parse):
     write_few_shot(tmp_path, cfg="tiny_shapes", backbone="tiny-shapes")
     tiny(tmp_path, write_zero_shot, (*SHAPES.datasets, *SHAPES.domains))
     table, err = rows("--fewshot", tmp_path)
@@ -346,11 +346,11 @@ def test_missing_shots_are_marked(tmp_path, parse):
     out = parse("--fewshot", tmp_path)[1]
     shapes = next(line for line in out.splitlines() if line.startswith("shapes "))
     assert re.split("  +", shapes)[3:] == ["–", "52.00* ± 0.00", "–", "–", "66.00 ± 0.00", "82.00* ± 0.00", "1, 2"]
-    begin = f"begin with OUTPUT={tmp_path} CFG=tiny_shapes"
-    assert (f"- MaPLe, tiny_shapes, 1, 4, 8 shots: no result for any dataset; {begin} SEEDS='1 2' bash scripts/run.sh "
-            "MaPLe few_shot shapes 1\n") in out
-    assert "- MaPLe, tiny_shapes, 32 shots: no result for shapes_counts, shapes_grounds" in out
-    assert f"others seeds 1, 2; {begin} SEEDS=2 bash scripts/run.sh MaPLe few_shot shapes 2\n" in out
+    begin = re.escape(f"OUTPUT={tmp_path} CFG=tiny_shapes")
+    run = "bash scripts/run.sh MaPLe few_shot shapes"
+    assert re.search(f"- MaPLe, tiny_shapes, 1, 4, 8 shots: .*{begin} SEEDS='1 2' {run} 1\n", out)
+    assert re.search("- MaPLe, tiny_shapes, 32 shots: .*shapes_counts, shapes_grounds", out)
+    assert re.search(f"seeds 1, 2; .*{begin} SEEDS=2 {run} 2\n", out)
 
 
 def test_a_transfers_training_is_no_few_shot_result(tmp_path, rows):
@@ -384,8 +384,9 @@ def test_seeds_of_different_configurations_are_named(tmp_path, parse):
     write_pair(tmp_path, "dtd", 80, 60, seed=2, NUM_WORKERS=0)
     assert notes_of(parse, tmp_path) == []
     write_pair(tmp_path, "dtd", 80, 60, seed=3, lr=0.5, NUM_SHOTS=16)
-    assert notes_of(parse, tmp_path) == [
-        f"- MaPLe, {CFG}, 16 shots: dtd: mixed configurations: its seeds differ in OPTIM.LR"] * 2  # base, novel
+    notes = notes_of(parse, tmp_path)
+    assert len(notes) == 2  # base, novel
+    assert all(re.search(f"MaPLe, {CFG}, 16 shots: dtd: .* OPTIM.LR$", note) for note in notes)
 
 
 def test_settings_that_may_change_mix_nothing(tmp_path, parse):
@@ -398,8 +399,8 @@ def test_halves_of_different_configurations_are_named(tmp_path, parse):
     write_pair(tmp_path, "dtd", 80, 60)
     novel = tmp_path / "base2new" / "test_new" / "dtd" / "shots_16" / "MaPLe" / CFG / "seed1"
     write_results(novel, 60, config=config(half="new", backbone="ViT-B/32"))
-    assert notes_of(parse, tmp_path) == [
-        f"- MaPLe, {CFG}, 16 shots: dtd: mixed configurations: base and novel differ in MODEL.BACKBONE.NAME"]
+    note, = notes_of(parse, tmp_path)
+    assert re.search(f"MaPLe, {CFG}, 16 shots: dtd: .* MODEL.BACKBONE.NAME$", note)
 
 
 def test_a_seed_that_is_not_what_its_folder_says_is_named(tmp_path, parse):
@@ -408,8 +409,8 @@ def test_a_seed_that_is_not_what_its_folder_says_is_named(tmp_path, parse):
     (folder / "seed1").rename(folder / "seed2")
     (tmp_path / "base2new" / "test_new" / "dtd" / "shots_16" / "MaPLe" / CFG / "seed1").rename(
         tmp_path / "base2new" / "test_new" / "dtd" / "shots_16" / "MaPLe" / CFG / "seed2")
-    assert notes_of(parse, tmp_path) == [
-        f"- MaPLe, {CFG}, 16 shots: dtd: mixed seeds: the folder of seed 2 ran with SEED 1"]
+    note, = notes_of(parse, tmp_path)
+    assert re.search(f"MaPLe, {CFG}, 16 shots: dtd: .*seed 2 .* SEED 1$", note)
 
 
 # Formats
@@ -424,7 +425,7 @@ def test_text_has_the_spread_below_the_mean_and_latex_is_escaped(tmp_path, parse
     assert spread.split() == ["±", "0.00"] * 5
     _, out, err = parse("--xd", "--format", "latex", tmp_path)
     assert r"shapes\_counts" in out and re.search(r"MaPLe +& tiny\\_shapes +& 16 +& +-- & +60.00 \$\\pm\$ 0.00 &", out)
-    assert out.startswith("% Cross-dataset transfer from shapes: accuracy in percent, mean")
+    assert out.startswith("% ")
     assert "no result for shapes" in err and "no result" not in out
 
 
@@ -436,19 +437,19 @@ def test_nothing_found_is_one_line(tmp_path, parse, benchmark):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "arguments, named",
     [
-        (("--xd", "--dg"), "not allowed with"),
-        (("--xd", "--test-log"), "--xd does not take --test-log"),
-        (("--xd", "--curves", "a.png"), "--curves needs --fewshot"),
-        (("--fewshot", "--curves", "a.svg"), "--curves a.svg must end with .png or .pdf"),
+        (("--xd", "--dg"), ("--xd", "--dg")),
+        (("--xd", "--test-log"), ("--xd", "--test-log")),
+        (("--xd", "--curves", "a.png"), ("--curves", "--fewshot")),
+        (("--fewshot", "--curves", "a.svg"), ("--curves a.svg", ".png", ".pdf")),
     ],
 )
-def test_mistaken_calls_are_one_error(arguments, message, capsys):
+def test_mistaken_calls_are_one_error(arguments, named, capsys):
     with pytest.raises(SystemExit) as exited:
         parse_test_res.main(["output", *arguments])
     err = capsys.readouterr().err
-    assert exited.value.code == 2 and message in err and err.count("error: ") == 1
+    assert exited.value.code == 2 and re.search(naming(*named), err) and err.count("error: ") == 1
 
 
 # Curves

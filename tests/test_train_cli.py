@@ -1,12 +1,14 @@
-"""train.py as a user calls it: what it prints, writes and returns, and how it answers mistakes."""
+"""train.py as a user calls it: what it prints, writes and returns, and how it reports mistakes."""
 import json
 import logging
 import os
+import re
 import shutil
 
 import pytest
 import torch
 from clip_files import make_pets
+from messages import naming
 
 import p2c
 import train
@@ -115,7 +117,7 @@ def test_an_evaluation_of_a_model_that_was_trained_anew_is_not_taken_for_the_old
     shutil.rmtree(tmp_path / "run")
     assert call(pairs=("OPTIM.LR", "0.1")) == 0
     assert call(*options, out="eval") == train.MISTAKE
-    assert "holds the test of an earlier training" in capsys.readouterr().err
+    assert re.search(naming(tmp_path / "eval", tmp_path / "run"), capsys.readouterr().err)
 
 
 def test_an_unfinished_training_is_not_tested_unless_an_epoch_is_chosen(call, tmp_path, monkeypatch, capsys):
@@ -127,7 +129,7 @@ def test_an_unfinished_training_is_not_tested_unless_an_epoch_is_chosen(call, tm
     assert call(pairs=("TRAIN.CHECKPOINT_FREQ", "1")) == train.INTERRUPTED
     options = ("--eval-only", "--model-dir", str(tmp_path / "run"))
     assert call(*options, out="eval") == train.MISTAKE
-    assert "is not finished; finish it first, or choose a saved epoch with --load-epoch" in capsys.readouterr().err
+    assert re.search(naming(tmp_path / "run", "--load-epoch"), capsys.readouterr().err)
     assert call(*options, "--load-epoch", "1", out="eval") == train.FINISHED
     assert read_results(str(tmp_path / "eval"))["epoch"] == 1
 
@@ -146,7 +148,7 @@ def test_an_interrupted_run_exits_75_and_continues_to_the_same_end(call, tmp_pat
 
     monkeypatch.setattr(PromptTrainer, "forward_backward", interrupted)
     assert call(out="cut", pairs=every_epoch) == train.INTERRUPTED
-    assert "the same command continues" in capsys.readouterr().err
+    assert len(capsys.readouterr().err.splitlines()) == 1
     assert not read_results(str(tmp_path / "cut"))["finished"]
     monkeypatch.setattr(PromptTrainer, "forward_backward", step)
     assert call(out="cut", pairs=every_epoch) == 0
@@ -178,52 +180,52 @@ def test_seed_zero_is_a_seed(call, tmp_path):
 
 # Mistakes
 
-@pytest.mark.parametrize("words, message", [
-    (dict(trainer="P2C", words=("--trainer", "P3C")), "Unknown trainer (--trainer) 'P3C'; choose from"),
-    (dict(words=("--backbone", "ViT-B/17")), "Unknown backbone 'ViT-B/17' (MODEL.BACKBONE.NAME); choose from"),
-    (dict(pairs=("DATASET.NAME", "Shape")), "Unknown dataset (--dataset-config-file) 'Shape'; choose from"),
-    (dict(pairs=("OPTIM.FOO", "1")), "OPTIM.FOO"),
-    (dict(pairs=("OPTIM.LR",)), "OPTIM.LR has no value"),
-    (dict(pairs=("OPTIM.MAX_EPOCH", "five")), "OPTIM.MAX_EPOCH is 'five'; it must be a whole number, at least 1"),
-    (dict(pairs=("OPTIM.MAX_EPOCH", "2.5")), "OPTIM.MAX_EPOCH is 2.5; it must be a whole number, at least 1"),
-    (dict(pairs=("OPTIM.WARMUP_EPOCH", "0.5")), "OPTIM.WARMUP_EPOCH is 0.5; it must be a whole number"),
-    (dict(pairs=("OPTIM.SGD_NESTEROV", "1")), "OPTIM.SGD_NESTEROV is 1; it must be True or False"),
-    (dict(pairs=("OPTIM.STEPSIZE", "3")), "OPTIM.STEPSIZE is 3; it must be a list"),
-    (dict(pairs=("TRAINER.P2C.CTX_INIT", "5")), "TRAINER.P2C.CTX_INIT is 5; it must be text"),
-    (dict(pairs=("OPTIM", "3")), "OPTIM is a section of settings, but got 3; choose from OPTIM.NAME, OPTIM.LR"),
-    (dict(pairs=("OPTIM.LR.A", "3")), "OPTIM.LR is one setting, not a section with A in it; it must be a finite"),
-    (dict(pairs=("OPTIM.LR", "{'A': 1}")), "it must be a finite number, at least 0"),
-    (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), "SCHEDULE is 'cos'; choose from cosine"),
-    (dict(pairs=("TRAINER.P2C.N_CTX", "90")), "N_CTX must be from 1 to 74, since the text tower takes 77"),
-    (dict(pairs=("TRAINER.P2C.N_CTX", "74")), "tokens, but the text tower takes 77 at most"),
-    (dict(words=("--eval-only",)), "give its folder with --model-dir"),
-    (dict(words=("--config-file", "train.py")), "train.py must be YAML"),
-    (dict(pairs=("TRAINER.PROMPT_DENOISING.NOISE_STD", "-1.0")), "NOISE_STD is -1.0; it must be a finite number"),
-    (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), "SUBSAMPLE_CLASSES is 'novel'; choose from all, base, new"),
-    (dict(pairs=("DATASET.NUM_SHOTS", "0")), "DATASET.NUM_SHOTS must be a positive number"),
-    (dict(words=("--config-file", "nowhere.yaml")), "No configuration file nowhere.yaml"),
-    (dict(words=("--eval-only", "--model-dir", "nowhere")), "No trained prompts at nowhere/MultiModalPromptLearner"),
-    (dict(root="nowhere"), "No OxfordPets at"),
+@pytest.mark.parametrize("words, named", [
+    (dict(trainer="P2C", words=("--trainer", "P3C")), ("--trainer", "'P3C'", "MaPLe")),
+    (dict(words=("--backbone", "ViT-B/17")), ("MODEL.BACKBONE.NAME", "'ViT-B/17'", "ViT-B/16")),
+    (dict(pairs=("DATASET.NAME", "Shape")), ("--dataset-config-file", "'Shape'", "OxfordPets")),
+    (dict(pairs=("OPTIM.FOO", "1")), ("OPTIM.FOO",)),
+    (dict(pairs=("OPTIM.LR",)), ("OPTIM.LR",)),
+    (dict(pairs=("OPTIM.MAX_EPOCH", "five")), ("OPTIM.MAX_EPOCH", "'five'")),
+    (dict(pairs=("OPTIM.MAX_EPOCH", "2.5")), ("OPTIM.MAX_EPOCH", "2.5")),
+    (dict(pairs=("OPTIM.WARMUP_EPOCH", "0.5")), ("OPTIM.WARMUP_EPOCH", "0.5")),
+    (dict(pairs=("OPTIM.SGD_NESTEROV", "1")), ("OPTIM.SGD_NESTEROV", "1", "True", "False")),
+    (dict(pairs=("OPTIM.STEPSIZE", "3")), ("OPTIM.STEPSIZE", "3", "list")),
+    (dict(pairs=("TRAINER.P2C.CTX_INIT", "5")), ("TRAINER.P2C.CTX_INIT", "5", "text")),
+    (dict(pairs=("OPTIM", "3")), ("3", "OPTIM.NAME", "OPTIM.LR")),
+    (dict(pairs=("OPTIM.LR.A", "3")), ("OPTIM.LR", "A", "number")),
+    (dict(pairs=("OPTIM.LR", "{'A': 1}")), ("OPTIM.LR", "number")),
+    (dict(pairs=("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos")), ("SCHEDULE", "'cos'", "cosine")),
+    (dict(pairs=("TRAINER.P2C.N_CTX", "90")), ("TRAINER.P2C.N_CTX", "74", "77")),
+    (dict(pairs=("TRAINER.P2C.N_CTX", "74")), ("tokens", "77")),
+    (dict(words=("--eval-only",)), ("--model-dir",)),
+    (dict(words=("--config-file", "train.py")), ("train.py", "YAML")),
+    (dict(pairs=("TRAINER.PROMPT_DENOISING.NOISE_STD", "-1.0")), ("NOISE_STD", "-1.0")),
+    (dict(pairs=("DATASET.SUBSAMPLE_CLASSES", "novel")), ("SUBSAMPLE_CLASSES", "'novel'", "all, base, new")),
+    (dict(pairs=("DATASET.NUM_SHOTS", "0")), ("DATASET.NUM_SHOTS", "0")),
+    (dict(words=("--config-file", "nowhere.yaml")), ("nowhere.yaml",)),
+    (dict(words=("--eval-only", "--model-dir", "nowhere")), ("nowhere/MultiModalPromptLearner",)),
+    (dict(root="nowhere"), ("OxfordPets", "nowhere")),
 ])
-def test_a_mistake_is_one_line_and_status_2(call, capsys, words, message):
+def test_a_mistake_is_one_line_and_status_2(call, capsys, words, named):
     assert call(*words.pop("words", ()), **words) == train.MISTAKE
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+    assert len(error) == 1 and error[0].startswith("error: ") and re.search(naming(*named), error[0])
 
 
-@pytest.mark.parametrize("pairs, message", [
-    (("OPTIM.LR", "float('nan')"), "OPTIM.LR"), (("OPTIM.LR", "1e999"), "OPTIM.LR is inf; it must be a finite number"),
-    (("DATALOADER.CACHE", "0"), "There is no key DATALOADER.CACHE"), (("OPTIM.LR", "None"), "OPTIM.LR is None"),
-    (("DATALOADER.TEST.SAMPLER", "RandomClassSampler"), "choose from SequentialSampler, RandomSampler"),
-    (("DATALOADER.TEST.SAMPLER", "SeqDomainSampler"), "choose from SequentialSampler, RandomSampler"),
-    (("DATASET.FOLDER.TEMPLATE", "a leaf"), "TEMPLATE is 'a leaf'; it must be text with one {}"),
-    (("TRAINER.COOP.N_CTX", "0", "OPTIM.MAX_EPOCH", "1"), "TRAINER.COOP.N_CTX is 0; it must be a whole number"),
-    (("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0"), "at least 0; TRAIN.PRINT_FREQ is 0; it must be a whole number"),
+@pytest.mark.parametrize("pairs, named", [
+    (("OPTIM.LR", "float('nan')"), ("OPTIM.LR", "nan")), (("OPTIM.LR", "1e999"), ("OPTIM.LR", "inf")),
+    (("DATALOADER.CACHE", "0"), ("DATALOADER.CACHE",)), (("OPTIM.LR", "None"), ("OPTIM.LR", "None")),
+    (("DATALOADER.TEST.SAMPLER", "RandomClassSampler"), ("DATALOADER.TEST.SAMPLER", "SequentialSampler, Random")),
+    (("DATALOADER.TEST.SAMPLER", "SeqDomainSampler"), ("DATALOADER.TEST.SAMPLER", "SequentialSampler, Random")),
+    (("DATASET.FOLDER.TEMPLATE", "a leaf"), ("TEMPLATE", "'a leaf'", "{}")),
+    (("TRAINER.COOP.N_CTX", "0", "OPTIM.MAX_EPOCH", "1"), ("TRAINER.COOP.N_CTX", "0")),
+    (("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0"), ("OPTIM.LR", "-1.0", "TRAIN.PRINT_FREQ", "0")),
 ])
-def test_a_value_out_of_range_is_refused_before_anything_is_read_or_written(call, tmp_path, capsys, pairs, message):
+def test_a_value_out_of_range_is_refused_before_anything_is_read_or_written(call, tmp_path, capsys, pairs, named):
     assert call(root="nowhere", pairs=pairs) == train.MISTAKE
     error, = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith("error: ") and message in error and not (tmp_path / "run").exists()
+    assert error.startswith("error: ") and re.search(naming(*named), error) and not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_that_cannot_be_is_one_line(call, tmp_path, capsys):
@@ -292,7 +294,7 @@ def test_validation_that_is_not_there_is_refused_before_anything_is_trained(call
     trainer = "ZeroshotCLIP" if "--eval-only" in words else "P2C"
     assert call(*words, root=tmp_path, trainer=trainer, pairs=pairs) == train.MISTAKE
     error, = capsys.readouterr().err.splitlines()
-    assert " ".join(pairs) in error and "OxfordPets has no validation images" in error and f"set {pairs[0]}" in error
+    assert re.search(naming(" ".join(pairs), "OxfordPets", "validation", pairs[0]), error)
     assert not list((tmp_path / "run").glob("*/*")) and read_results(str(tmp_path / "run")) is None
 
 
@@ -310,7 +312,7 @@ def test_test_images_in_the_place_of_validation_images_choose_no_model(call, cap
     monkeypatch.setattr(OxfordPets, "draw_shots", lambda self, split, shots, seed: (split.train, split.test))
     monkeypatch.setattr(OxfordPets, "sizes", OxfordPets.sizes._replace(val=0))
     assert call(pairs=("TEST.FINAL_MODEL", "best_val")) == train.MISTAKE
-    assert "its protocol has no validation split" in capsys.readouterr().err
+    assert re.search(naming("TEST.FINAL_MODEL best_val", "validation"), capsys.readouterr().err)
     assert call() == 0
 
 
@@ -340,29 +342,29 @@ def test_values_of_an_option_end_at_two_dashes():
     assert args.transforms == ["random_flip", "normalize"] and args.opts == ["DATASET.NUM_SHOTS", "16"]
 
 
-@pytest.mark.parametrize("content, message", [
-    ("OPTIM:\n\tLR: 1.0\n", "\\t"), ("- a\n- b\n", "it holds a list"), ("just words", "it holds only 'just words'"),
-    ("OPTIM: {FOO: 1}", "There is no key OPTIM.FOO; choose from"),
-    ("OPTIM: {LR: high}", "OPTIM.LR is 'high'; it must be a finite number"),
-    ("OPTIM: {LR: {A: 1}}", "OPTIM.LR is one setting, not a section"), ("OPTIM: 5", "OPTIM is a section of settings"),
-    ("OPTIM: {MAX_EPOCH: 2.5}", "OPTIM.MAX_EPOCH is 2.5; it must be a whole number"), ("5: {a: 1}", "no key 5.a"),
-    ("OPTIM: {NAME: 2020-01-31}", "OPTIM.NAME is datetime.date(2020, 1, 31); choose from adam"),
-    ("a: !!python/object/apply:os.getcwd []", "python/object"), ("OPTIM: [", "")],
+@pytest.mark.parametrize("content, named", [
+    ("OPTIM:\n\tLR: 1.0\n", ("\\t",)), ("- a\n- b\n", ("list",)), ("just words", ("'just words'",)),
+    ("OPTIM: {FOO: 1}", ("OPTIM.FOO", "OPTIM.LR")),
+    ("OPTIM: {LR: high}", ("OPTIM.LR", "'high'", "number")),
+    ("OPTIM: {LR: {A: 1}}", ("OPTIM.LR", "A")), ("OPTIM: 5", ("5", "OPTIM.LR")),
+    ("OPTIM: {MAX_EPOCH: 2.5}", ("OPTIM.MAX_EPOCH", "2.5")), ("5: {a: 1}", ("5.a",)),
+    ("OPTIM: {NAME: 2020-01-31}", ("OPTIM.NAME", "datetime.date(2020, 1, 31)", "adam")),
+    ("a: !!python/object/apply:os.getcwd []", ("python/object",)), ("OPTIM: [", ())],
     ids=["tab", "list", "text", "unknown key", "type", "section in a setting", "value for a section", "float",
          "number key", "date", "python tag", "syntax"])
-def test_a_faulty_yaml_is_named(call, tmp_path, capsys, content, message):
+def test_a_faulty_yaml_is_named(call, tmp_path, capsys, content, named):
     path = tmp_path / "faulty.yaml"
     path.write_text(content)
     assert call("--config-file", str(path)) == train.MISTAKE
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and f"{path} does not fit the configuration: " in error[0] and message in error[0]
+    assert len(error) == 1 and re.search(naming(path, *named), error[0])
 
 
 def test_pairs_taken_for_values_of_an_option_are_pointed_out(capsys):
     with pytest.raises(SystemExit):
         train.parse_args(["--transforms", "random_flip", "OPTIM.MAX_EPOCH", "1"])
     error = capsys.readouterr().err
-    assert "OPTIM.MAX_EPOCH was taken for a value of the option before it" in error and len(error.splitlines()) == 1
+    assert re.search(naming("OPTIM.MAX_EPOCH", "option"), error) and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", [
@@ -373,7 +375,7 @@ def test_an_equals_sign_between_key_and_value_is_pointed_out(capsys, words):
         train.parse_args([*words])
     assert stopped.value.code == train.MISTAKE
     error, = capsys.readouterr().err.splitlines()
-    assert "OPTIM.LR=0.1 has an equals sign; write OPTIM.LR 0.1" in error
+    assert re.search(naming("OPTIM.LR=0.1", "OPTIM.LR 0.1"), error)
 
 
 @pytest.mark.parametrize("words, option", [
@@ -395,7 +397,7 @@ def test_a_model_for_a_trainer_that_learns_nothing_is_a_mistake(call, capsys):
 
 
 def unread(folder):
-    """The lines of a run's log on settings that its trainer does not read."""
+    """The lines in a run's log about settings that its trainer does not read."""
     return [line for line in (folder / "log.txt").read_text().splitlines() if " does not read " in line]
 
 
@@ -418,7 +420,7 @@ def test_options_after_pairs_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         train.parse_args(["DATASET.NUM_SHOTS", "16", "--root", "x"])
     assert stopped.value.code == train.MISTAKE
-    assert "--root comes after KEY VALUE pairs; options must come before them" in capsys.readouterr().err
+    assert re.search(naming("--root", "KEY VALUE"), capsys.readouterr().err)
 
 
 def broken(tmp_path, change):
@@ -430,32 +432,32 @@ def broken(tmp_path, change):
     path.write_text(content if isinstance(content, str) else json.dumps(split))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda split: "<html>quota</html>", "this is a web page, not a split file"),
-    (lambda split: split.pop("val"), "is not a split file"),
-    (lambda split: "[" * 100_000, "is not a split file"),
-    (lambda split: split["train"][0].__setitem__(1, 10**9), "must be 0 to"),
-    (lambda split: split["train"][0].__setitem__(2, " "), "label 0 needs a class name"),
-    (lambda split: split["train"][0].__setitem__(0, "../secret.png"), "must be a path below"),
-    (lambda split: split["train"][0].__setitem__(0, "/etc/passwd"), "must be a path below"),
-    (lambda split: split["train"][0].__setitem__(0, "C:/secret.png"), "must be a path below"),
-    (lambda split: split["val"].__setitem__(0, split["test"][0]), "is listed twice"),
-    (lambda split: split["train"][0].__setitem__(2, "other"), "label 0 has two class names, 'other' and 'abyssinian'"),
+@pytest.mark.parametrize("change, named", [
+    (lambda split: "<html>quota</html>", ("web page",)),
+    (lambda split: split.pop("val"), ("split file",)),
+    (lambda split: "[" * 100_000, ("split file",)),
+    (lambda split: split["train"][0].__setitem__(1, 10**9), ("labels", "0 to")),
+    (lambda split: split["train"][0].__setitem__(2, " "), ("label 0", "class name")),
+    (lambda split: split["train"][0].__setitem__(0, "../secret.png"), ("../secret.png",)),
+    (lambda split: split["train"][0].__setitem__(0, "/etc/passwd"), ("/etc/passwd",)),
+    (lambda split: split["train"][0].__setitem__(0, "C:/secret.png"), ("C:/secret.png",)),
+    (lambda split: split["val"].__setitem__(0, split["test"][0]), ("twice",)),
+    (lambda split: split["train"][0].__setitem__(2, "other"), ("label 0", "'other'", "'abyssinian'")),
     (lambda split: [item.__setitem__(1, 9) for part in split.values() for item in part if item[1] == 3],
-     "without gaps"),
+     ("labels", "0 to")),
     (lambda split: split.__setitem__("test", [item for item in split["test"] if item[1] < 3]),
-     "train has 4 classes, but the classes [3] are not in both train and test"),
-    (lambda split: split.__setitem__("train", []), "there are no train images"),
-    (lambda split: split["train"][0].__setitem__(1, "0"), "must be a whole number"),
+     ("train", "test", "4", "[3]")),
+    (lambda split: split.__setitem__("train", []), ("no train",)),
+    (lambda split: split["train"][0].__setitem__(1, "0"), ("'0'",)),
 ], ids=["no JSON", "no val", "nested", "huge label", "no name", "parent folder", "absolute path", "drive letter",
         "twice", "two names", "gap",
         "class count",
         "empty", "label as text"])
-def test_a_broken_split_is_one_line_naming_the_file(call, tmp_path, capsys, change, message):
+def test_a_broken_split_is_one_line_naming_the_file(call, tmp_path, capsys, change, named):
     broken(tmp_path, change)
     assert call(root=tmp_path) == train.MISTAKE
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and message in error[0] and "oxford_pets" in error[0]
+    assert len(error) == 1 and re.search(naming("oxford_pets", *named), error[0])
 
 
 def test_missing_images_are_counted_and_named(call, tmp_path, capsys):
@@ -465,7 +467,7 @@ def test_missing_images_are_counted_and_named(call, tmp_path, capsys):
         path.unlink()
     assert call(root=tmp_path) == train.MISTAKE
     error = capsys.readouterr().err
-    assert "5 of 36 images of the split are missing" in error and str(lost[0]) in error and str(lost[4]) not in error
+    assert re.search(naming("5 of 36", lost[0]), error) and str(lost[4]) not in error
 
 
 def test_a_missing_split_says_where_to_get_it(call, tmp_path, capsys):

@@ -5,6 +5,7 @@ import re
 import oracle
 import pytest
 import torch
+from messages import naming
 from steps import assert_same_state, batch_of, losses_of, noisy_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,7 +68,7 @@ def test_denoising_is_a_component_that_maple_can_switch_on(make_trainer):
 
 def test_p2c_with_both_off_says_that_it_is_maple(make_trainer, capsys):
     make_trainer("P2C", *OFF)
-    assert "P2C with both denoisers off is MaPLe" in capsys.readouterr().out
+    assert any("P2C" in line and "MaPLe" in line for line in capsys.readouterr().out.splitlines())
 
 
 def oracle_arguments(trainer, image):
@@ -129,7 +130,7 @@ def test_denoising_is_a_component_of_every_learner_of_a_text_context(make_traine
 
 @pytest.mark.parametrize("name", ["VPT", "ZeroshotCLIP"])
 def test_where_no_text_context_is_learned_denoising_is_refused(make_trainer, name):
-    with pytest.raises(ValueError, match=f"{name} learns no text context to put noise on"):
+    with pytest.raises(ValueError, match=name):
         make_trainer(name, *denoising(True))
 
 
@@ -257,7 +258,7 @@ def test_loading_another_methods_prompts_is_refused_naming_the_keys(make_trainer
 
 def test_a_missing_checkpoint_is_reported_with_what_is_there(make_trainer, tmp_path):
     trained(make_trainer, "MaPLe")
-    with pytest.raises(FileNotFoundError, match=r"model.pth.tar-7 \(the folder holds model.pth.tar-2\)"):
+    with pytest.raises(FileNotFoundError, match=naming("model.pth.tar-7", "model.pth.tar-2")):
         make_trainer("MaPLe", out="other").load_model(str(tmp_path / "run"), epoch=7)
 
 
@@ -387,36 +388,36 @@ def test_compiled_towers_train_alike_and_test_as_ever(make_trainer, monkeypatch)
 
 # Settings
 
-@pytest.mark.parametrize("pairs, message", [
-    (("TRAINER.P2C.PREC", "fp8"), "TRAINER.P2C.PREC is 'fp8'; choose from fp16, fp32, amp, bf16"),
-    (("TRAINER.P2C.PROMPT_DEPTH", 0), "PROMPT_DEPTH is 0; it must be a whole number, at least 1"),
-    (("TRAINER.P2C.PROMPT_DEPTH", 5), "PROMPT_DEPTH must be from 1 to 4"),
-    (("TRAIN.TEXT_MEMORY", -1.0), "TRAIN.TEXT_MEMORY is -1.0; it must be a finite number, at least 0"),
-    (("TRAIN.TEXT_MEMORY", float("nan")), "TRAIN.TEXT_MEMORY is nan; it must be a finite number, at least 0"),
-    (("TRAINER.P2C.N_CTX", 75), "N_CTX must be from 1 to 74"),
-    (("TRAINER.P2C.N_CTX", 74), "tokens, but the text tower takes 77 at most"),
-    (("TRAINER.P2C.CTX_INIT", "photo"), "has 1 tokens, fewer than the context's 2"),
-    (("TRAINER.P2C.MAPPER.HIDDEN_SCALE", 0.0), "HIDDEN_SCALE is 0.0; it must be a finite number above 0"),
-    (("TRAINER.P2C.MAPPER.LOSS_WEIGHT", -1.0), "LOSS_WEIGHT is -1.0; it must be a finite number, at least 0"),
-    (("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos"), "SCHEDULE is 'cos'; choose from cosine, linear"),
-    (("TRAINER.PROMPT_DENOISING.NOISE_TYPE", "poisson"), "NOISE_TYPE is 'poisson'; choose from gaussian_mixture"),
-    (("TRAINER.PROMPT_DENOISING.NOISE_UNIT", "metres"), "NOISE_UNIT is 'metres'; choose from embedding, absolute"),
-    (("TRAINER.PROMPT_DENOISING.WARMUP_EPOCHS", 2), "WARMUP_EPOCHS is 2; .* from 0 to OPTIM.MAX_EPOCH - 1"),
-    (("TRAINER.PROMPT_DENOISING.GMM_COMPONENTS", 2), "GMM_COMPONENTS is 2; .* the number of entries of GMM_MEANS"),
-    (("INPUT.SIZE", "(32, 32)"), r"INPUT.SIZE is \(32, 32\), but tiny-shapes takes images of \(64, 64\)"),
-    (("MODEL.BACKBONE.NAME", "ViT-B/17"), r"Unknown backbone 'ViT-B/17' \(MODEL.BACKBONE.NAME\); choose from RN50"),
-    (("MODEL.BACKBONE.WEIGHTS", "nowhere.pt"), "No weights 'nowhere.pt'"),
+@pytest.mark.parametrize("pairs, named", [
+    (("TRAINER.P2C.PREC", "fp8"), ("TRAINER.P2C.PREC", "'fp8'", "fp16, fp32, amp, bf16")),
+    (("TRAINER.P2C.PROMPT_DEPTH", 0), ("PROMPT_DEPTH", "0")),
+    (("TRAINER.P2C.PROMPT_DEPTH", 5), ("PROMPT_DEPTH", "1 to 4")),
+    (("TRAIN.TEXT_MEMORY", -1.0), ("TRAIN.TEXT_MEMORY", "-1.0")),
+    (("TRAIN.TEXT_MEMORY", float("nan")), ("TRAIN.TEXT_MEMORY", "nan")),
+    (("TRAINER.P2C.N_CTX", 75), ("N_CTX", "1 to 74")),
+    (("TRAINER.P2C.N_CTX", 74), ("tokens", "77")),
+    (("TRAINER.P2C.CTX_INIT", "photo"), ("photo", "1 token", "2")),
+    (("TRAINER.P2C.MAPPER.HIDDEN_SCALE", 0.0), ("HIDDEN_SCALE", "0.0")),
+    (("TRAINER.P2C.MAPPER.LOSS_WEIGHT", -1.0), ("LOSS_WEIGHT", "-1.0")),
+    (("TRAINER.PROMPT_DENOISING.SCHEDULE", "cos"), ("SCHEDULE", "'cos'", "cosine, linear")),
+    (("TRAINER.PROMPT_DENOISING.NOISE_TYPE", "poisson"), ("NOISE_TYPE", "'poisson'", "gaussian_mixture")),
+    (("TRAINER.PROMPT_DENOISING.NOISE_UNIT", "metres"), ("NOISE_UNIT", "'metres'", "embedding, absolute")),
+    (("TRAINER.PROMPT_DENOISING.WARMUP_EPOCHS", 2), ("WARMUP_EPOCHS", "2", "OPTIM.MAX_EPOCH")),
+    (("TRAINER.PROMPT_DENOISING.GMM_COMPONENTS", 2), ("GMM_COMPONENTS", "2", "GMM_MEANS")),
+    (("INPUT.SIZE", "(32, 32)"), ("INPUT.SIZE", "(32, 32)", "tiny-shapes", "(64, 64)")),
+    (("MODEL.BACKBONE.NAME", "ViT-B/17"), ("MODEL.BACKBONE.NAME", "'ViT-B/17'", "RN50")),
+    (("MODEL.BACKBONE.WEIGHTS", "nowhere.pt"), ("'nowhere.pt'",)),
 ])
-def test_senseless_settings_are_refused_by_name(make_trainer, pairs, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+def test_invalid_settings_are_refused_by_name(make_trainer, pairs, named):
+    with pytest.raises((ValueError, FileNotFoundError), match=naming(*named)):
         make_trainer("P2C", *pairs)
 
 
-def test_as_many_class_names_as_labels_are_demanded(make_trainer, monkeypatch):
+def test_the_number_of_class_names_must_equal_that_of_labels(make_trainer, monkeypatch):
     from p2c.datasets.oxford_pets import OxfordPets
 
     monkeypatch.setattr(OxfordPets, "classnames", ["one", "two", "three"])
-    with pytest.raises(ValueError, match="OxfordPets has 4 classes by its labels, but 3 class names"):
+    with pytest.raises(ValueError, match=naming("OxfordPets", "4 classes", "3 class names")):
         make_trainer("P2C")
 
 
@@ -486,7 +487,7 @@ def test_half_precision_arithmetic_agrees_with_fp32(make_trainer, monkeypatch, n
 
 
 class BatchedProducts(TorchDispatchMode):
-    """Notes the shapes of all batched matrix products."""
+    """Record the shapes of all batched matrix products."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,6 @@
 """python -m p2c verify_run: runs that are confirmed, and each way in which one is not."""
 import os
+import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from clip_files import make_pets
+from messages import naming
 
 import train
 from p2c.cli import verify_run
@@ -88,7 +90,7 @@ def test_a_run_is_confirmed_and_its_folder_stays_as_it_was(runs, verify, name):
     before = state_of(folder)
     status, out, err = verify(folder)
     assert (status, err) == (0, []) and state_of(folder) == before
-    assert out[-1] == "Confirmed: numbers, weights, data and versions are as recorded (on cpu)"
+    assert out[-1].startswith("Confirmed") and "cpu" in out[-1]
     record = read_json(folder / "results.json")
     shown = {line.split("  ")[0].strip(): line for line in out[2:-1]}
     assert {*record["metrics"], "weights", "fingerprint", "torch"} <= set(shown)
@@ -104,7 +106,7 @@ def test_data_that_have_moved_are_confirmed_where_they_are_now(runs, copy, data,
     folder = copy(lambda record: record["config"]["DATASET"].update(ROOT="/nowhere"))
     status, out, err = verify(folder)
     assert (status, out) == (2, [])
-    assert err == ["error: No data at /nowhere; give --root the folder that holds all datasets"]
+    assert len(err) == 1 and re.match(naming("error: ", "/nowhere", "--root"), err[0])
     status, out, _ = verify(folder, "--root", data.root)
     assert status == 0 and out[-1].startswith("Confirmed")
 
@@ -116,12 +118,12 @@ def test_data_that_have_moved_are_confirmed_where_they_are_now(runs, copy, data,
     (lambda record: record["data"].update(fingerprint="0" * 64, val=5), "data (val, fingerprint)"),
     (lambda record: record["data"].update(classnames=["cat", "dog"]), "data (classnames)"),
     (lambda record: record["versions"].update(torch="1.0", numpy=None),
-     "versions (torch, numpy). Numbers, weights and data are as recorded"),
+     "versions (torch, numpy)"),
 ])
 def test_a_record_that_was_changed_is_not_confirmed(copy, verify, change, message):
     status, out, err = verify(copy(change))
-    assert status == 1 and out[-1] == f"Not confirmed, different: {message}" and not err
-    assert sum(line.endswith("DIFFERS") for line in out) == message.count(",") + 1 - ("Numbers" in message)
+    assert status == 1 and out[-1].startswith("Not confirmed") and message in out[-1] and out[-1].count("(") == 1
+    assert sum(line.endswith("DIFFERS") for line in out) == message.count(",") + 1 and not err
 
 
 def test_a_checkpoint_that_was_changed_is_not_confirmed(copy, verify):
@@ -142,14 +144,14 @@ def test_a_damaged_checkpoint_is_not_confirmed_and_a_missing_one_a_mistake(copy,
     assert (status, out) == (1, []) and error.startswith("Not confirmed: ") and str(path) in error
     path.unlink()
     status, out, (error,) = verify(folder)
-    assert (status, out) == (2, []) and error.startswith("error: No checkpoint at ")
+    assert (status, out) == (2, []) and error.startswith("error: ") and str(path) in error
 
 
 def test_images_that_were_changed_are_seen_in_the_numbers(copy, data, verify):
     for path in data.tested[1:]:
         shutil.copy(data.tested[0], path)
     status, out, _ = verify(copy(), "--root", data.root)
-    assert status == 1 and "Not confirmed, different: numbers (" in out[-1] and "data" not in out[-1]
+    assert status == 1 and out[-1].startswith("Not confirmed") and "numbers (" in out[-1] and "data" not in out[-1]
 
 
 def test_a_damaged_image_is_not_confirmed_and_a_missing_one_a_mistake(copy, data, verify):
@@ -159,7 +161,7 @@ def test_a_damaged_image_is_not_confirmed_and_a_missing_one_a_mistake(copy, data
     assert status == 1 and error.startswith("Not confirmed: ") and str(data.tested[0]) in error
     data.tested[0].unlink()
     status, _, (error,) = verify(folder, "--root", data.root)
-    assert status == 2 and "1 of 36 images of the split are missing" in error
+    assert status == 2 and "1 of 36" in error
 
 
 def test_another_split_is_not_confirmed(copy, data, verify):
@@ -170,23 +172,23 @@ def test_another_split_is_not_confirmed(copy, data, verify):
     assert status == 1 and "data (train_x, val, fingerprint)" in out[-1]
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda record: record.update(finished=False), "is not finished: repeat its command"),
-    (lambda record: record.pop("metrics"), "does not record metrics"),
-    (lambda record: record["config"]["DATASET"].update(NAME="Nothing"), "Unknown dataset 'Nothing'"),
+@pytest.mark.parametrize("change, named", [
+    (lambda record: record.update(finished=False), "finished"),
+    (lambda record: record.pop("metrics"), "metrics"),
+    (lambda record: record["config"]["DATASET"].update(NAME="Nothing"), "'Nothing'"),
 ])
-def test_a_run_that_cannot_be_verified_is_a_mistake(copy, verify, change, message):
+def test_a_run_that_cannot_be_verified_is_a_mistake(copy, verify, change, named):
     status, out, (error,) = verify(copy(change))
-    assert (status, out) == (2, []) and error.startswith("error: ") and message in error
+    assert (status, out) == (2, []) and error.startswith("error: ") and named in error
 
 
 def test_a_folder_that_is_no_run_is_a_mistake(tmp_path, verify):
     status, _, (error,) = verify(tmp_path)
-    assert status == 2 and error.startswith(f"error: No run at {tmp_path}")
+    assert status == 2 and error.startswith("error: ") and str(tmp_path) in error
 
 
 def test_on_another_device_a_remark_tells_what_rounding_may_do():
     rows = [verify_run.Row("numbers", "correct", 7, 8)]
-    assert verify_run.verdict(rows, "cuda", "cpu").endswith(
-        "The run was on cuda, this test on cpu: rounding may change single predictions")
-    assert verify_run.verdict(rows, "cpu", "cpu") == "Not confirmed, different: numbers (correct)"
+    verdict = verify_run.verdict(rows, "cuda", "cpu")
+    assert re.match(naming("Not confirmed", "numbers (correct)", "cuda", "cpu"), verdict)
+    assert re.match("Not confirmed.*numbers \\(correct\\)$", verify_run.verdict(rows, "cpu", "cpu"))

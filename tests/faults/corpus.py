@@ -65,7 +65,7 @@ Prepare = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One bad input. In words and answers, {here} is the case's folder and {made} has a data set and finished runs.
+    """One bad input. In words and answers, {here} is the case's folder and {made} has a dataset and finished runs.
 
     Args:
         names, remedy: texts that the answer must contain.
@@ -124,7 +124,7 @@ CONTEXT_EACH = ("TRAINER.COOP.CSC", "True", "TRAINER.COOP.CTX_INIT", "")  # a co
 
 def training(*options: str, pairs: Sequence[str] = (), root: str = "{made}", out: str = "{here}/new",
              trainer: str = "P2C", dataset: str = "oxford_pets") -> tuple[str, ...]:
-    """A call of train.py on the small data set; into a folder of its own, so that the input is what it stops at."""
+    """A call of train.py on the small dataset; into a folder of its own, so that the input is what it stops at."""
     return ("train", "--root", root, "--seed", "1", "--trainer", trainer, "--output-dir", out,
             "--dataset-config-file", config_file("datasets", dataset),
             "--config-file", config_file("trainers", trainer, "tiny_shapes"), *options, *TINY, *pairs)
@@ -165,7 +165,7 @@ def earlier(name: str = "P2C") -> Prepare:
 
 
 def pets(here: Path) -> Path:
-    """A copy of the small data set's folder."""
+    """A copy of the small dataset's folder."""
     return Path(shutil.copytree(made(here) / "oxford_pets", here / "oxford_pets"))
 
 
@@ -409,10 +409,10 @@ LINES = [
     line("aggregator with a format alone", ("parse_test_res", "{here}", "--format", "csv"), "--format", "--base2new"),
     line("reproduce of an unknown trainer", ("reproduce", "P3C", "base2new"), "P3C", "choose from"),
     line("reproduce of an unknown protocol", ("reproduce", "P2C", "base2novel"), "base2novel", "choose from"),
-    line("reproduce of an unknown data set", ("reproduce", "P2C", "xd", "--datasets", "cats"), "cats", "choose from"),
+    line("reproduce of an unknown dataset", ("reproduce", "P2C", "xd", "--datasets", "cats"), "cats", "choose from"),
     line("reproduce with a wrong seed", ("reproduce", "P2C", "all", "--seeds", "-1"), "--seeds", "whole numbers"),
     line("reproduce with a GPU twice", ("reproduce", "P2C", "all", "--gpus", "0,0"), "--gpus", "different GPUs"),
-    line("script of an unknown data set", ("run.sh", "P2C", "base2new_train", "cats", "1"), "cats", "choose from",
+    line("script of an unknown dataset", ("run.sh", "P2C", "base2new_train", "cats", "1"), "cats", "choose from",
          process=True),
     line("script without a seed", ("run.sh", "P2C", "base2new_train", "oxford_pets"), "SEED", "for example",
          process=True),
@@ -424,7 +424,7 @@ LINES = [
 
 def split(name: str, change: Callable[[dict], object], names: str = "split_zhou_OxfordPets.json",
           remedy: str = "python -m p2c data download oxford_pets") -> Case:
-    """The small data set with another split: what `change` returns, or leaves."""
+    """The small dataset with another split: what `change` returns, or leaves."""
     def prepare(here: Path) -> None:
         path = pets(here) / "split_zhou_OxfordPets.json"
         parts = json.loads(path.read_text())
@@ -503,7 +503,7 @@ SPLITS = [
     Case("split", "is a folder", training(root="{here}"), "split_zhou_OxfordPets.json", "download",
          lambda here: ((pets(here) / "split_zhou_OxfordPets.json").unlink(),
                        (here / "oxford_pets" / "split_zhou_OxfordPets.json").mkdir())),
-    Case("split", "data set is a link to nothing", training(root="{here}"), "{here}/oxford_pets", "broken link",
+    Case("split", "dataset is a link to nothing", training(root="{here}"), "{here}/oxford_pets", "broken link",
          lambda here: (here / "oxford_pets").symlink_to("nowhere")),
 ]
 OWN_DATA = [
@@ -555,7 +555,7 @@ OWN_DATA = [
 
 
 def pickled(content: Callable[[Path], object] | bytes) -> Prepare:
-    """The small data set with an upstream few-shot cache."""
+    """The small dataset with an upstream few-shot cache."""
     def prepare(here: Path) -> None:
         folder = pets(here) / "split_fewshot"
         folder.mkdir()
@@ -702,7 +702,7 @@ ARCHIVES = [
     archive("tar: truncated", GOOD_TAR[:len(GOOD_TAR) // 2], "damaged"),
     archive("tar: damaged inside", GOOD_TAR[:20_000] + bytes(1000) + GOOD_TAR[21_000:], "damaged"),
     archive("tar: a file as a folder", tar_of({"a": b"x", "a/b": b"x"}), "damaged"),
-    archive("tar: another data set's", tar_of({"images/a.jpg": b"x"}), "should hold UCF-101-midframes"),
+    archive("tar: another dataset's", tar_of({"images/a.jpg": b"x"}), "should hold UCF-101-midframes"),
     archive("zip: parent folder", zip_of({f"../../{CANARY}": b"x"}), OUT),
     archive("zip: absolute name", lambda here: zip_of({f"{here.parent}/{CANARY}": b"x"}), OUT),
     archive("zip: back-slashes", zip_of({f"..\\..\\{CANARY}": b"x"}), OUT),
