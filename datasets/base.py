@@ -88,7 +88,7 @@ class FewShotDataset(DatasetBase):
 
     @property
     def remedy(self) -> str:
-        """What to do if files are missing or wrong, for messages."""
+        """The remedy if files are missing or wrong, for messages."""
         if self.name:
             return f"`python -m p2c data download {self.name}` downloads what is missing"
         return "extract the images so that these paths exist"

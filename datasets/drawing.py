@@ -241,7 +241,7 @@ def background(rng: RandomStream, tone: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PictureSpec:
-    """What a picture must show; None leaves an attribute open.
+    """The required content of a picture; None leaves an attribute open.
 
     `tone` names the background. `relation` and `second` make it a pair of shapes: "shape relation second".
     """

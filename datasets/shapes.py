@@ -85,7 +85,7 @@ class GeneratedDataset(FewShotDataset):
 
     @property
     def remedy(self) -> str:
-        """What to do if files are missing or wrong, for messages."""
+        """The remedy if files are missing or wrong, for messages."""
         return f"delete {self.dataset_dir} to generate the dataset again"
 
     def prepare(self) -> None:

@@ -128,7 +128,7 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
 
 
 class PromptLearner(nn.Module):
-    """What a method trains: parameters from which a call makes `Prompts`. By itself it has none, and leaves CLIP alone.
+    """The trained part of a method: parameters from which a call makes `Prompts`. By itself it has none, and leaves CLIP alone.
     """
 
     def text_tokens(self) -> list[Tensor]:

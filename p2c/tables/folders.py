@@ -15,7 +15,7 @@ NO_SEED = ""  # the seed of a run without a seed folder: zero-shot CLIP is not t
 
 
 class Group(NamedTuple):
-    """What runs must have in common to be averaged."""
+    """The properties that runs must share to be averaged."""
 
     trainer: str
     config: str
