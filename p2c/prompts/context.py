@@ -128,7 +128,9 @@ def split_context_init(text: str, n_ctx: int, tokenize: Callable[[str], list[int
 
 
 class PromptLearner(nn.Module):
-    """The trained part of a method: parameters from which a call makes `Prompts`. By itself it has none, and leaves CLIP alone.
+    """The trained part of a method: parameters from which a call makes `Prompts`.
+
+    By itself it has no parameters, and its prompts leave CLIP as it is.
     """
 
     def text_tokens(self) -> list[Tensor]:
