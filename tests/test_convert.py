@@ -148,7 +148,7 @@ def test_equal_tokens_fold_as_they_are_mapped_alike():
 
 def test_tokens_on_a_line_cannot_be_folded_and_diverged_ones_neither():
     step = torch.randn(6)
-    with pytest.raises(ValueError, match=naming("Linear", "3 context tokens")):
+    with pytest.raises(ValueError, match=naming("Linear", "3 tokens")):
         convert.fold(mapper(), torch.stack([step, 2 * step, 3 * step]))
     with pytest.raises(ValueError, match=naming("not finite", "epoch")):
         convert.fold(mapper(), torch.full((2, 6), torch.nan))
