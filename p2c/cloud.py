@@ -61,7 +61,7 @@ class Cloud:
     Args:
         samples: K. Draw k is the same for every K.
         noise: the distribution of the noise.
-        sigma: the noise level, in the units of the token embedding's numbers.
+        sigma: the noise level, an absolute value.
         average: how the classifiers are averaged, see `combine`.
         seed: seed of the draws.
     """

@@ -203,10 +203,7 @@ class PromptedCLIP(nn.Module):
     # Training
 
     def noise_level(self, step: Step) -> float:
-        """Return sigma, the level of the noise on the text context in a step; 0 without denoising.
-
-        It is in the units of the token embedding's numbers.
-        """
+        """Return sigma, the level of the noise on the text context, an absolute value; 0 without denoising."""
         return 0.0 if self.denoising is None else self.denoising.sigma(step.epoch, step.fraction)
 
     def draw(self, step: Step) -> dict[str, Tensor]:

@@ -2,15 +2,15 @@
 
 MaPLe trains a few vectors of the text prompts, and mappers from these to prompts of the image tower. Such a training
 fits the vectors to the classes it sees, at one point of the prompt space. P2C trains with noise around that point, so
-that a whole region of prompts, a cloud, classifies well; this generalizes better to classes that it does not see. Two
+that a whole region of prompts, a cloud, classifies well. By the paper this generalizes better to unseen classes. Two
 denoisers are added, in training only:
 
 - Dynamic Prompt Denoising: noise from a Gaussian mixture on the text prompts, whose level falls over the epochs.
-- V-L mapper denoising: a loss that makes the vision-language mapper of the input prompts a denoising autoencoder, which
-  maps noisy text prompts to the visual prompts of the clean ones.
+- V-L mapper denoising: a second loss, for the mapper of the input prompts. With Gaussian noise of a constant level on
+  the text prompts, it should still give the visual prompts of the clean ones, as a denoising autoencoder does.
 
-With both off this is MaPLe, number for number. Shapes: B images, M context tokens, A tokens of attributes before these
-(none by default), D text width.
+With both off this is MaPLe, number for number. Shapes: B images, M context tokens, A tokens of ATPrompt's attributes
+before these (0 by default), D text width.
 """
 from collections.abc import Sequence
 
@@ -36,15 +36,16 @@ class P2CModel(CoupledCLIP):
     """MaPLe's coupled prompts with both denoisers.
 
     Args:
-        clip, classnames, options: see CoupledCLIP; `denoising` is Dynamic Prompt Denoising, None to leave it out.
-        hidden_scale: hidden width of the mapper over the text width; None: no mapper denoising, and one Linear as in
-            MaPLe.
+        clip, classnames, options: see CoupledCLIP; `denoising` is Dynamic Prompt Denoising, by default
+            None: off.
+        hidden_scale: ratio of the mapper's hidden width to the text width; None: no mapper denoising, and one Linear
+            as in MaPLe.
         map_weight: lambda, the weight of the mapper's loss.
-        map_std: sigma_a, the standard deviation of the mapper's noise, in the units of the token embedding's numbers;
-            None: twice the standard deviation of these.
+        map_std: sigma_a, the standard deviation of the mapper's noise, an absolute value; None: twice that of CLIP's
+            token embedding.
     """
 
-    denoises_text = True
+    denoises_text = True  # by the method, unless the settings turn it off
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, hidden_scale: float | None = 1.0,
                  map_weight: float = 1.0, map_std: float | None = None, **options):
@@ -59,7 +60,8 @@ class P2CModel(CoupledCLIP):
 
         Returns:
             With Dynamic Prompt Denoising "dpd" (A + M, D): sigma(e) eps, with eps from the Gaussian mixture and the
-            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I).
+            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I), whose
+            level `losses` sets, since it is constant.
         """
         noise = {}
         if self.denoising is not None:
@@ -69,18 +71,20 @@ class P2CModel(CoupledCLIP):
         return noise
 
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses of a batch (B, 3, height, width), (B,): cross-entropy, and lambda times the mapper's.
+        """Return the terms whose sum is minimised: "loss_ce", the cross-entropy, and "loss_map", lambda L_map.
 
         Args:
+            image: (B, 3, height, width).
+            label: (B,).
             noise: what `draw` returned for the step.
         """
-        prompts = self.learner()  # the visual prompts are mapped from the clean text prompts
-        noisy = add_noise(prompts, noise.get("dpd"))  # Dynamic Prompt Denoising, of the text prompts at the input
+        prompts = self.learner()  # clean; the visual prompts are mapped from the text prompts
+        noisy = add_noise(prompts, noise.get("dpd"))  # Dynamic Prompt Denoising: moves the input's text tokens only
         logits = self.logits(self.encode_image(image, noisy), self.encode_text(noisy))
         losses = {"loss_ce": F.cross_entropy(logits, label)}
         if self.denoises_mapper:
-            loss_map = mapper_loss(self.learner.proj, self.learner.ctx, self.map_std * noise["mapper"])
-            losses["loss_map"] = self.map_weight * loss_map
+            mapper, context = self.learner.proj, self.learner.ctx  # MaPLe's names
+            losses["loss_map"] = self.map_weight * mapper_loss(mapper, context, self.map_std * noise["mapper"])
         return losses
 
 
@@ -103,6 +107,6 @@ class P2C(PromptTrainer):
         """Return the model's own arguments, with those of the mapper from TRAINER.P2C.MAPPER."""
         arguments = super().model_arguments(cfg, clip, dataset)
         mapper = arguments.pop("mapper")
-        unit = noise_unit(cfg.TRAINER.PROMPT_DENOISING, clip.token_std)
+        unit = noise_unit(cfg.TRAINER.PROMPT_DENOISING, clip.token_std)  # the unit of both denoisers' levels
         return arguments | {"hidden_scale": mapper.HIDDEN_SCALE if mapper.ENABLED else None,
                             "map_weight": mapper.LOSS_WEIGHT, "map_std": mapper.NOISE_STD * unit}

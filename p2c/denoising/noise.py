@@ -22,7 +22,7 @@ def to_device_of(context: Tensor, draw: Tensor) -> Tensor:
 
 
 def noise_unit(settings: Mapping, token_std: float) -> float:
-    """Return the factor from a noise level in the settings to one in the token embedding's numbers.
+    """Return the absolute value of a noise level of 1 in the settings: 1 or `token_std`, as NOISE_UNIT says.
 
     Args:
         settings: TRAINER.PROMPT_DENOISING.
@@ -40,7 +40,7 @@ class PromptDenoising:
         schedule: maps progress in [0, 1] to the fraction of sigma_0.
         epochs: E, the length of the training.
         warmup_epochs: E_w, epochs at full level before the annealing begins; less than E.
-        unit: the value of a level of 1 in the prompt's numbers.
+        unit: the absolute value of a level of 1.
         anneal: `epoch`: the level changes once an epoch; `step`: with every batch.
 
     Raises:
@@ -58,7 +58,7 @@ class PromptDenoising:
         self.epochs, self.warmup_epochs, self.anneal = epochs, warmup_epochs, anneal
 
     def sigma(self, epoch: int, epoch_fraction: float = 0.0) -> float:
-        """Return the noise level in an epoch, in the prompt's numbers.
+        """Return the noise level in an epoch, an absolute value.
 
         Args:
             epoch: the number of epochs before it.

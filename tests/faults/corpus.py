@@ -898,7 +898,7 @@ CHECKPOINTS = [
     *checkpoint("whole numbers for weights", lambda here, content: entries(content, ctx=torch.zeros(2, 3, 4, 5)),
                 "settings"),
     *checkpoint("a CoOp run's", lambda here, content: (
-        made(here) / "CoOp" / "prompt_learner" / "model.pth.tar-2").read_bytes(), "CoOp learns"),
+        made(here) / "CoOp" / "prompt_learner" / "model.pth.tar-2").read_bytes(), "prompts of CoOp"),
     *checkpoint("other classes", lambda here, content: {**content, "classnames": ["a", "b", "c", "d"]}, "same",
                 "CoOp", pairs=CONTEXT_EACH),
     *checkpoint("fewer classes", lambda here, content: entries(content, ctx=content["state_dict"]["ctx"][:2]), "same",
