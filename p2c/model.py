@@ -137,7 +137,7 @@ class PromptedCLIP(nn.Module):
 
     def prepare(self, layout: Layout) -> ClassPrompts:
         """Embed the classes' prompts in a layout; the learned tokens are put in when the prompts are encoded."""
-        return self.text_tower.prepare(*self.rows(layout), own=layout.per_class)
+        return self.text_tower.prepare(*self.rows(layout), per_class=layout.per_class)
 
     def rows(self, layout: Layout) -> tuple[list[list[int]], list[list[int]]]:
         """Return the token ids of the classes' prompts in a layout, and the positions of their learned tokens."""

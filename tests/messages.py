@@ -1,4 +1,4 @@
-"""What a message must name, whatever its wording."""
+"""Compare a message by what it must name, whatever its wording."""
 import re
 
 

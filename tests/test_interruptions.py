@@ -139,7 +139,7 @@ def test_a_run_and_its_workers_end_however_the_workers_were_started(pets, tmp_pa
 
 
 def alive(group):
-    """Whether any process of the group is still alive."""
+    """Return whether any process of the group is still alive."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

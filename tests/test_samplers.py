@@ -108,7 +108,7 @@ def test_the_parts_of_an_order_follow_each_other_and_are_the_whole(case, process
 
 @given(samplers(), st.integers(1, 5), st.integers(1, 4), st.integers(0, 8))
 def test_the_parts_of_batches_make_the_batches_of_one_process_also_when_begun_late(case, processes, share, start):
-    """What is learned does not depend on the number of processes: they see the same batches."""
+    """The number of processes does not change what is learned: they see the same batches."""
     batch_size, order = processes * share, list(case.make())
     assume(len(order) >= batch_size)
 

@@ -117,7 +117,7 @@ def test_contexts_of_each_class_are_encoded_as_the_oracle_does(seed, place):
     n_ctx = pair.rng.randint(1, 5)
     rows, slots = random_prompts(pair.rng, n_ctx, place)
     context, = leaves((len(rows), n_ctx, pair.tower.width))
-    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots, own=True), context),
+    assert_equal(pair.tower.encode(pair.tower.prepare(rows, slots, per_class=True), context),
                  pair.oracle(rows, slots, context), [context])
 
 
@@ -214,10 +214,10 @@ def test_only_the_tokens_up_to_eot_are_encoded_and_the_prefix_once():
 def test_where_classes_differ_in_their_learned_tokens_only_the_start_is_shared():
     model, _, _ = random_clip(random.Random(0), quick_gelu=False)
     tower = TextTower(model, SOT, EOT)
-    of_each = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], [[1], [1]], own=True)
+    of_each = tower.prepare([[SOT, SOT, 5, 6, EOT], [SOT, SOT, 5, 7, 8, EOT]], [[1], [1]], per_class=True)
     behind = tower.prepare([[SOT, 6, SOT, EOT], [SOT, 7, 8, SOT, EOT]], [[2], [3]])
     for prompts, longest in ((of_each, 5), (behind, 4)):
-        assert prompts.own and prompts.prefix.shape[0] == 1
+        assert prompts.per_class and prompts.prefix.shape[0] == 1
         assert prompts.suffix.shape[0] == 2 * longest  # one token of padding is few enough
 
 

@@ -472,7 +472,7 @@ def test_bf16_runs_clip_in_bf16_and_keeps_the_prompts_in_fp32(make_trainer):
                          ids=["fp16", "amp"])
 @pytest.mark.parametrize("name", ["ZeroshotCLIP", *TRAINED])
 def test_half_precision_arithmetic_agrees_with_fp32(make_trainer, monkeypatch, name, precision):
-    """What a GPU runs, forced onto the CPU: every dtype on the way fits, and prompts and logits stay fp32."""
+    """With a GPU's path forced onto the CPU, every dtype on the way fits, and prompts and logits stay fp32."""
     exact = make_trainer(name, out="exact")
     monkeypatch.setattr(base.Precision, "from_name", lambda name, device: precision)
     half = make_trainer(name, out="half")

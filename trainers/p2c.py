@@ -45,7 +45,7 @@ class P2CModel(CoupledCLIP):
             token embedding.
     """
 
-    denoises_text = True  # by the method, unless the settings turn it off
+    denoises_text = True  # the default of `create_model`
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, hidden_scale: float | None = 1.0,
                  map_weight: float = 1.0, map_std: float | None = None, **options):

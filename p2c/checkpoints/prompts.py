@@ -69,9 +69,10 @@ def other_backbone(model: PromptedCLIP, checkpoint: Mapping, weights: str) -> li
         if trained == weights:
             how = f"but '{weights}' now holds others"
         return [f"it was trained with the weights '{trained}' of {here}, {how} (MODEL.BACKBONE.WEIGHTS)"]
-    state, own = checkpoint["state_dict"], clip.model.state_dict()
+    state, tensors = checkpoint["state_dict"], clip.model.state_dict()
     for tower, part in (("image", "visual."), ("text", "")):
-        saved, known = state.get(f"{tower}_encoder.positional_embedding"), own.get(f"{part}positional_embedding")
+        saved = state.get(f"{tower}_encoder.positional_embedding")
+        known = tensors.get(f"{part}positional_embedding")
         if saved is not None and known is not None and not _same(saved.double(), known.double().cpu()):
             return [f"the {tower} tower in it is not {here}'s: another backbone or other weights (MODEL.BACKBONE)"]
     return []

@@ -53,7 +53,7 @@ class ClassPrompts:
     positions: Tensor  # (M, D) or (C, M, D) position embeddings of the learned tokens
 
     @property
-    def own(self) -> bool:
+    def per_class(self) -> bool:
         """True if the learned tokens are in each class's suffix, not in the prefix."""
         return self.slots.ndim == 2
 
@@ -109,14 +109,14 @@ class TextTower:
         return self._clip.text_projection.dtype
 
     @torch.no_grad()
-    def prepare(self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]] = (), own: bool = False) \
-            -> ClassPrompts:
+    def prepare(self, rows: Sequence[Sequence[int]], slots: Sequence[Sequence[int]] = (),
+                per_class: bool = False) -> ClassPrompts:
         """Embed the prompts of all classes, once: only the context changes during training.
 
         Args:
             rows: token ids of each class's prompt with [SOS] and [EOT]; learned tokens hold any id.
             slots: for each class the positions of its learned tokens, in the context's order; (): nothing is learned.
-            own: True for class-specific contexts.
+            per_class: True for class-specific contexts.
 
         Raises:
             ValueError: no prompts, or a prompt longer than the tower's context.
@@ -130,8 +130,9 @@ class TextTower:
                              "class names")
         slots = [list(places) for places in slots] or [[]] * len(rows)
         shared = shared_length(rows)
-        own = own or any(places != slots[0] or max(places, default=0) >= shared for places in slots)
-        shared = 1 if own else shared
+        if any(places != slots[0] or max(places, default=0) >= shared for places in slots):
+            per_class = True  # the learned tokens are not all in the shared prefix
+        shared = 1 if per_class else shared
         positions = self._clip.positional_embedding
         device = positions.device
         lengths = [len(row) - shared for row in rows]
@@ -154,14 +155,16 @@ class TextTower:
             ends = [lengths[c] - 1 for c in by_length if padded[c] == size]
             buckets.append(Bucket(len(ends), size, mask, mask[on_device(ends)][:, None, None]))
         suffixes = [[*rows[c][shared:], *[self.eot] * (padded[c] - lengths[c])] for c in by_length]
-        places = [[starts[c] + place - shared for place in slots[c]] for c in range(len(rows))] if own else slots[0]
+        places: Sequence = slots[0]
+        if per_class:
+            places = [[starts[c] + place - shared for place in slots[c]] for c in range(len(rows))]
         order = [0] * len(rows)  # the inverse of by_length
         for index, c in enumerate(by_length):
             order[c] = index
         return ClassPrompts(prefix=embed([rows[0][:shared]], 0), suffix=embed(suffixes, shared).to(self._dtype),
                             buckets=tuple(buckets), eot=on_device([starts[c] + lengths[c] - 1 for c in by_length]),
                             order=on_device(order), slots=on_device(places),
-                            positions=positions[on_device(slots if own else slots[0])])
+                            positions=positions[on_device(slots if per_class else slots[0])])
 
     def encode(self, prompts: ClassPrompts, context: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
         """Return text features (C, E), not normalised; (P, C, E) for P contexts.
@@ -177,15 +180,15 @@ class TextTower:
                 only if all classes share the context.
         """
         prefix, suffix = prompts.prefix, prompts.suffix
-        several = context is not None and context.ndim == 3 and not prompts.own
+        several = context is not None and context.ndim == 3 and not prompts.per_class
         if context is not None:
             context = context.to(prefix.dtype) + prompts.positions
-            if prompts.own:
+            if prompts.per_class:
                 suffix = suffix.index_copy(0, prompts.slots.flatten(), context.to(suffix.dtype).flatten(0, 1))
             else:
                 prefix = _put(prefix, prompts.slots, context)
         prefix = prefix.to(self._dtype) if several else prefix.to(self._dtype)[None]    # (P, L, D)
-        assert not (deep and prompts.own), "deep prompts need a context that all classes share"
+        assert not (deep and prompts.per_class), "deep prompts need a context that all classes share"
         shared = self._encode_prefix(prefix, [prompt.to(self._dtype) for prompt in deep], prompts.slots)
         training = any(states.requires_grad for states in (suffix, *shared))
         parts = self._parts(prompts.buckets, prefix.shape[0], prefix.shape[1], training)

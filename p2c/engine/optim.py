@@ -77,8 +77,8 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
 def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict) -> dict:
     """Return a state with the KERNELS of this optimiser, since the state may come from another device."""
     groups = [dict(group) for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=False):  # torch rejects another number of groups
-        group.update({name: own[name] for name in KERNELS if name in own})
+    for group, here in zip(groups, optimizer.param_groups, strict=False):  # torch rejects another number of groups
+        group.update({name: here[name] for name in KERNELS if name in here})
     return {**state, "param_groups": groups}
 
 

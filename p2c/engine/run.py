@@ -382,8 +382,8 @@ class Run(Checkpoints):
         self.seconds_before = checkpoint.get("seconds", 0.0)
         self.started = checkpoint.get("started", self.started)
         for name, options in self.optimizer_options.items():
-            for group, own in zip(self._optims[name].param_groups, options, strict=True):
-                group.update(own)
+            for group, here in zip(self._optims[name].param_groups, options, strict=True):
+                group.update(here)
         self.resumed_anyway = [*checkpoint.get("resumed_anyway", ()), *self.resumed_anyway]
         self._restore_best_model(checkpoint)
 

@@ -1,1 +1,1 @@
-"""What happens to runs on shared machines, on purpose: they are killed, disks are full, files are damaged."""
+"""Do to runs what shared machines do: kill them, fill disks, damage files."""

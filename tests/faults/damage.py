@@ -165,7 +165,7 @@ class Scenes:
         return folder
 
     def start(self, scene: str) -> None:
-        """What a training needs, at the place."""
+        """Make what a training needs, at the place."""
         shutil.rmtree(self.place, ignore_errors=True)
         data = self.place / "data"
         make_pets(data)

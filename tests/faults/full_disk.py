@@ -154,7 +154,7 @@ def mount(place: Path, options: str) -> int:
 
 
 def faults_of(ended: processes.Ended, folders: Sequence[Path], statuses: Sequence[int] = (1,)) -> str:
-    """What is wrong with a command that found no space, and with what it left."""
+    """Return what is wrong with a command that found no space, and with what it left; "" if nothing is."""
     if ended.fault or ended.status not in statuses:
         return f"FAULT: status {ended.status}, {ended.fault}: {ended.err}"
     if NO_SPACE not in ended.err:

@@ -51,7 +51,7 @@ class Armed:
         self.fault, self.seen, self.full = fault, 0, False
 
     def due(self, stage: str, path: str) -> bool:
-        """Whether the fault is at this stage of a write to a file, which is counted."""
+        """Count a write to a file that the fault concerns; return whether the fault is due at it."""
         path = TEMPORARY.sub("", path)
         if self.fault.stage != stage or not re.search(self.fault.place, path):
             return False
@@ -140,7 +140,7 @@ def arm_steps(armed: Armed) -> None:
 
 
 def extend_cfg(cfg) -> None:
-    """What --plugin calls."""
+    """Arm the fault of the environment; --plugin calls this."""
     if VARIABLE in os.environ:
         fault = Fault(*json.loads(os.environ[VARIABLE]))
         (arm_steps if fault.place == STEP else arm)(Armed(fault))

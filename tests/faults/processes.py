@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """What makes it no clean end in one line; "" if it is one."""
+        """Return why the end was not clean, in one line; "" if it was."""
         lines = self.err.strip().splitlines()
         if "Traceback" in self.err or "Traceback" in self.out:
             return f"a traceback that ends in {lines[-1] if lines else self.out.splitlines()[-1]!r}"
