@@ -36,8 +36,7 @@ class P2CModel(CoupledCLIP):
     """MaPLe's coupled prompts with both denoisers.
 
     Args:
-        clip, classnames, options: see CoupledCLIP; `denoising` is Dynamic Prompt Denoising, by default
-            None: off.
+        clip, classnames, options: see CoupledCLIP; `denoising` is Dynamic Prompt Denoising, by default None: off.
         hidden_scale: ratio of the mapper's hidden width to the text width; None: no mapper denoising, and one Linear
             as in MaPLe.
         map_weight: lambda, the weight of the mapper's loss.
@@ -60,8 +59,8 @@ class P2CModel(CoupledCLIP):
 
         Returns:
             With Dynamic Prompt Denoising "dpd" (A + M, D): sigma(e) eps, with eps from the Gaussian mixture and the
-            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I), whose
-            level `losses` sets, since it is constant.
+            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I), whose constant
+            level `losses` sets.
         """
         noise = {}
         if self.denoising is not None:
