@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder, for bit-exact comparison of two runs."""
+"""Read what a training run leaves in its folder, for bit-exact comparison of two runs."""
 import re
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped without one. `python benchmarks/step.py` measures, this compares."""
+"""Compare training and tests on a GPU with the CPU's; skipped without one. benchmarks/step.py measures speed."""
 import importlib
 import math
 

@@ -18,7 +18,7 @@ SMALL = ("DATALOADER.TRAIN_X.BATCH_SIZE", 2, "TRAIN.PRINT_FREQ", 3, *AUGMENTED) 
 
 
 class Killed(BaseException):
-    """What SIGKILL does, as far as files are concerned."""
+    """End a run where it is, with its files as SIGKILL would leave them."""
 
 
 @pytest.fixture(autouse=True)

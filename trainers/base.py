@@ -11,7 +11,6 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from p2c.checkpoints.prompts import find_checkpoint, load_prompts, other_backbone
-from p2c.clip.loading import load_backbone
 from p2c.clip.precision import Precision
 from p2c.cloud import CloudTests
 from p2c.config import check_settings
@@ -21,7 +20,7 @@ from p2c.engine.distributed import first_on_each_machine, parallel
 from p2c.engine.numerics import SkippedSteps
 from p2c.engine.optim import build_lr_scheduler, build_optimizer
 from p2c.model import Step
-from p2c.trainers.building import ModelFromConfig, check_input, init_seed, input_normalization
+from p2c.trainers.building import ModelFromConfig, init_seed, input_normalization, load_clip
 from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 from p2c.utils.pixels import Normalization, as_bytes
@@ -70,8 +69,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
                              f"{len(dataset.classnames)} class names; every label from 0 on needs one name")
         precision = Precision.from_name(cfg.TRAINER[self.node].PREC, self.device)
         with first_on_each_machine():
-            clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision.dtype, self.device)
-        check_input(cfg, clip)
+            clip = load_clip(cfg, precision, self.device)
         self.model = self.create_model(cfg, clip, precision, dataset, init_seed(cfg, self.seed))
         if trainable.parameters(self.model.learner):
             self.prepare_training(precision)
@@ -131,7 +129,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
         Images in uint8 are normalised there.
         """
         image, label = (batch[name].to(self.device, non_blocking=True) for name in ("img", "label"))
-        return self.normalization(image) if image.dtype == torch.uint8 else image, label
+        return self.normalization(image), label
 
     # Training
 
@@ -145,7 +143,8 @@ class PromptTrainer(ModelFromConfig, CloudTests):
         """Do one step: draw, losses, gradients of their sum, update. Return what is logged, without waiting for a GPU.
         """
         image, label = self.parse_batch_train(batch)
-        noise = self.model.draw(self.step)
+        step = self.step
+        noise = self.model.draw(step)
         if self.cfg.TRAIN.COMPILE:
             torch.compiler.cudagraph_mark_step_begin()  # not otherwise: it imports the compiler, which takes seconds
         losses = self.parallel_model(image, label, noise)
@@ -158,7 +157,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
         if len(losses) > 1:
             summary |= {name: value.detach() for name, value in losses.items()}
         if self.model.denoising is not None:
-            summary["noise"] = self.model.noise_level(self.step)
+            summary["noise"] = self.model.noise_level(step)
         summary = self.checked(summary)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()

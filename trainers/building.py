@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from yacs.config import CfgNode
 
-from p2c.clip.loading import Backbone
+from p2c.clip.loading import Backbone, load_backbone
 from p2c.clip.precision import Precision
 from p2c.denoising.mixture import noise_from_config
 from p2c.denoising.noise import PromptDenoising, noise_unit
@@ -100,12 +100,14 @@ def input_normalization(cfg: CfgNode, device: torch.device) -> Normalization:
     return Normalization((settings.PIXEL_MEAN, settings.PIXEL_STD) if normalized else None, device)
 
 
-def check_input(cfg: CfgNode, clip: Backbone) -> None:
-    """Compare the images that the configuration makes with those that CLIP was trained on; warn of other statistics.
+def load_clip(cfg: CfgNode, precision: Precision, device: torch.device) -> Backbone:
+    """Load the CLIP that MODEL.BACKBONE names; warn if INPUT's statistics are not those that it was trained with.
 
     Raises:
-        ValueError: another image size.
+        ValueError: unknown or damaged weights, or INPUT.SIZE is not CLIP's.
+        FileNotFoundError: the weights cannot be found or downloaded.
     """
+    clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision.dtype, device)
     if tuple(cfg.INPUT.SIZE) != clip.image_size:
         raise ValueError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes images of {clip.image_size}; "
                          f"set INPUT.SIZE \"{clip.image_size}\"")
@@ -114,6 +116,7 @@ def check_input(cfg: CfgNode, clip: Backbone) -> None:
     if max(abs(a - b) for a, b in zip(statistics, expected, strict=True)) > 1e-3:
         log.warning(f"INPUT.PIXEL_MEAN and PIXEL_STD differ from {clip.name}'s {list(clip.pixel_mean)} and "
                     f"{list(clip.pixel_std)}")
+    return clip
 
 
 def build_denoising(cfg: CfgNode, clip: Backbone) -> PromptDenoising:

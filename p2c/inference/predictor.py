@@ -56,14 +56,7 @@ class Predictor:
         A plugin's trainer that does not derive from PromptTrainer needs the run's dataset and keeps its classes.
 
         Args:
-            run: the run's folder, which holds results.json.
-            classes: class names instead of the run's own.
-            epoch: that of the checkpoint; None: the one with which the run itself was tested.
-            device: "cpu" or "cuda"; None: a GPU if there is one.
-
-        Raises:
-            FileNotFoundError: there is no such run, or its checkpoint or CLIP's weights are missing.
-            ValueError: the run is not finished or does not fit this version, or the class names are invalid.
+            run, classes, epoch, device: see `p2c.load_model`, whose errors are raised here too.
         """
         recorded = RecordedRun(run, epoch, device)
         if issubclass(recorded.trainer, PromptTrainer):
@@ -114,8 +107,7 @@ class Predictor:
                     raise error
                 unreadable(error)
             if indices:
-                pixels = pixels.to(self.device)
-                pixels = self.normalize(pixels) if pixels.dtype == torch.uint8 else pixels
+                pixels = self.normalize(pixels.to(self.device))
                 yield indices, self.scores(pixels).float().softmax(1).cpu()
 
     def export(self, path: str | os.PathLike) -> bool:

@@ -10,7 +10,6 @@ from yacs.config import CfgNode
 import p2c
 from p2c import registry
 from p2c.checkpoints.prompts import find_checkpoint, load_prompts
-from p2c.clip.loading import load_backbone
 from p2c.clip.precision import Precision
 from p2c.config import extend_cfg
 from p2c.engine.checkpoint import BEST, load_checkpoint
@@ -21,7 +20,7 @@ from p2c.merging import merge_values
 from p2c.model import PromptedCLIP
 from p2c.prompts.context import readable
 from p2c.trainers.base import PromptTrainer
-from p2c.trainers.building import check_input, init_seed
+from p2c.trainers.building import init_seed, load_clip
 from p2c.utils.ranges import flatten
 
 RECORDED = {"mode": str, "seed": int, "versions": dict}  # other entries that a record must have
@@ -68,8 +67,7 @@ class RecordedRun:
         if not issubclass(trainer, PromptTrainer):
             raise ValueError(f"{cfg.TRAINER.NAME} has no model of its own: it does not derive from PromptTrainer")
         precision = Precision.from_name(cfg.TRAINER[trainer.node].PREC, self.device)
-        clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision.dtype, self.device)
-        check_input(cfg, clip)
+        clip = load_clip(cfg, precision, self.device)
         data = SimpleNamespace(classnames=names)
         if self.template is not None:
             data.template = self.template

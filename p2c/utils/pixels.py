@@ -14,7 +14,9 @@ from torchvision.transforms import functional as F
 
 
 class Normalization:
-    """ToTensor and Normalize for uint8 batches of images (B, 3, height, width), with float32 results.
+    """ToTensor and Normalize for batches of images (B, 3, height, width) in uint8, with float32 results.
+
+    Other images have been normalised by their transform, and are returned as they are.
 
     Args:
         statistics: means and standard deviations of the channels, for pixels in [0, 1]; None: do not normalise.
@@ -32,6 +34,8 @@ class Normalization:
         self.mean, self.std = (on_device(values).view(-1, 1, 1) for values in statistics or ([0.0], [1.0]))
 
     def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
         images = images.to(torch.float32).div_(self.white)
         return images if self.statistics is None else images.sub_(self.mean).div_(self.std)
 
