@@ -13,8 +13,7 @@ from p2c import compat, configs
 from p2c.clip.precision import PRECISIONS
 from p2c.datasets.splits import CHECKS, HALVES
 from p2c.denoising.mixture import NOISE_TYPES
-from p2c.denoising.noise import ANNEALS
-from p2c.denoising.schedules import SCHEDULES, SIGMOID_K
+from p2c.denoising.noise import ANNEALS, SCHEDULES, SIGMOID_K
 from p2c.prompts.context import POSITIONS
 from p2c.utils.ranges import (
     NUMBER,

@@ -8,8 +8,7 @@ from yacs.config import CfgNode
 from p2c.clip.loading import Backbone, load_backbone
 from p2c.clip.precision import Precision
 from p2c.denoising.mixture import noise_from_config
-from p2c.denoising.noise import PromptDenoising, noise_unit
-from p2c.denoising.schedules import build_schedule
+from p2c.denoising.noise import PromptDenoising, noise_unit, schedule_from_config
 from p2c.engine.distributed import local_processes
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.attributes import choose_attributes
@@ -122,6 +121,6 @@ def load_clip(cfg: CfgNode, precision: Precision, device: torch.device) -> Backb
 def build_denoising(cfg: CfgNode, clip: Backbone) -> PromptDenoising:
     """Return the prompt noise that TRAINER.PROMPT_DENOISING describes."""
     settings = cfg.TRAINER.PROMPT_DENOISING
-    schedule = build_schedule(settings.SCHEDULE, settings.SIGMOID_K)
-    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule, cfg.OPTIM.MAX_EPOCH,
-                           settings.WARMUP_EPOCHS, settings.ANNEAL, noise_unit(settings, clip.token_std))
+    return PromptDenoising(noise_from_config(settings), settings.NOISE_STD, schedule_from_config(settings),
+                           cfg.OPTIM.MAX_EPOCH, settings.WARMUP_EPOCHS, settings.ANNEAL,
+                           noise_unit(settings, clip.token_std))

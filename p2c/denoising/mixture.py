@@ -69,27 +69,16 @@ Noise = GaussianMixture | StandardNormal
 NOISE_TYPES = ("gaussian_mixture", "gaussian")
 
 
-def build_noise(name: str, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = (),
-                components: int | None = None) -> Noise:
-    """Return the distribution called `name`; the other arguments describe the mixture only.
+def noise_from_config(settings: Mapping) -> Noise:
+    """Return the distribution that the settings of TRAINER.PROMPT_DENOISING describe.
 
     Raises:
-        ValueError: an unknown name, an invalid mixture, or a number of components other than that of the means.
+        ValueError: an invalid mixture, see GaussianMixture.
     """
-    if name not in NOISE_TYPES:
-        raise ValueError(f"Unknown noise type '{name}'; choose from {', '.join(NOISE_TYPES)}")
-    if name == "gaussian":
+    if settings["NOISE_TYPE"] == "gaussian":
         return StandardNormal()
-    if components is not None and components != len(means):
-        raise ValueError(f"GMM_COMPONENTS is {components}, but GMM_MEANS has {len(means)} entries: {tuple(means)}")
-    mixture = GaussianMixture(means, stds, weights)
+    mixture = GaussianMixture(settings["GMM_MEANS"], settings["GMM_STDS"], settings["GMM_WEIGHTS"])
     if abs(mixture.mean) > 1e-6:
         warnings.warn(f"The noise mixture has mean {mixture.mean:.4g}, so it also shifts the prompt; choose means and "
                       "weights whose weighted sum is 0 to avoid that", stacklevel=2)
     return mixture
-
-
-def noise_from_config(settings: Mapping) -> Noise:
-    """Return the distribution that the settings of TRAINER.PROMPT_DENOISING describe. Raises as `build_noise`."""
-    return build_noise(settings["NOISE_TYPE"], settings["GMM_MEANS"], settings["GMM_STDS"], settings["GMM_WEIGHTS"],
-                       settings["GMM_COMPONENTS"])
