@@ -36,7 +36,7 @@ class PlainModel(MaPLeModel):
 
     def set_classes(self, classnames: Sequence[str]) -> None:
         super().set_classes(classnames)
-        rows, _ = self.rows(self.layout)
+        rows, _ = self.ids_and_slots(self.layout)
         length = self.text_tower.context_length
         self.tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
         self.eot = torch.tensor([len(row) - 1 for row in rows], device=self.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from p2c.denoising.mixture import Noise, noise_from_config
+from p2c.denoising.mixture import Distribution, noise_from_config
 from p2c.denoising.noise import noise_unit
 from p2c.engine.datasets import Datum
 from p2c.engine.distributed import is_main
@@ -66,7 +66,7 @@ class Cloud:
         seed: seed of the draws.
     """
 
-    def __init__(self, model: PromptedCLIP, samples: int, noise: Noise, sigma: float, average: str, seed: int):
+    def __init__(self, model: PromptedCLIP, samples: int, noise: Distribution, sigma: float, average: str, seed: int):
         self.model, self.samples, self.noise, self.sigma = model, samples, noise, sigma
         self.average, self.seed = average, seed
 

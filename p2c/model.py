@@ -24,7 +24,7 @@ from p2c.clip.loading import Backbone
 from p2c.clip.precision import Precision
 from p2c.clip.text import ClassPrompts, TextTower
 from p2c.clip.vision import ImageTower
-from p2c.denoising.mixture import Noise
+from p2c.denoising.mixture import Distribution
 from p2c.denoising.noise import PromptDenoising
 from p2c.prompts.attributes import NO_ATTRIBUTES, Attributes
 from p2c.prompts.context import (
@@ -45,7 +45,7 @@ log = get_logger(__name__)
 
 Layout = ContextLayout | TemplateLayout  # the tokens of a class's prompt
 
-MOST_WORDS = 4  # context tokens; MaPLe and IVLP start a longer context at random, whatever CTX_INIT says
+LONGEST_START = 4  # tokens; MaPLe and IVLP start a longer context at random, whatever CTX_INIT says
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class PromptedCLIP(nn.Module):
     classnames: list[str]
     class_prompts: ClassPrompts | list[ClassPrompts]
 
-    denoises_text = False  # True if noise on the text context is part of the method
+    dpd_by_default = False  # True if Dynamic Prompt Denoising is part of the method
     prompts_text = True  # False if no text context is learned, so that there is nothing to put noise on
     per_image_classes = False  # True if the features of the classes depend on the image, so that no classifier is fixed
 
@@ -137,11 +137,11 @@ class PromptedCLIP(nn.Module):
 
     def prepare(self, layout: Layout) -> ClassPrompts:
         """Embed the classes' prompts in a layout; the learned tokens are put in when the prompts are encoded."""
-        return self.text_tower.prepare(*self.rows(layout), per_class=layout.per_class)
+        return self.text_tower.prepare(*self.ids_and_slots(layout), per_class=layout.per_class)
 
-    def rows(self, layout: Layout) -> tuple[list[list[int]], list[list[int]]]:
+    def ids_and_slots(self, layout: Layout) -> tuple[list[list[int]], list[list[int]]]:
         """Return the token ids of the classes' prompts in a layout, and the positions of their learned tokens."""
-        return layout.rows(self.classnames, self.backbone.tokenize, self.text_tower.sot, self.text_tower.eot)
+        return layout.ids_and_slots(self.classnames, self.backbone.tokenize, self.text_tower.sot, self.text_tower.eot)
 
     @property
     def device(self) -> torch.device:
@@ -214,16 +214,16 @@ class PromptedCLIP(nn.Module):
         """
         if self.denoising is None:
             return {}
-        return {"dpd": self.text_noise(self.denoising.noise, self.noise_level(step), "dpd", step)}
+        return {"dpd": self.text_noise(self.denoising.distribution, self.noise_level(step), "dpd", step)}
 
-    def text_noise(self, noise: Noise, sigma: float, stream: str, step: Step) -> Tensor:
-        """Draw sigma times noise (A + M, D) for the learned tokens of the text input.
+    def text_noise(self, distribution: Distribution, sigma: float, stream: str, step: Step) -> Tensor:
+        """Draw noise (A + M, D) for the learned tokens of the text input: sigma times samples of a distribution.
 
         The context's is from the step's random stream `stream`, that of attribute i from `stream`.attribute`i`.
         """
         *attributes, context = self.learner.text_tokens()
         streams = [*(f"{stream}.attribute{i}" for i in range(1, 1 + len(attributes))), stream]
-        return sigma * torch.cat([noise.sample(tokens.shape[-2:], step.generator(name))
+        return sigma * torch.cat([distribution.sample(tokens.shape[-2:], step.generator(name))
                                   for name, tokens in zip(streams, [*attributes, context], strict=True)])
 
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -377,7 +377,7 @@ class CoupledCLIP(PromptedCLIP):
         super().__init__(clip, **options)
         image = self.image_tower.require_prompts()
         depth = self.check_depth("prompt_depth", prompt_depth, min(self.text_tower.layers, image.layers))
-        words = ctx_init if n_ctx <= MOST_WORDS else ""
+        words = ctx_init if n_ctx <= LONGEST_START else ""
         context, self.layout = self.start_context(n_ctx, words, attributes=attributes)
         tokens = attributes.tokens(self.text_tower.width, self.init_stream("attributes"))
         learner = MultiModalPromptLearner(context, image.width, depth, hidden_width, self.init_stream, *tokens)
@@ -398,7 +398,7 @@ class IndependentCLIP(PromptedCLIP):
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, n_ctx_vision: int = 2, n_ctx_text: int = 2,
                  ctx_init: str = "a photo of a", prompt_depth_vision: int = 9, prompt_depth_text: int = 9, **options):
         super().__init__(clip, **options)
-        words = ctx_init if n_ctx_text <= MOST_WORDS else ""
+        words = ctx_init if n_ctx_text <= LONGEST_START else ""
         context, self.layout = self.start_context(n_ctx_text, words, argument="n_ctx_text")
         depth = self.check_depth("prompt_depth_text", prompt_depth_text, self.text_tower.layers)
         images = self.image_prompts(n_ctx_vision, prompt_depth_vision, least=0)

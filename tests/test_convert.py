@@ -11,7 +11,7 @@ from messages import naming
 
 import train
 from p2c.cli import convert
-from p2c.denoising.mapper import DenoisingMapper
+from p2c.denoising.mapper import MLPMapper
 from p2c.inference.models import load_model
 
 SMALL = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",
@@ -119,7 +119,7 @@ def test_epochs_lie_side_by_side_and_none_is_overwritten(runs, command, tmp_path
 
 def mapper(seed=0):
     torch.manual_seed(seed)
-    return DenoisingMapper(6, 5, 7)
+    return MLPMapper(6, 5, 7)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 6, 7])

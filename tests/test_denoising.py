@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from messages import naming
 
-from p2c.denoising.mapper import DenoisingMapper, mapper_loss
+from p2c.denoising.mapper import MLPMapper, mapper_loss
 from p2c.denoising.mixture import GaussianMixture, StandardNormal, noise_from_config
 from p2c.denoising.noise import SCHEDULES, PromptDenoising, progress, schedule_from_config, sigmoid
 from p2c.prompts.context import Prompts, add_noise
@@ -67,7 +67,7 @@ def test_warm_up_keeps_the_full_level():
 
 
 def test_stepwise_annealing_moves_within_an_epoch_and_epochwise_does_not():
-    arguments = dict(noise=StandardNormal(), noise_std=1.0, schedule=SCHEDULES["linear"], epochs=2)
+    arguments = dict(distribution=StandardNormal(), noise_std=1.0, schedule=SCHEDULES["linear"], epochs=2)
     by_epoch, by_step = PromptDenoising(**arguments), PromptDenoising(**arguments, anneal="step")
     assert by_epoch.sigma(1, 0.5) == by_epoch.sigma(1) == 0.5
     assert by_step.sigma(1, 0.5) == 0.25 and by_step.sigma(1) == 0.5
@@ -164,12 +164,12 @@ def test_perturbed_context_is_context_plus_level_times_the_draw_and_passes_its_g
 def test_level_zero_leaves_the_context_bit_for_bit():
     context = torch.randn(4, 16)
     denoising = PromptDenoising(GaussianMixture((-1, 0, 1), (0.5, 1, 0.5)), 0.0, SCHEDULES["cosine"], 5)
-    noise = denoising.sigma(0) * denoising.noise.sample((4, 16), generator(1, "dpd", 0))
+    noise = denoising.sigma(0) * denoising.distribution.sample((4, 16), generator(1, "dpd", 0))
     assert torch.equal(add_noise(Prompts(context), noise).context, context)
 
 
 def test_mapper_loss_and_gradients_equal_the_oracle():
-    mapper = DenoisingMapper(6, 5, 7).double()
+    mapper = MLPMapper(6, 5, 7).double()
     context = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     noise = torch.randn(2, 6, generator=generator(1, "mapper", 3)).double()
     layers = [(mapper[0].weight, mapper[0].bias), (mapper[2].weight, mapper[2].bias)]

@@ -265,7 +265,7 @@ def test_attributes_stand_before_the_context_and_flow_through_the_layers(exact, 
     rows, slots = rows_of(trainer, 2, tokenize("playfulness"), 3, tokenize("energy"), 2)
     std = trainer.model.backbone.token_std
     eps = (9.0 * std * torch.cat([  # scaled in float32, as it is drawn
-        trainer.model.denoising.noise.sample((number, trainer.model.text_tower.width), generator(1, stream, 0))
+        trainer.model.denoising.distribution.sample((number, trainer.model.text_tower.width), generator(1, stream, 0))
         for number, stream in ((2, "dpd.attribute1"), (3, "dpd.attribute2"), (2, "dpd"))])).double() if noise else None
     expected = oracle.p2c_losses(
         images=image, labels=label, token_rows=rows, slots=slots, context=prompts.ctx,

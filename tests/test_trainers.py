@@ -98,7 +98,7 @@ def test_losses_and_gradients_are_the_oracles(make_trainer, monkeypatch, name):
     if name == "P2C":
         shape = trainer.model.learner.ctx.shape
         std = trainer.model.backbone.token_std
-        eps = trainer.model.denoising.noise.sample(shape, generator(1, "dpd", 0))
+        eps = trainer.model.denoising.distribution.sample(shape, generator(1, "dpd", 0))
         normal = torch.randn(shape, generator=generator(1, "mapper", 0))
         # The noise is scaled in float32, as it is drawn.
         noise = dict(eps=(9.0 * std * eps).double(), sigma=1.0, mapper_normal=(2.0 * std * normal).double(),
@@ -178,7 +178,7 @@ def test_noise_level_is_in_units_of_the_token_embedding(make_trainer):
     std = embedding.model.backbone.model.token_embedding.weight.double().std(correction=0).item()
     assert absolute.model.noise_level(absolute.step) == 9.0
     assert embedding.model.noise_level(embedding.step) == pytest.approx(9.0 * std)
-    assert embedding.model.map_std == pytest.approx(2.0 * std)
+    assert embedding.model.mapper_std == pytest.approx(2.0 * std)
 
 
 def test_stepwise_annealing_lowers_the_level_within_an_epoch(make_trainer):

@@ -29,11 +29,14 @@ log = get_logger(__name__)
 
 
 class PromptTrainer(ModelFromConfig, CloudTests):
-    """Base of the prompt-learning trainers. CLIP stays frozen; the engine trains and saves the model's learner only."""
+    """Base of the prompt-learning trainers. CLIP stays frozen; the engine trains and saves the model's learner only.
+
+    CloudTests is the engine's TrainerX with one more kind of test.
+    """
 
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
     supports_distributed = True
-    length_matters = False
+    length_matters = False  # True if what an epoch does depends on OPTIM.MAX_EPOCH
     resumes_inside_epoch = True  # False in a trainer that draws random numbers outside `model.draw`
 
     # Building
@@ -160,7 +163,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
             summary["noise"] = self.model.noise_level(step)
         summary = self.checked(summary)
         if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
+            self.update_lr()  # once an epoch
         return summary
 
     def after_epoch(self) -> None:

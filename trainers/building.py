@@ -70,7 +70,7 @@ class ModelFromConfig:
             if argument.upper() in settings:
                 raise ValueError(f"TRAINER.{cls.node}.{argument.upper()} {rest}") from error
             raise
-        if denoising.NOISE_UNIT == "embedding" and model.draw(Step()):
+        if denoising.NOISE_UNIT == "embedding" and model.draw(Step()):  # a model without noise has no levels
             log.info(f"Noise levels are in units of {clip.token_std:.6f}, the standard deviation of the token "
                      "embedding")
         return model

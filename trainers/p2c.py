@@ -1,16 +1,18 @@
-"""P2C: MaPLe with prompts that are trained to withstand noise ("From Points to Clouds", arXiv 2511.22897).
+"""P2C: MaPLe with prompts that are trained under noise ("From Points to Clouds", arXiv 2511.22897).
 
-MaPLe trains a few vectors of the text prompts, and mappers from these to prompts of the image tower. Such a training
-fits the vectors to the classes it sees, at one point of the prompt space. P2C trains with noise around that point, so
-that a whole region of prompts, a cloud, classifies well. By the paper this generalizes better to unseen classes. Two
-denoisers are added, in training only:
+MaPLe learns text prompts for the first layers of the text tower, and for each of them a mapper that makes image prompts
+of it. Its training finds a single point of the prompt space, which overfits the classes it sees. P2C trains with noise
+around the point, so that a whole region of prompts, a cloud, classifies well. According to the paper this generalizes
+better to unseen classes. Two things are added, in training only:
 
-- Dynamic Prompt Denoising: noise from a Gaussian mixture on the text prompts, whose level falls over the epochs.
-- V-L mapper denoising: a second loss, for the mapper of the input prompts. With Gaussian noise of a constant level on
-  the text prompts, it should still give the visual prompts of the clean ones, as a denoising autoencoder does.
+- Dynamic Prompt Denoising (DPD): Gaussian-mixture noise on the text prompts of the first layer, at a level that falls
+  over the epochs. All classes and images of a step share one draw, whose elements are independent.
+- Mapper denoising: a second loss, for the mapper of the first layer. From text prompts with Gaussian noise of a
+  constant level it should still make the image prompts of the clean ones, as a denoising autoencoder does. The loss
+  is the mean squared error to these, which are held fixed.
 
-With both off this is MaPLe, number for number. Shapes: B images, M context tokens, A tokens of ATPrompt's attributes
-before these (0 by default), D text width.
+With both off this is exactly MaPLe. Shapes: B images, M text prompts (context tokens) in a layer, A tokens of an
+optional extension before these (ATPrompt, arXiv 2412.09442; 0 by default), D text width.
 """
 from collections.abc import Sequence
 
@@ -33,40 +35,40 @@ log = get_logger(__name__)
 
 
 class P2CModel(CoupledCLIP):
-    """MaPLe's coupled prompts with both denoisers.
+    """MaPLe's coupled prompts, trained with both kinds of noise.
 
     Args:
-        clip, classnames, options: see CoupledCLIP; `denoising` is Dynamic Prompt Denoising, by default None: off.
-        hidden_scale: ratio of the mapper's hidden width to the text width; None: no mapper denoising, and one Linear
-            as in MaPLe.
-        map_weight: lambda, the weight of the mapper's loss.
-        map_std: sigma_a, the standard deviation of the mapper's noise, an absolute value; None: twice that of CLIP's
-            token embedding.
+        clip, classnames, options: see CoupledCLIP; `denoising` describes DPD, by default None: off.
+        hidden_scale: hidden width of the first layer's mapper, an MLP, divided by the text width. None switches mapper
+            denoising off: MaPLe's single Linear, no second loss.
+        mapper_weight: lambda, the weight of the mapper's loss.
+        mapper_std: sigma_a, the standard deviation of the mapper's noise, an absolute value; None: twice the standard
+            deviation of CLIP's token embedding.
     """
 
-    denoises_text = True  # the default of `create_model`
+    dpd_by_default = True  # in `p2c.create_model`; in train.py the configuration decides
 
     def __init__(self, clip: Backbone, classnames: Sequence[str], *, hidden_scale: float | None = 1.0,
-                 map_weight: float = 1.0, map_std: float | None = None, **options):
+                 mapper_weight: float = 1.0, mapper_std: float | None = None, **options):
         hidden_width = None if hidden_scale is None else max(1, int(hidden_scale * clip.text_width))
         super().__init__(clip, classnames, hidden_width=hidden_width, **options)
         self.denoises_mapper = hidden_scale is not None
-        self.map_weight = map_weight
-        self.map_std = 2.0 * clip.token_std if map_std is None else map_std
+        self.mapper_weight = mapper_weight
+        self.mapper_std = 2.0 * clip.token_std if mapper_std is None else mapper_std
 
     def draw(self, step: Step) -> dict[str, Tensor]:
         """Draw all random numbers of a step, on the CPU.
 
         Returns:
-            With Dynamic Prompt Denoising "dpd" (A + M, D): sigma(e) eps, with eps from the Gaussian mixture and the
-            level sigma(e) of epoch e. With mapper denoising "mapper" (M, D): n ~ N(0, I), whose constant
-            level `losses` sets.
+            With DPD "dpd" (A + M, D): sigma(e) eps, with eps from the Gaussian mixture and the level sigma(e) of
+            epoch e. With mapper denoising "mapper" (M, D): sigma_a n, with n ~ N(0, I).
         """
         noise = {}
         if self.denoising is not None:
-            noise["dpd"] = self.text_noise(self.denoising.noise, self.noise_level(step), "dpd", step)
+            noise["dpd"] = self.text_noise(self.denoising.distribution, self.noise_level(step), "dpd", step)
         if self.denoises_mapper:
-            noise["mapper"] = torch.randn(*self.learner.ctx.shape, generator=step.generator("mapper"))
+            n = torch.randn(*self.learner.ctx.shape, generator=step.generator("mapper"))
+            noise["mapper"] = self.mapper_std * n
         return noise
 
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,13 +79,13 @@ class P2CModel(CoupledCLIP):
             label: (B,).
             noise: what `draw` returned for the step.
         """
-        prompts = self.learner()  # clean; the visual prompts are mapped from the text prompts
-        noisy = add_noise(prompts, noise.get("dpd"))  # Dynamic Prompt Denoising: moves the input's text tokens only
+        prompts = self.learner()  # clean; the image prompts are mapped from the clean text prompts
+        noisy = add_noise(prompts, noise.get("dpd"))  # DPD, on the first layer's text prompts only
         logits = self.logits(self.encode_image(image, noisy), self.encode_text(noisy))
         losses = {"loss_ce": F.cross_entropy(logits, label)}
         if self.denoises_mapper:
-            mapper, context = self.learner.proj, self.learner.ctx  # MaPLe's names
-            losses["loss_map"] = self.map_weight * mapper_loss(mapper, context, self.map_std * noise["mapper"])
+            mapper, context = self.learner.proj, self.learner.ctx  # the first layer's; MaPLe's names
+            losses["loss_map"] = self.mapper_weight * mapper_loss(mapper, context, noise["mapper"])
         return losses
 
 
@@ -91,21 +93,21 @@ class P2CModel(CoupledCLIP):
 class P2C(PromptTrainer):
     """Train P2CModel."""
 
-    node, model_class = "P2C", P2CModel
-    takes_attributes = True
-    learner_name = "MultiModalPromptLearner"
+    node, model_class = "P2C", P2CModel  # the settings are in TRAINER.P2C
+    takes_attributes = True  # TRAINER.ATPROMPT applies
+    learner_name = "MultiModalPromptLearner"  # folder of the checkpoints, as in MaPLe
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Log a line if both denoisers are off."""
+        """Check the settings as every trainer does; log a line if both kinds of noise are off."""
         super().check_cfg(cfg)
         if not (cfg.TRAINER.P2C.MAPPER.ENABLED or cfg.TRAINER.PROMPT_DENOISING.ENABLED):
             log.info("P2C with both denoisers off is MaPLe")
 
     @classmethod
     def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset: Classes) -> dict:
-        """Return the model's own arguments, with those of the mapper from TRAINER.P2C.MAPPER."""
+        """Return P2CModel's arguments: the settings of TRAINER.P2C, with those of its node MAPPER under other names."""
         arguments = super().model_arguments(cfg, clip, dataset)
         mapper = arguments.pop("mapper")
-        unit = noise_unit(cfg.TRAINER.PROMPT_DENOISING, clip.token_std)  # the unit of both denoisers' levels
+        unit = noise_unit(cfg.TRAINER.PROMPT_DENOISING, clip.token_std)  # of both levels, also where DPD is off
         return arguments | {"hidden_scale": mapper.HIDDEN_SCALE if mapper.ENABLED else None,
-                            "map_weight": mapper.LOSS_WEIGHT, "map_std": mapper.NOISE_STD * unit}
+                            "mapper_weight": mapper.LOSS_WEIGHT, "mapper_std": mapper.NOISE_STD * unit}

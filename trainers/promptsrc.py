@@ -93,7 +93,7 @@ class PromptSRCModel(IndependentCLIP):
             written = []
             for template in TEMPLATES:
                 try:
-                    written.append(self.rows(TemplateLayout(template))[0])
+                    written.append(self.ids_and_slots(TemplateLayout(template))[0])
                 except ValueError as error:  # tiny-shapes has few words
                     fault = error
             if not written:

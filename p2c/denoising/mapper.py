@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from p2c.denoising.noise import to_device_of
 
 
-class DenoisingMapper(nn.Sequential):
-    """F_0: Linear(d_t, h) - GELU - Linear(h, d_v), maps text prompts (M, d_t) to visual prompts (M, d_v)."""
+class MLPMapper(nn.Sequential):
+    """F_0: Linear(d_t, h) - GELU - Linear(h, d_v). Maps text prompts (M, d_t) to visual prompts (M, d_v)."""
 
     def __init__(self, text_width: int, vision_width: int, hidden_width: int):
         super().__init__(nn.Linear(text_width, hidden_width), nn.GELU(), nn.Linear(hidden_width, vision_width))
@@ -20,7 +20,7 @@ class DenoisingMapper(nn.Sequential):
 def mapper_loss(mapper: Callable[[Tensor], Tensor], context: Tensor, noise: Tensor) -> Tensor:
     """Return L_map, the mean over elements of (F_0(P_0 + sigma_a n) - stopgrad(F_0(P_0)))^2, a scalar.
 
-    Its gradient reaches the mapper and the context.
+    Its gradient reaches the mapper and the context, through the noisy branch only. Index 0 stands for the first layer.
 
     Args:
         mapper: F_0.

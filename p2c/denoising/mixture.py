@@ -26,6 +26,8 @@ class StandardNormal:
 class GaussianMixture:
     """The mixture sum_k w_k N(mu_k, s_k^2), with `weights` normalised to sum to 1 (uniform by default).
 
+    Each element of a sample has a component of its own.
+
     Raises:
         ValueError: different lengths, no component, a number that is not finite, a std that is not positive, or weights
             that are negative or all zero.
@@ -59,17 +61,17 @@ class GaussianMixture:
                              for w, mu, s in zip(self.weights, self.means, self.stds, strict=True)))
 
     def sample(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Draw independent samples of the given shape, float32 on the CPU: for each a component, then its normal."""
+        """Draw independent samples of the given shape, float32 on the CPU: first all components, then the normals."""
         k = torch.multinomial(torch.tensor(self.weights), math.prod(shape), replacement=True, generator=generator)
         eps = torch.randn(math.prod(shape), generator=generator)
         return (torch.tensor(self.means)[k] + torch.tensor(self.stds)[k] * eps).reshape(*shape)
 
 
-Noise = GaussianMixture | StandardNormal
+Distribution = GaussianMixture | StandardNormal
 NOISE_TYPES = ("gaussian_mixture", "gaussian")
 
 
-def noise_from_config(settings: Mapping) -> Noise:
+def noise_from_config(settings: Mapping) -> Distribution:
     """Return the distribution that the settings of TRAINER.PROMPT_DENOISING describe.
 
     Raises:

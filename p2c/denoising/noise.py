@@ -1,7 +1,8 @@
 """Dynamic Prompt Denoising (DPD): noise on the text context while training, whose level falls (paper, same title).
 
 Any method that learns a text context can train with it. A schedule maps tau, the training progress in [0, 1] after the
-warm-up, to the noise level as a fraction of its start. All but `constant` start at 1, never rise and end at 0.
+warm-up, to the noise level as a fraction of its start. All but `constant` start at 1, never rise and end at 0, which a
+level by epoch does not reach: the last epoch has tau < 1.
 """
 import functools
 import math
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from p2c.denoising.mixture import GaussianMixture, Noise
+from p2c.denoising.mixture import Distribution, GaussianMixture
 
 ANNEALS = ("epoch", "step")
 SIGMOID_K = 10.0  # default steepness of the sigmoid schedule
@@ -70,26 +71,26 @@ class PromptDenoising:
     """Noise on the text context while training: P_0 becomes P_0 + sigma(e) eps, with a level sigma that falls.
 
     Args:
-        noise: the distribution of eps.
+        distribution: that of eps.
         noise_std: sigma_0 >= 0, the level at the start, in multiples of `unit`.
         schedule: maps progress in [0, 1] to the fraction of sigma_0.
         epochs: E, the length of the training.
         warmup_epochs: E_w, epochs at full level before the annealing begins; less than E.
-        unit: the absolute value of a level of 1.
+        unit: the absolute value of a level of 1; the default level is meant for that of CLIP's token embedding.
         anneal: `epoch`: the level changes once an epoch; `step`: with every batch.
 
     Raises:
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, noise: Noise = MIXTURE, noise_std: float = 9.0, schedule: Schedule = cosine, epochs: int = 5,
-                 warmup_epochs: int = 0, anneal: str = "epoch", unit: float = 1.0):
+    def __init__(self, distribution: Distribution = MIXTURE, noise_std: float = 9.0, schedule: Schedule = cosine,
+                 epochs: int = 5, warmup_epochs: int = 0, anneal: str = "epoch", unit: float = 1.0):
         if not noise_std >= 0:
             raise ValueError(f"The prompt noise's NOISE_STD must be at least 0, but got {noise_std}")
         if anneal not in ANNEALS:
             raise ValueError(f"Unknown ANNEAL '{anneal}'; choose from {', '.join(ANNEALS)}")
         progress(0, epochs, warmup_epochs)  # checks the two lengths
-        self.noise, self.start, self.schedule = noise, noise_std * unit, schedule
+        self.distribution, self.sigma_0, self.schedule = distribution, noise_std * unit, schedule
         self.epochs, self.warmup_epochs, self.anneal = epochs, warmup_epochs, anneal
 
     def sigma(self, epoch: int, epoch_fraction: float = 0.0) -> float:
@@ -100,7 +101,7 @@ class PromptDenoising:
             epoch_fraction: the part of the epoch that is done, in [0, 1); only annealing by step reads it.
         """
         e = epoch + epoch_fraction if self.anneal == "step" else epoch
-        return self.start * self.schedule(progress(e, self.epochs, self.warmup_epochs))
+        return self.sigma_0 * self.schedule(progress(e, self.epochs, self.warmup_epochs))
 
 
 def noise_unit(settings: Mapping, token_std: float) -> float:

@@ -39,7 +39,7 @@ def create_model(method: str, classnames: Sequence[str], *, backbone: str = "ViT
     clip = load_backbone(backbone, weights, policy.dtype, device)
     model_class = TRAINER_REGISTRY.get(method).model_class
     if denoising is None:
-        denoising = model_class.denoises_text
+        denoising = model_class.dpd_by_default
     if denoising is True:
         denoising = PromptDenoising(epochs=epochs, unit=clip.token_std)
     return model_class(clip, classnames, denoising=denoising or None, precision=policy, **settings)

@@ -42,11 +42,11 @@ def add_noise(prompts: Prompts, noise: Tensor | None) -> Prompts:
         return prompts
     context = prompts.context
     assert context is not None, "Prompts without a text context have nothing to put noise on"
-    *moves, move = noise.split([*map(len, prompts.attributes), context.shape[-2]])
+    *attribute_noise, context_noise = noise.split([*map(len, prompts.attributes), context.shape[-2]])
     return prompts._replace(
-        context=context + to_device_of(context, move),
-        attributes=[tokens + to_device_of(tokens, move)
-                    for tokens, move in zip(prompts.attributes, moves, strict=True)])
+        context=context + to_device_of(context, context_noise),
+        attributes=[tokens + to_device_of(tokens, part)
+                    for tokens, part in zip(prompts.attributes, attribute_noise, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TemplateLayout:
     template: str
     per_class = False
 
-    def rows(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
+    def ids_and_slots(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
             -> tuple[list[list[int]], list[list[int]]]:
         """Return the token ids of one prompt a class, and that none is learned."""
         return [[sot, *tokenize(self.template.replace("{}", readable(name))), eot] for name in classnames], []
@@ -67,8 +67,8 @@ class ContextLayout:
     """A prompt of each class with an M-token context: [SOS], attributes, context, fixed ids, name, full stop, [EOT].
 
     With `position` "front" the name is before the context, with "middle" between its halves, the second of which is
-    the longer (CoOp). As in CoOp, the tokens that are moved are as many as the name has by itself, from the start of
-    the fixed ids and the name.
+    the longer (CoOp). What is put there are, as in CoOp, the first n tokens of the fixed ids followed by the name,
+    where n is the length of the name: where there are fixed ids, these go first.
 
     Attributes:
         n_ctx: M.
@@ -84,7 +84,7 @@ class ContextLayout:
     attributes: tuple[Attribute, ...] = ()
     per_class: bool = False
 
-    def rows(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
+    def ids_and_slots(self, classnames: Sequence[str], tokenize: Callable[[str], list[int]], sot: int, eot: int) \
             -> tuple[list[list[int]], list[list[int]]]:
         """Return the token ids of one prompt a class, and the positions of its learned tokens, which hold any id."""
         before = POSITIONS[self.position](self.n_ctx)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Generator, Tensor, nn
 
-from p2c.denoising.mapper import DenoisingMapper
+from p2c.denoising.mapper import MLPMapper
 from p2c.prompts.context import ContextLearner, Prompts, random_context, reset_linear
 
 
@@ -30,11 +30,11 @@ class MultiModalPromptLearner(ContextLearner):
         text_width = context.shape[-1]
         deep = init("compound_prompts_text")
         self.compound_prompts_text = nn.ParameterList(random_context(context.shape, deep) for _ in range(depth - 1))
-        self.proj: nn.Linear | DenoisingMapper
+        self.proj: nn.Linear | MLPMapper
         if hidden_width is None:
             self.proj = reset_linear(nn.Linear(text_width, vision_width), init("proj"))
         else:
-            self.proj = mapper = DenoisingMapper(text_width, vision_width, hidden_width)
+            self.proj = mapper = MLPMapper(text_width, vision_width, hidden_width)
             generator = init("mapper")
             for layer in mapper:
                 if isinstance(layer, nn.Linear):
