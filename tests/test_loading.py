@@ -1,4 +1,5 @@
 """Loading a frozen CLIP by name or file: OpenAI's archive, state dicts, safetensors, the built-in backbone."""
+import copy
 import hashlib
 import re
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 from clip_files import save_openai_archive
 from messages import naming
+from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
 from p2c.clip import loading
-from p2c.clip.loading import CLIP_NAMES, load_backbone, read_state_dict
+from p2c.clip.loading import CLIP_NAMES, fold_quick_gelu, load_backbone, read_state_dict
+from p2c.clip.precision import PRECISIONS, Precision
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +58,30 @@ def test_weights_are_read_from_every_form(small, tmp_path, known, form):
     if form == "archive":
         known(path)
     clip = load_backbone("small-clip", str(path))
-    expected = small.state_dict()
+    expected = copy.deepcopy(small)
+    fold_quick_gelu(expected)
+    expected = expected.state_dict()
     for key, value in clip.model.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, expected[key]), key
     assert clip.image_size == (32, 32) and clip.pixel_mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     assert clip.token_std == pytest.approx(small.token_embedding.weight.double().std(correction=0).item())
+
+
+@torch.no_grad()
+def test_quick_gelu_is_folded_into_the_weights(small):
+    whole, folded = (copy.deepcopy(small).double().eval() for _ in range(2))
+    fold_quick_gelu(folded)
+    assert not any(isinstance(module, QuickGELU) for module in folded.modules())
+    images, texts = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.randint(1, 49408, (2, 77))
+    assert torch.allclose(folded.encode_image(images), whole.encode_image(images), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(folded.encode_text(texts), whole.encode_text(texts), rtol=1e-12, atol=1e-12)
+
+
+def test_with_autocast_the_matrices_of_the_blocks_are_in_half_already(small):
+    model = load_backbone("small-clip", "random", PRECISIONS["amp"]).model
+    half = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16}
+    blocks = {name for name, _ in model.named_parameters() if ".attn." in name or ".mlp." in name}
+    assert half == blocks
 
 
 def test_loaded_clip_is_frozen_and_in_evaluation_mode(small, tmp_path):
@@ -76,11 +98,12 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone(sma
 
 def test_low_precision_keeps_the_embeddings_exact(small):
     exact = load_backbone("small-clip", "random")
-    half = load_backbone("small-clip", "random", torch.bfloat16)
+    half = load_backbone("small-clip", "random", PRECISIONS["bf16"])
     assert half.model.visual.proj.dtype == torch.bfloat16
     assert torch.equal(half.model.token_embedding.weight, exact.model.token_embedding.weight)
     assert half.logit_scale == exact.logit_scale
-    assert load_backbone("small-clip", "random", torch.float64).model.token_embedding.weight.dtype == torch.float64
+    double = load_backbone("small-clip", "random", Precision(torch.float64))
+    assert double.model.token_embedding.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", sorted(CLIP_NAMES))

@@ -106,7 +106,7 @@ def load_clip(cfg: CfgNode, precision: Precision, device: torch.device) -> Backb
         ValueError: unknown or damaged weights, or INPUT.SIZE is not CLIP's.
         FileNotFoundError: the weights cannot be found or downloaded.
     """
-    clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision.dtype, device)
+    clip = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.WEIGHTS, precision, device)
     if tuple(cfg.INPUT.SIZE) != clip.image_size:
         raise ValueError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but {clip.name} takes images of {clip.image_size}; "
                          f"set INPUT.SIZE \"{clip.image_size}\"")

@@ -16,9 +16,10 @@ from huggingface_hub import try_to_load_from_cache
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
 
-from p2c.clip.precision import use_sound_kernels
+from p2c.clip.precision import PRECISIONS, Precision, use_sound_kernels
 from p2c.utils.checksums import check_archive
 from p2c.utils.logs import get_logger
 
@@ -36,6 +37,7 @@ CLIP_NAMES = {
     "ViT-L/14": "ViT-L-14-quickgelu",
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
+QUICK = 1.702  # of quick-GELU
 TINY = "tiny-shapes"  # the backbone that ships with the package
 BUILTIN = Path(__file__).parent / "builtin"
 CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package keeps its downloads
@@ -89,7 +91,7 @@ class Backbone:
         return weight[torch.tensor(ids, dtype=torch.long, device=weight.device)].detach()
 
 
-def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
+def load_backbone(name: str, weights: str, precision: Precision = PRECISIONS["fp32"],
                   device: torch.device | str = "cpu") -> Backbone:
     """Build and freeze a CLIP.
 
@@ -97,7 +99,7 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
         name: a name of CLIP's (`ViT-B/16`), of open_clip's, or `tiny-shapes`.
         weights: `openai`, another tag of open_clip's, `random`, `builtin` (tiny-shapes), or a file: OpenAI's own
             archive, a state dict, or safetensors.
-        dtype: of weights and activations; the token and text position embeddings stay float32.
+        precision: of weights and activations; the token and text position embeddings stay float32.
 
     Raises:
         ValueError: unknown name or weights, or weights that do not fit.
@@ -113,7 +115,9 @@ def load_backbone(name: str, weights: str, dtype: torch.dtype = torch.float32,
     rows = model.token_embedding.weight
     token_std = (rows if stored_ids is None else rows[sorted(stored_ids)]).double().std(correction=0).item()
     digest = _digest(model)
-    _cast(model, dtype)
+    model.to(torch.promote_types(precision.dtype, torch.float32))
+    fold_quick_gelu(model)
+    _cast(model, precision)
     size = model.visual.image_size
     return Backbone(name, model.to(device), SimpleTokenizer(), (size, size) if isinstance(size, int) else tuple(size),
                     tuple(statistics["mean"]), tuple(statistics["std"]), model.logit_scale.double().exp().item(),
@@ -136,14 +140,32 @@ def _digest(model: open_clip.CLIP) -> str:
     return digest.hexdigest()
 
 
-def _cast(model: open_clip.CLIP, dtype: torch.dtype) -> None:
-    """Cast weights and activations to `dtype`, except the embeddings that prompts are added to and the logits' scale.
+@torch.no_grad()
+def fold_quick_gelu(model: open_clip.CLIP) -> None:
+    """Replace quick-GELU, x sigmoid(a x) = silu(a x) / a, by SiLU, with the factors a in the weights around it.
+
+    The model computes what it did, with one kernel instead of three over its widest states, and keeps one tensor of
+    these instead of two for the backward pass.
     """
+    for module in model.modules():
+        if isinstance(module, ResidualAttentionBlock) and isinstance(module.mlp.gelu, QuickGELU):
+            module.mlp.c_fc.weight.mul_(QUICK)
+            module.mlp.c_fc.bias.mul_(QUICK)
+            module.mlp.c_proj.weight.div_(QUICK)
+            module.mlp.gelu = nn.SiLU()
+
+
+def _cast(model: open_clip.CLIP, precision: Precision) -> None:
+    """Cast weights and activations, except the embeddings that prompts are added to and the logits' scale."""
     kept = (model.token_embedding.weight, model.positional_embedding, model.logit_scale)
     originals = [parameter.data for parameter in kept]
-    model.to(dtype)
+    model.to(precision.dtype)
+    for module in model.modules():
+        if isinstance(module, ResidualAttentionBlock):
+            module.attn.to(precision.products)
+            module.mlp.to(precision.products)
     for parameter, original in zip(kept, originals, strict=True):
-        parameter.data = original.to(torch.promote_types(dtype, torch.float32))
+        parameter.data = original.to(torch.promote_types(precision.dtype, torch.float32))
 
 
 def _load_open_clip(name: str, weights: str) -> tuple[open_clip.CLIP, dict]:

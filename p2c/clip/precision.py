@@ -11,11 +11,19 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Precision:
-    """CLIP's dtype, and whether autocast and loss scaling are used. Prompts are float32 in all."""
+    """CLIP's dtype, and whether autocast and loss scaling are used. Prompts are float32 in all.
+
+    With autocast the matrices of the transformer blocks are in half already, so that no step casts them.
+    """
 
     dtype: torch.dtype
     autocast: bool = False
     scaling: bool = False
+
+    @property
+    def products(self) -> torch.dtype:
+        """The dtype of the blocks' matrix products."""
+        return torch.float16 if self.autocast else self.dtype
 
     @classmethod
     def from_name(cls, name: str, device: torch.device) -> "Precision":

@@ -21,9 +21,10 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from p2c.clip.blocks import attend, finish, keys_values, query
+from p2c.clip.blocks import after_attention, attend, keys_values, project, query
 
-PADDING = 0.15  # the largest share of padding among the suffixes' tokens
+# What a bucket costs, in tokens: a few in arithmetic on a CPU, many in launches on a GPU.
+BUCKET_COST = {"cpu": 16, "cuda": 512}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Bucket:
 
     classes: int  # n
     length: int  # S
-    mask: Tensor  # (S, L + S): a token sees the whole prefix and the suffix up to itself
-    last: Tensor  # (n, 1, 1, L + S): the row of the mask at each class's [EOT]
+    mask: Tensor  # (S, L + S and a few more): a token sees the whole prefix and the suffix up to itself
+    last: Tensor  # (n, 1, 1, the same): the row of the mask at each class's [EOT]
 
     def part(self, start: int, stop: int) -> "Bucket":
         """Return the bucket of the classes from `start` to before `stop`."""
@@ -136,7 +137,7 @@ class TextTower:
         positions = self._clip.positional_embedding
         device = positions.device
         lengths = [len(row) - shared for row in rows]
-        sizes = bucket_lengths(lengths)
+        sizes = bucket_lengths(lengths, BUCKET_COST.get(device.type, 0))
         padded = [min(size for size in sizes if size >= length) for length in lengths]
         by_length = sorted(range(len(rows)), key=padded.__getitem__)
         starts = dict(zip(by_length, accumulate((padded[c] for c in by_length), initial=0), strict=False))
@@ -151,7 +152,7 @@ class TextTower:
 
         buckets = []
         for size in sizes:
-            mask = _mask(shared, size, self._dtype, device)
+            mask = _mask(shared, size, self._blocks[0].attn.in_proj_weight.dtype, device)
             ends = [lengths[c] - 1 for c in by_length if padded[c] == size]
             buckets.append(Bucket(len(ends), size, mask, mask[on_device(ends)][:, None, None]))
         suffixes = [[*rows[c][shared:], *[self.eot] * (padded[c] - lengths[c])] for c in by_length]
@@ -201,7 +202,7 @@ class TextTower:
             # The last part keeps its activations: the backward pass starts with it, and frees them before other parts.
             features.append(self._encode_suffixes(*inputs) if buckets is parts[-1] or not training else
                             checkpoint(self._encode_suffixes, *inputs, use_reentrant=False, preserve_rng_state=False))
-        ordered = torch.cat(features, dim=1).index_select(1, prompts.order)             # (P, C, E)
+        ordered = _join(features).index_select(1, prompts.order)                        # (P, C, E)
         return ordered if several else ordered[0]
 
     def _encode_prefix(self, prefix: Tensor, deep: Sequence[Tensor], slots: Tensor) -> list[Tensor]:
@@ -211,9 +212,12 @@ class TextTower:
             if 0 < layer <= len(deep):
                 prefix = _put(prefix, slots[-len(deep[layer - 1]):], deep[layer - 1])
             normed = block.ln_1(prefix)
-            shared.append(keys_values(block, normed))
-            if layer < self.layers - 1:  # the last block's states of the prefix are never read
-                prefix = finish(block, prefix, attend(block, query(block, normed), shared[-1], causal=True))
+            if layer == self.layers - 1:  # the last block's states of the prefix are never read
+                shared.append(keys_values(block, normed))
+            else:
+                q, kv = project(block, normed)
+                shared.append(kv)
+                prefix = after_attention(block, prefix, attend(block, q, kv, causal=True))
         return shared
 
     def _encode_suffixes(self, x: Tensor, eot: Tensor, buckets: Sequence[Bucket], shared: Sequence[Tensor]) -> Tensor:
@@ -227,11 +231,12 @@ class TextTower:
         for layer, (block, prefix) in enumerate(zip(self._blocks, shared, strict=True)):
             last = layer == self.layers - 1
             normed = block.ln_1(x)
-            kv = keys_values(block, normed)
             if last:  # only the states at [EOT] are read
-                x, normed = x.index_select(1, eot), normed.index_select(1, eot)         # (P, C, D)
-            q = query(block, normed)
-            x = finish(block, x, torch.cat(_attend_buckets(block, q, kv, prefix, buckets, last), dim=1))
+                x, kv = x.index_select(1, eot), keys_values(block, normed)              # (P, C, D)
+                q = query(block, normed.index_select(1, eot))
+            else:
+                q, kv = project(block, normed)
+            x = after_attention(block, x, _attend_buckets(block, q, kv, prefix, buckets, last))
         return self._clip.ln_final(x) @ self._clip.text_projection
 
     def _parts(self, buckets: Sequence[Bucket], prefixes: int, shared: int, training: bool) -> list[list[Bucket]]:
@@ -260,8 +265,7 @@ class TextTower:
         its states, and at most twice the activation's input.
         """
         residual = self._clip.text_projection.element_size()
-        device = self._clip.text_projection.device.type
-        product = torch.get_autocast_dtype(device).itemsize if torch.is_autocast_enabled(device) else residual
+        product = self._blocks[0].attn.in_proj_weight.element_size()
         classes = sum(bucket.classes for bucket in buckets)
         attention = 2 + 2 * (1 + shared * classes / _tokens(buckets))
         hidden = self._blocks[0].mlp.c_fc.out_features / self.width
@@ -269,27 +273,21 @@ class TextTower:
         return block * self.layers if training else block + self.width * hidden * product
 
 
-def bucket_lengths(lengths: Sequence[int], padding: float = PADDING) -> list[int]:
-    """Return the lengths to which sequences are padded, so that at most a share of all tokens is padding.
+def bucket_lengths(lengths: Sequence[int], cost: int) -> list[int]:
+    """Return the lengths to which sequences are padded, such that tokens and buckets together cost the least.
 
-    There are as few lengths as that allows, and of these the ones with the least padding.
+    Args:
+        cost: of a bucket, in tokens.
     """
-    counts = Counter(lengths)
-    distinct = sorted(counts)
-    sequences = [0, *accumulate(counts[length] for length in distinct)]  # [j]: number with the j shortest lengths
-    # best[j]: (tokens with padding, bucket lengths) for the sequences with the j shortest distinct lengths. It starts
-    # without buckets, which is impossible (inf) for any sequence; each round adds one bucket.
-    best: list[tuple[float, list[int]]] = [(0, [])] + [(inf, [])] * len(distinct)
-    while best[-1][0] * (1 - padding) > sum(lengths):
-        shorter, best = best, [(inf, [])]
-        for j, longest in enumerate(distinct, 1):
-            # The new bucket holds the sequences of the distinct lengths i to j - 1, padded to the longest of these.
-            candidates = []
-            for i in range(j):
-                tokens, chosen = shorter[i]
-                new_tokens = (sequences[j] - sequences[i]) * longest
-                candidates.append((tokens + new_tokens, [*chosen, longest]))
-            best.append(min(candidates))
+    counts = sorted(Counter(lengths).items())
+    best: list[tuple[int, list[int]]] = [(0, [])]  # [j]: cost and buckets of the sequences with the j shortest lengths
+    for j, (longest, _) in enumerate(counts, 1):
+        candidates = []
+        for i in range(j):  # the last bucket holds the sequences of the lengths i to j - 1, padded to the longest
+            before, buckets = best[i]
+            sequences = sum(count for _, count in counts[i:j])
+            candidates.append((before + sequences * longest + cost, [*buckets, longest]))
+        best.append(min(candidates))
     return best[-1][1]
 
 
@@ -312,8 +310,12 @@ def _put(states: Tensor, slots: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _mask(prefix: int, suffix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a bucket's mask (S, L + S) for S tokens after L: 0 where a token sees another, else -inf."""
-    return torch.full((suffix, prefix + suffix), -inf, dtype=dtype, device=device).triu(prefix + 1)
+    """Return a bucket's mask (S, W) for S tokens after L: 0 where a token sees another, else -inf.
+
+    W is L + S rounded up to a multiple of 8, which memory-efficient attention needs and would make by copies.
+    """
+    width = (prefix + suffix + 7) // 8 * 8
+    return torch.full((suffix, width), -inf, dtype=dtype, device=device).triu(prefix + 1)
 
 
 def _tokens(buckets: Sequence[Bucket]) -> int:
@@ -322,8 +324,8 @@ def _tokens(buckets: Sequence[Bucket]) -> int:
 
 
 def _attend_buckets(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, prefix: Tensor, buckets: Sequence[Bucket],
-                    last: bool) -> list[Tensor]:
-    """Return each bucket's part of the attention (P, T, D); in the last block only [EOT] has queries, (P, C, D).
+                    last: bool) -> Tensor:
+    """Return the attention (P, T, D) of all buckets; in the last block only [EOT] has queries, (P, C, D).
 
     Args:
         q, kv: (1 or P, T or C, D) and (1 or P, T, 2 D), the queries, keys and values of all suffixes.
@@ -337,7 +339,14 @@ def _attend_buckets(block: ResidualAttentionBlock, q: Tensor, kv: Tensor, prefix
         bucket_q = bucket_q.expand(prefixes, -1, -1).unflatten(1, (n, -1))              # (P, n, S or 1, D)
         bucket_kv = bucket_kv.expand(prefixes, -1, -1).unflatten(1, (n, -1))            # (P, n, S, 2 D)
         seen = torch.cat([prefix[:, None].expand(-1, n, -1, -1), bucket_kv], dim=2)     # (P, n, L + S, 2 D)
-        mask = bucket.last.repeat(prefixes, 1, 1, 1) if last else bucket.mask
+        mask = bucket.last if last else bucket.mask
+        if last and prefixes > 1:
+            mask = mask.repeat(prefixes, 1, 1, 1)
         result = attend(block, bucket_q.flatten(0, 1), seen.flatten(0, 1), mask)        # (P n, S or 1, D)
         attended.append(result.unflatten(0, (prefixes, n)).flatten(1, 2))
-    return attended
+    return _join(attended)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the second dimension; torch would copy a single tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def create_model(method: str, classnames: Sequence[str], *, backbone: str = "ViT
         raise ValueError(f"Unknown precision '{precision}'; choose from {', '.join(PRECISIONS)}")
     device = torch.device(device)
     policy = Precision.from_name(precision, device)
-    clip = load_backbone(backbone, weights, policy.dtype, device)
+    clip = load_backbone(backbone, weights, policy, device)
     model_class = TRAINER_REGISTRY.get(method).model_class
     if denoising is None:
         denoising = model_class.dpd_by_default
