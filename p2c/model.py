@@ -82,7 +82,6 @@ class PromptedCLIP(nn.Module):
         denoising: noise on the text context while training (Dynamic Prompt Denoising); None: no noise.
         precision: the precision of the towers; None: that of the weights.
         text_memory: bytes that the activations of the class texts may take.
-        compiled: True if torch is to compile the towers for training.
 
     Attributes:
         learner: the trained module; a call of it returns `Prompts`.
@@ -101,7 +100,7 @@ class PromptedCLIP(nn.Module):
     per_image_classes = False  # True if the features of the classes depend on the image, so that no classifier is fixed
 
     def __init__(self, clip: Backbone, *, seed: int = 0, denoising: PromptDenoising | None = None,
-                 precision: Precision | None = None, text_memory: float = inf, compiled: bool = False):
+                 precision: Precision | None = None, text_memory: float = inf):
         super().__init__()
         self.backbone = clip
         self.clip: CLIP = clip.model
@@ -110,8 +109,6 @@ class PromptedCLIP(nn.Module):
         self.precision = precision or Precision(self.clip.text_projection.dtype)
         self.text_tower = TextTower(self.clip, clip.tokenizer.sot_token_id, clip.tokenizer.eot_token_id, text_memory)
         self.image_tower = ImageTower(self.clip)
-        self.compiled = compiled
-        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}  # a tower's function -> it, compiled
         self._deployed: tuple[tuple, Prompts, Tensor] | None = None  # what `deployed` depends on, and what it returns
 
     def finish(self, learner: PromptLearner, classnames: Sequence[str]) -> None:
@@ -177,24 +174,34 @@ class PromptedCLIP(nn.Module):
         assert image.is_floating_point(), "Images in uint8 must be normalised first"
         return self.features(self.image_tower.encode, image, prompts.visual, prompts.deep_visual)
 
+    def encode(self, image: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Encode images and all classes; return `encode_image` (B, E) and `encode_text` (C, E).
+
+        In a CUDA graph the two run at the same time: the kernels of one tower do not fill a GPU.
+        """
+        if not (image.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return self.encode_image(image, prompts), self.encode_text(prompts)
+        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            image_features = self.encode_image(image, prompts)
+        text_features = self.encode_text(prompts)
+        main.wait_stream(side)
+        # The memory of what both streams use must not be given to other tensors while the graph is captured.
+        for tensor in (prompts.visual, *prompts.deep_visual, image_features):
+            if tensor is not None:
+                tensor.record_stream(main if tensor is image_features else side)
+        return image_features, text_features
+
     def features(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
         """Run a tower's function as `run_tower` does, and normalise each feature to length 1."""
         return F.normalize(self.run_tower(encode, *inputs), dim=-1)
 
     def run_tower(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
         """Run a tower's function in the model's precision; return its features in float32 or better."""
-        if self.compiled and torch.is_grad_enabled():
-            encode = self._compile(encode)
         with self.precision.context(self.device):
             features = encode(*inputs)
         return features.to(torch.promote_types(features.dtype, torch.float32))
-
-    def _compile(self, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Compile a tower's function for the shapes of training; on a GPU its kernels are launched as one graph."""
-        if encode not in self._compiled:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self._compiled[encode] = torch.compile(encode, dynamic=False, mode=mode)
-        return self._compiled[encode]
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Return logits (B, C), CLIP's logit scale times the cosines of normalised features (B, E) and (C, E)."""
@@ -239,7 +246,7 @@ class PromptedCLIP(nn.Module):
 
     def scores(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Return logits (B, C) of images by prompts."""
-        return self.logits(self.encode_image(image, prompts), self.encode_text(prompts))
+        return self.logits(*self.encode(image, prompts))
 
     # Inference
 

@@ -16,11 +16,12 @@ from p2c.cloud import CloudTests
 from p2c.config import check_settings
 from p2c.engine.checkpoint import CannotResume
 from p2c.engine.config import SHARED_NODES
-from p2c.engine.distributed import first_on_each_machine, parallel
+from p2c.engine.distributed import first_on_each_machine, parallel, processes
 from p2c.engine.numerics import SkippedSteps
 from p2c.engine.optim import build_lr_scheduler, build_optimizer
 from p2c.model import Step
 from p2c.trainers.building import ModelFromConfig, init_seed, input_normalization, load_clip
+from p2c.trainers.graph import GraphedStep, Refused, Update
 from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 from p2c.utils.pixels import Normalization, as_bytes
@@ -37,6 +38,8 @@ class PromptTrainer(ModelFromConfig, CloudTests):
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
     supports_distributed = True
     length_matters = False  # True if what an epoch does depends on OPTIM.MAX_EPOCH
+    steps_alike = False  # set in a class: a step of it depends on nothing but batch, noise, rates and what is trained
+    launch: Update | None = None  # does the steps of this training
     resumes_inside_epoch = True  # False in a trainer that draws random numbers outside `model.draw`
 
     # Building
@@ -148,23 +151,48 @@ class PromptTrainer(ModelFromConfig, CloudTests):
         image, label = self.parse_batch_train(batch)
         step = self.step
         noise = self.model.draw(step)
-        if self.cfg.TRAIN.COMPILE:
-            torch.compiler.cudagraph_mark_step_begin()  # not otherwise: it imports the compiler, which takes seconds
-        losses = self.parallel_model(image, label, noise)
-        loss = sum(losses.values())
-        self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optim)
-        self.skipped.update()
-        summary = {"loss": loss.detach()}
-        if len(losses) > 1:
-            summary |= {name: value.detach() for name, value in losses.items()}
+        if self.launch is None:
+            self.launch = self.choose_launch(image, label, noise)
+        summary: dict[str, Tensor | float] = {**self.launch(image, label, noise)}
         if self.model.denoising is not None:
             summary["noise"] = self.model.noise_level(step)
         summary = self.checked(summary)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()  # once an epoch
         return summary
+
+    def update(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute losses and gradients of their sum, and update the prompts. Draw nothing, and do not wait for a GPU.
+
+        Returns:
+            "loss", the sum, and if there are several losses, each by its name.
+        """
+        losses = self.parallel_model(image, label, noise)
+        loss = sum(losses.values())
+        self.optim.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.skipped.update()
+        parts = losses if len(losses) > 1 else {}
+        return {name: value.detach() for name, value in {"loss": loss, **parts}.items()}
+
+    def choose_launch(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> Update:
+        """Return `update` as a CUDA graph if TRAIN.CUDA_GRAPH asks for one and it can be had, else `update` itself."""
+        wish = self.cfg.TRAIN.CUDA_GRAPH
+        if wish == "off" or wish == "auto" and self.device.type == "cpu":
+            return self.update
+        try:
+            if self.device.type == "cpu":
+                raise Refused("that needs a GPU")
+            if processes() > 1:
+                raise Refused("several processes average their gradients")
+            if wish == "auto" and not vars(type(self)).get("steps_alike"):
+                raise Refused(f"{type(self).__name__} does not say that its steps are alike (see CONTRIBUTING.md)")
+            return GraphedStep(self.update, self.optim, self.scaler, self.skipped.skipped, image, label, noise,
+                               self.model.precision.products)
+        except Refused as error:
+            log.info(f"Training steps are not launched as one CUDA graph: {error}")
+            return self.update
 
     def after_epoch(self) -> None:
         """Log how many steps loss scaling has left out, if any."""

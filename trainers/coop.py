@@ -43,6 +43,7 @@ class CoOp(PromptTrainer):
     """Train CoOpModel."""
 
     node, model_class = "COOP", CoOpModel
+    steps_alike = True
     takes_attributes = True
 
     def check_cfg(self, cfg: CfgNode) -> None:

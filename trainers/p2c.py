@@ -81,8 +81,8 @@ class P2CModel(CoupledCLIP):
         """
         prompts = self.learner()  # clean; the image prompts are mapped from the clean text prompts
         noisy = add_noise(prompts, noise.get("dpd"))  # DPD, on the first layer's text prompts only
-        logits = self.logits(self.encode_image(image, noisy), self.encode_text(noisy))
-        losses = {"loss_ce": F.cross_entropy(logits, label)}
+        image_features, text_features = self.encode(image, noisy)
+        losses = {"loss_ce": F.cross_entropy(self.logits(image_features, text_features), label)}
         if self.denoises_mapper:
             mapper, context = self.learner.proj, self.learner.ctx  # the first layer's; MaPLe's names
             losses["loss_map"] = self.mapper_weight * mapper_loss(mapper, context, noise["mapper"])
@@ -94,6 +94,7 @@ class P2C(PromptTrainer):
     """Train P2CModel."""
 
     node, model_class = "P2C", P2CModel  # the settings are in TRAINER.P2C
+    steps_alike = True
     takes_attributes = True  # TRAINER.ATPROMPT applies
     learner_name = "MultiModalPromptLearner"  # folder of the checkpoints, as in MaPLe
 

@@ -110,7 +110,7 @@ class PromptSRCModel(IndependentCLIP):
     def losses(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a batch: cross-entropy, and three distances to frozen CLIP."""
         prompts = add_noise(self.learner(), noise.get("dpd"))
-        text_features, image_features = self.encode_text(prompts), self.encode_image(image, prompts)
+        image_features, text_features = self.encode(image, prompts)
         with torch.no_grad():
             frozen_image = self.features(self.image_tower.encode, image)                # (B, E)
             frozen_logits = self.logits(frozen_image, self.frozen_text())               # (B, C)
@@ -128,6 +128,7 @@ class PromptSRC(PromptTrainer):
     """Train PromptSRCModel, and average its prompts over the epochs with Gaussian weights."""
 
     node, model_class = "PROMPTSRC", PromptSRCModel
+    steps_alike = True
     model: PromptSRCModel
     learner_name = "VLPromptLearner"
     length_matters = True  # the weights of the average depend on the number of epochs

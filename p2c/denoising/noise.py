@@ -115,8 +115,10 @@ def noise_unit(settings: Mapping, token_std: float) -> float:
 
 
 def to_device_of(context: Tensor, draw: Tensor) -> Tensor:
-    """Return a draw, made on the CPU, on the context's device and in its precision.
+    """Return a draw, which is made on the CPU, on the context's device and in its precision.
 
     The host does not wait for the copy: from pinned memory it is queued like a kernel.
     """
-    return (draw.pin_memory() if context.is_cuda else draw).to(context, non_blocking=True)
+    if context.is_cuda and not draw.is_cuda:
+        draw = draw.pin_memory()
+    return draw.to(context, non_blocking=True)
