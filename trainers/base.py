@@ -20,6 +20,7 @@ from p2c.engine.distributed import first_on_each_machine, parallel, processes
 from p2c.engine.numerics import SkippedSteps
 from p2c.engine.optim import build_lr_scheduler, build_optimizer
 from p2c.model import Step
+from p2c.trainers import graph
 from p2c.trainers.building import ModelFromConfig, init_seed, input_normalization, load_clip
 from p2c.trainers.graph import GraphedStep, Refused, Update
 from p2c.utils import trainable
@@ -178,11 +179,11 @@ class PromptTrainer(ModelFromConfig, CloudTests):
 
     def choose_launch(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> Update:
         """Return `update` as a CUDA graph if TRAIN.CUDA_GRAPH asks for one and it can be had, else `update` itself."""
-        wish = self.cfg.TRAIN.CUDA_GRAPH
-        if wish == "off" or wish == "auto" and self.device.type == "cpu":
+        wish, has_graphs = self.cfg.TRAIN.CUDA_GRAPH, graph.available(self.device)
+        if wish == "off" or wish == "auto" and not has_graphs:
             return self.update
         try:
-            if self.device.type == "cpu":
+            if not has_graphs:
                 raise Refused("that needs a GPU")
             if processes() > 1:
                 raise Refused("several processes average their gradients")

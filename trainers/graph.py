@@ -52,7 +52,7 @@ class GraphedStep:
 
         def outcome(step: Callable[[], None]) -> tuple[Tensor, Tensor]:
             """Do a step from the state at the start; return losses and gradients."""
-            self._put_back(start, {**scale, "scale": CHECK_SCALE} if scale else scale)
+            self._put_back(start, {**scale, "scale": CHECK_SCALE})
             step()
             return self.losses.clone(), torch.cat([parameter.grad.double().flatten() for parameter in self._parameters()
                                                    if parameter.grad is not None])
@@ -118,8 +118,14 @@ class GraphedStep:
                 tensor.copy_(before[id(tensor)])
             else:
                 tensor.zero_()
-        self.scaler._per_optimizer_states.clear()  # a step that was broken off has left its stage there
-        self.scaler.load_state_dict(scale)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scale)
+            self.scaler._per_optimizer_states.clear()  # a step that was broken off has left its stage there
+
+
+def available(device: torch.device) -> bool:
+    """Return whether a device has graphs."""
+    return device.type == "cuda"
 
 
 @contextlib.contextmanager
