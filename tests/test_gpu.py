@@ -8,6 +8,7 @@ from steps import losses_of
 
 from p2c import registry
 from p2c.engine import optim
+from p2c.trainers.graph import GraphedStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -59,6 +60,27 @@ def test_half_precision_trains_on_after_a_first_step_that_overflows(on_gpu, few_
         monkeypatch.undo()
     assert all(map(math.isfinite, losses[1]))
     assert losses[1] == pytest.approx(losses[0], abs=5e-3)
+
+
+def assert_graph_trains_alike(on_gpu, name, precision, *pairs):
+    losses = []
+    for wish in ("off", "auto"):
+        trainer = on_gpu(name, precision, "TRAIN.CUDA_GRAPH", wish, *pairs, out=wish)
+        losses.append(train_steps(trainer, 12))
+        assert isinstance(trainer.launch, GraphedStep) == (wish == "auto")
+    assert losses[1] == pytest.approx(losses[0], rel=PRECISIONS[precision][0])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_graph_trains_as_eager_steps_do(on_gpu, name, precision):
+    assert_graph_trains_alike(on_gpu, name, precision)
+
+
+@pytest.mark.parametrize("pairs", [
+    ("OPTIM.NAME", "adam"), ("OPTIM.NAME", "adamw"), ("TRAIN.TEXT_MEMORY", 1e-6), ATTRIBUTES])
+def test_a_graph_with_other_settings_trains_as_eager_steps_do(on_gpu, pairs):
+    assert_graph_trains_alike(on_gpu, "P2C", "fp16", *pairs)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "amp", "bf16", "fp32"])
@@ -129,7 +151,8 @@ def test_the_memory_of_a_thousand_class_texts_is_what_was_allowed(monkeypatch):
     common, module = (importlib.import_module(name) for name in ("common", registry.TRAINERS["P2C"]))
 
     def activations(classes, *pairs):
-        trainer = common.build(module.P2C, common.Setting(classes, 4, "fp16", "cuda"), *pairs)
+        trainer = common.build(module.P2C, common.Setting(classes, 4, "fp16", "cuda"),
+                               "TRAIN.CUDA_GRAPH", "off", *pairs)
         image, label = common.made_up(trainer, 4, classes)
         trainer.forward_backward({"img": image, "label": label})
         before = torch.cuda.memory_allocated()

@@ -39,7 +39,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
     supports_distributed = True
     length_matters = False  # True if what an epoch does depends on OPTIM.MAX_EPOCH
-    steps_alike = False  # set in a class: a step of it depends on nothing but batch, noise, rates and what is trained
+    capturable = False  # True if a step is always the same function of batch, noise, learning rates and what is trained
     launch: Update | None = None  # does the steps of this training
     resumes_inside_epoch = True  # False in a trainer that draws random numbers outside `model.draw`
 
@@ -187,8 +187,8 @@ class PromptTrainer(ModelFromConfig, CloudTests):
                 raise Refused("that needs a GPU")
             if processes() > 1:
                 raise Refused("several processes average their gradients")
-            if wish == "auto" and not vars(type(self)).get("steps_alike"):
-                raise Refused(f"{type(self).__name__} does not say that its steps are alike (see CONTRIBUTING.md)")
+            if wish == "auto" and not vars(type(self)).get("capturable"):
+                raise Refused(f"{type(self).__name__} is not marked as capturable (see CONTRIBUTING.md)")
             return GraphedStep(self.update, self.optim, self.scaler, self.skipped.skipped, image, label, noise,
                                self.model.precision.products)
         except Refused as error:

@@ -54,4 +54,4 @@ class CoCoOp(PromptTrainer):
     """Train CoCoOpModel."""
 
     node, model_class = "COCOOP", CoCoOpModel
-    steps_alike = True
+    capturable = True

@@ -43,7 +43,7 @@ class CoOp(PromptTrainer):
     """Train CoOpModel."""
 
     node, model_class = "COOP", CoOpModel
-    steps_alike = True
+    capturable = True
     takes_attributes = True
 
     def check_cfg(self, cfg: CfgNode) -> None:

@@ -12,5 +12,5 @@ class IVLP(PromptTrainer):
     """Train IndependentCLIP: text and image prompts in the first layers of their towers."""
 
     node, model_class = "IVLP", IndependentCLIP
-    steps_alike = True
+    capturable = True
     learner_name = "VLPromptLearner"

@@ -16,6 +16,6 @@ class MaPLe(PromptTrainer):
     """Train MaPLeModel."""
 
     node, model_class = "MAPLE", MaPLeModel
-    steps_alike = True
+    capturable = True
     takes_attributes = True
     learner_name = "MultiModalPromptLearner"

@@ -94,7 +94,7 @@ class P2C(PromptTrainer):
     """Train P2CModel."""
 
     node, model_class = "P2C", P2CModel  # the settings are in TRAINER.P2C
-    steps_alike = True
+    capturable = True
     takes_attributes = True  # TRAINER.ATPROMPT applies
     learner_name = "MultiModalPromptLearner"  # folder of the checkpoints, as in MaPLe
 

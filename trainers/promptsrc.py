@@ -128,7 +128,7 @@ class PromptSRC(PromptTrainer):
     """Train PromptSRCModel, and average its prompts over the epochs with Gaussian weights."""
 
     node, model_class = "PROMPTSRC", PromptSRCModel
-    steps_alike = True
+    capturable = True
     model: PromptSRCModel
     learner_name = "VLPromptLearner"
     length_matters = True  # the weights of the average depend on the number of epochs

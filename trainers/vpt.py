@@ -57,7 +57,7 @@ class VPT(PromptTrainer):
     """Train VPTModel."""
 
     node, model_class = "VPT", VPTModel
-    steps_alike = True
+    capturable = True
 
     @classmethod
     def model_arguments(cls, cfg: CfgNode, clip: Backbone, dataset: Classes) -> dict:
