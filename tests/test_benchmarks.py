@@ -88,3 +88,19 @@ def test_a_projection_adds_up(monkeypatch):
     assert row[6] == "computing" and row[10] == "loading"
     _, on_cpu = grid.project("some", some, pieces, cfg, "cpu")
     assert on_cpu == pytest.approx(25 + 204 * (3.0 + 4 * 1.4) + 1000 * 0.012 + 2 * 3.0)
+
+
+def test_the_check_of_a_gpu_writes_what_its_parts_print_and_ends_one_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend("benchmarks")
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "parts", lambda quick, output: [
+        ("Hanging", 1, ["-c", "import time; print('begun', flush=True); time.sleep(60)"]),
+        ("Failing", 60, ["-c", "import sys; sys.exit('broken')"]),
+        ("Training", 60, ["-c", "print('settings\\n=> Evaluate on the *test* set\\n* accuracy: 50%')"])])
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path / "gpu.md")])
+    assert gpu_check.main() == 1
+    page = (tmp_path / "gpu.md").read_text()
+    for words in ("begun", "ended after 1 s", "broken", "exit status 1", "* accuracy: 50%", "exit status 0"):
+        assert words in page
+    assert "settings" not in page.rpartition("## Training")[2].partition("```text")[2]
