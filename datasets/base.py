@@ -5,12 +5,13 @@ have the same name.
 """
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
 
-from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classes
+from p2c.datasets.draws import draw, read_upstream_draw
 from p2c.datasets.splits import CHECKS, HALVES, Item, Sizes, Split, read_split
 from p2c.datasets.trees import check_images_exist
 from p2c.engine.datasets import Datum
@@ -19,8 +20,6 @@ from p2c.framework import DatasetBase
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
-
-CACHE = Path("~/.cache/p2c")  # for datasets in read-only folders, unless $XDG_CACHE_HOME is set
 
 
 class FewShotDataset(DatasetBase):
@@ -45,7 +44,7 @@ class FewShotDataset(DatasetBase):
         if cfg.DATASET.CHECKS not in CHECKS:
             raise ValueError(f"DATASET.CHECKS must be one of {', '.join(CHECKS)}, but got '{cfg.DATASET.CHECKS}'")
         self.checks = cfg.DATASET.CHECKS
-        self.dataset_dir = self.locate(Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))))
+        self.dataset_dir = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))) / self.folder
         self.image_dir = self.dataset_dir / self.images
         self.prepare()
         split = self.read()
@@ -55,10 +54,6 @@ class FewShotDataset(DatasetBase):
         train, val, test = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=self.to_data(train), val=self.to_data(val), test=self.to_data(test))
 
-    def locate(self, root: Path) -> Path:
-        """Return the dataset's folder below DATASET.ROOT."""
-        return root / self.folder
-
     def prepare(self) -> None:
         """Create the files of a generated dataset; other datasets do nothing here."""
 
@@ -67,24 +62,18 @@ class FewShotDataset(DatasetBase):
     def read(self) -> Split:
         """Read the split and check that all its images exist."""
         path = self.require(self.split, self.split_id, "split file")
-        by_hand = f", or download {drive_url(self.split_id)} to that path" if self.split_id else ""
-        split = read_split(path, self.image_dir, self.remedy + by_hand)
-        self.compare(path, split.digest, self.split_sha256)
-        return self.with_images(split)
-
-    def compare(self, path: Path, digest: str, expected: str) -> None:
-        """Warn if a file's SHA-256 is not that of the file that published results used ("": unknown)."""
-        if expected and digest != expected and self.checks != "partial":
-            log.warning(f"{path} is not the one of the published results: its SHA-256 is {digest}, expected {expected}")
-
-    def with_images(self, split: Split) -> Split:
-        """Return the split after checking that all its images exist.
-
-        Raises:
-            FileNotFoundError: images are missing.
-        """
+        split = read_split(path, self.image_dir, self.remedy + or_by_hand(self.split_id))
+        self.compare(path, self.split_sha256)
         check_images_exist(self.image_dir, split.paths, type(self).__name__, self.remedy)
         return split
+
+    def compare(self, path: Path, expected: str) -> None:
+        """Warn if a file's SHA-256 is not that of the file that published results used ("": unknown)."""
+        if expected and self.checks != "partial":
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if found != expected:
+                log.warning(f"{path} is not the one of the published results: its SHA-256 is {found}, expected "
+                            f"{expected}")
 
     @property
     def remedy(self) -> str:
@@ -109,8 +98,7 @@ class FewShotDataset(DatasetBase):
             raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or "
                                     f"point --root (scripts: $DATA) at the folder that holds {self.folder}")
         if not path.is_file():
-            by_hand = f", or download {drive_url(drive_id)} to that path" if drive_id else ""
-            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{by_hand}")
+            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{or_by_hand(drive_id)}")
         return path
 
     def check_sizes(self, split: Split) -> None:
@@ -140,30 +128,22 @@ class FewShotDataset(DatasetBase):
         if shots < 1:
             raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all, "
                              f"but got {shots}")
-        if short := short_classes(split, shots):
-            examples = ", ".join(f"{name} has {count}" for name, count in list(short.items())[:5])
-            text = f"{len(short)} classes have fewer than {shots} training images: {examples}"
-            if self.checks == "strict":
-                raise ValueError(f"{type(self).__name__}: {text}; use fewer shots (DATASET.NUM_SHOTS), or set "
-                                 "DATASET.CHECKS published to use all images of these classes")
-            log.warning(f"{text}; all of these are used, as in CoOp")
-        legacy = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
-        if legacy.is_file():
-            drawn = read_upstream_draw(legacy, split)
-            if drawn is not None:
-                return drawn
-        return remembered_draw(self.cache_dir / f"shot_{shots}-seed_{seed}.json", split, shots, seed,
-                               type(self).__name__)
+        self.check_short_classes(split, shots)
+        upstream = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
+        drawn = read_upstream_draw(upstream, split) if upstream.is_file() else None
+        return drawn or draw(split, shots, seed)
 
-    @property
-    def cache_dir(self) -> Path:
-        """The folder of remembered draws and listings: in the dataset's folder, or below CACHE if that is read-only."""
-        local = self.dataset_dir / "split_fewshot"
-        if os.access(local if local.is_dir() else self.dataset_dir, os.W_OK):
-            return local
-        user_cache = os.environ.get("XDG_CACHE_HOME")
-        cache = Path(user_cache) / "p2c" if user_cache else CACHE.expanduser()
-        return cache / f"{self.dataset_dir.name}-{hashlib.sha256(str(self.dataset_dir).encode()).hexdigest()[:12]}"
+    def check_short_classes(self, split: Split, shots: int) -> None:
+        """Warn of classes with fewer training images than shots, or raise ValueError with DATASET.CHECKS strict."""
+        counts = Counter((item.label, item.classname) for item in split.train)
+        short = [f"{name} ({label}) has {count}" for (label, name), count in sorted(counts.items()) if count < shots]
+        if not short:
+            return
+        text = f"{len(short)} classes have fewer than {shots} training images: {', '.join(short[:5])}"
+        if self.checks == "strict":
+            raise ValueError(f"{type(self).__name__}: {text}; use fewer shots (DATASET.NUM_SHOTS), or set "
+                             "DATASET.CHECKS published to use all images of these classes")
+        log.warning(f"{text}; all of these are used, as in CoOp")
 
     def to_data(self, items: Sequence[Item]) -> list[Datum]:
         """Convert items to the engine's `Datum`, with complete paths."""
@@ -174,6 +154,11 @@ class FewShotDataset(DatasetBase):
 def drive_url(file_id: str) -> str:
     """Return the URL of a file on Google Drive."""
     return f"https://drive.google.com/file/d/{file_id}"
+
+
+def or_by_hand(file_id: str) -> str:
+    """Return the continuation of a remedy: to download a file from Google Drive; "" if the id is ""."""
+    return f", or download {drive_url(file_id)} to that path" if file_id else ""
 
 
 def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \

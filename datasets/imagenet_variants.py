@@ -8,8 +8,8 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from p2c.datasets.base import FewShotDataset
-from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, name_of, read_classnames
-from p2c.datasets.splits import Item, Sizes, Split, digest_of
+from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, DOWNLOAD_AGAIN, ImageNet, name_of
+from p2c.datasets.splits import Item, Sizes, Split, read_names
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
 
@@ -38,14 +38,11 @@ class ImageNetVariant(FewShotDataset):
 
     def read(self) -> Split:
         """Return the images as test items; there are no others."""
-        names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
-        try:
-            folders = list_classes(self.image_dir, type(self).__name__, self.cache_dir / "listing.json")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; {self.remedy}") from error
+        names = read_names(self.require(self.split, self.split_id, "file of class names"), DOWNLOAD_AGAIN)
+        folders = list_classes(self.image_dir, type(self).__name__, self.remedy)
         test = [Item(f"{folder}/{image}", label, name) for label, folder, name in self.classes_of(folders, names)
                 for image in folders[folder]]
-        return Split([], [], test, digest_of((test,)))
+        return Split([], [], test)
 
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
         """Return (label, folder, class name) of each class folder."""

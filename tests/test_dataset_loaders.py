@@ -1,6 +1,5 @@
 """Each dataset on a miniature of its real tree, and what each must refuse."""
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -176,37 +175,6 @@ def test_an_aircraft_of_no_variant_is_named(tmp_path):
         file.write("0000001 Concorde\n")
     with pytest.raises(ValueError, match=naming("'Concorde'", "variants.txt")):
         load("fgvc_aircraft", tmp_path)
-
-
-# Listings
-
-def test_a_listing_is_kept_and_a_changed_folder_is_listed_again(tmp_path, monkeypatch):
-    from p2c.datasets import trees
-
-    folder = write_imagenet(tmp_path)
-    for place in folder.glob("images/*/*"):
-        os.utime(place, (1, 1))  # long ago, so that the time of change tells
-    first = load("imagenet", tmp_path)
-    listed = []
-    real = trees.list_images
-    monkeypatch.setattr(trees, "list_images", lambda place: listed.append(place.name) or real(place))
-    assert [item.impath for item in load("imagenet", tmp_path).train_x] == [item.impath for item in first.train_x]
-    assert not listed
-    save_image(folder / "images/train/n03041632/new.JPEG")
-    again = load("imagenet", tmp_path)
-    assert listed == ["n03041632"] and len(again.train_x) == len(first.train_x) + 1
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{\"format\": \"p2c-listing\"}", "{\"folders\": 3}",
-                                     json.dumps({"format": "p2c-listing", "version": 1, "folders": {
-                                         "n01440764": {"changed": 1, "images": ["../../secret.jpg"]}}})])
-def test_a_damaged_listing_is_made_anew(tmp_path, content):
-    folder = write_imagenet(tmp_path)
-    for place in folder.glob("images/*/*"):
-        os.utime(place, (1e-9, 1e-9))
-    (folder / "split_fewshot").mkdir()
-    (folder / "split_fewshot/listing_train.json").write_text(content)
-    assert len(load("imagenet", tmp_path).train_x) == len(WNIDS) * COUNTS["train"]
 
 
 # The real split files

@@ -107,11 +107,6 @@ def test_an_archive_that_is_none_is_refused(tmp_path, server, shown):
     assert "not an archive" in shown.text
 
 
-def test_a_hash_that_is_not_certain_only_warns_and_names_both(tmp_path, server, shown):
-    assert get(tmp_path, server.put("/a", CONTENT), digest="sha256:" + "0" * 64, certain=False).exists()
-    assert "0" * 64 in shown.text and HASH[7:] in shown.text
-
-
 def test_what_accept_refuses_gives_way_to_the_next_source(tmp_path, server):
     def accept(path):
         json.loads(path.read_text())

@@ -18,14 +18,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
+
+from tqdm.utils import CallbackIOWrapper
 
 from p2c.download.fetch import CHUNK, InvalidFile, bar
 from p2c.download.places import check_space, format_size
 
 GROWTH, SLACK = 4, 64 * 2**20  # an archive may unpack to 4 times its size plus 64 MiB; images hardly compress
 MEMBERS = 1_500_000  # ImageNet, the largest dataset, has 1.3 million images
-STEP = 256 * 2**20  # bytes written between checks of the disk's free space
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # added by file managers, as are names that begin with ._
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError,
           gzip.BadGzipFile, RuntimeError,  # encrypted, or an unknown compression
@@ -51,29 +52,25 @@ class Member:
 
 
 class Budget:
-    """The limits on what an archive may write: bytes, members and free disk space.
+    """The limits on what an archive may write: bytes and members.
 
     Raises:
-        InvalidFile: the archive exceeds a limit.
-        NoSpace: the disk is too full.
+        NoSpace: the disk is too full even for files of the archive's own size.
     """
 
     def __init__(self, archive: Path, folder: Path):
         size = archive.stat().st_size
-        self.folder, self.limit, self.what = folder, GROWTH * size + SLACK, f"unpacking {archive.name}"
-        self.members = self.written = self.checked = 0  # `checked`: bytes written at the last check of the disk
-        check_space(folder, size, self.what)
+        self.limit = GROWTH * size + SLACK
+        self.members = self.written = 0
+        check_space(folder, size, f"unpacking {archive.name}")
 
-    def charge(self, member: Member, size: int) -> None:
-        """Count a member of `size` bytes before it is written."""
+    def charge(self, name: str, size: int) -> None:
+        """Count a member of `size` bytes before it is written; raise InvalidFile if the archive exceeds a limit."""
         self.members += 1
         self.written += size
         if self.members > MEMBERS or self.written > self.limit:
-            raise InvalidFile(f"it unpacks to more than {MEMBERS:,} files or {format_size(self.limit)} (at "
-                              f"{member.name!r}), too much for an archive of its size")
-        if size > STEP or self.written - self.checked > STEP:
-            check_space(self.folder, size, self.what)
-            self.checked = self.written
+            raise InvalidFile(f"it unpacks to more than {MEMBERS:,} files or {format_size(self.limit)} (at {name!r}), "
+                              "too much for an archive of its size")
 
 
 def extract(archive: Path, folder: Path, inner: str = "") -> None:
@@ -87,16 +84,15 @@ def extract(archive: Path, folder: Path, inner: str = "") -> None:
         OSError: a file cannot be written.
     """
     with open(archive, "rb") as file, bar(archive.stat().st_size, f"unpacking {archive.name}") as progress:
+        counted = cast(IO[bytes], CallbackIOWrapper(progress.update, file))
         try:
-            _unpack(file, folder, Budget(archive, folder), inner,
-                    lambda: progress.update(max(0, file.tell() - progress.n)))
+            _unpack(counted, folder, Budget(archive, folder), inner)
         except DAMAGE as error:
             raise InvalidFile(f"it is damaged ({error or type(error).__name__})") from error
 
 
-def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
-            advance: Callable[[], object] = lambda: None) -> None:
-    """Unpack an open archive; `advance` is called after each member, to show progress."""
+def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "") -> None:
+    """Unpack an open archive."""
     links = []
     for member in _members(file):
         parts = _parts(member.name, member.name)
@@ -115,17 +111,16 @@ def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
                     within.mkdir(exist_ok=True)
                     _unpack(stream, within, budget)
                 else:
-                    budget.charge(member, member.size)
+                    budget.charge(member.name, member.size)
                     with open(path, "wb") as file_out:
                         shutil.copyfileobj(stream, file_out, CHUNK)
         elif member.kind == "folder":
-            budget.charge(member, 0)
+            budget.charge(member.name, 0)
             path.mkdir(parents=True, exist_ok=True)
-        advance()
     for member, parts, target in links:  # a link becomes a copy, so that no path in the folder leads out of it
         source, path = folder.joinpath(*target), folder.joinpath(*parts)
         if source.is_file() and source != path:
-            budget.charge(member, source.stat().st_size)
+            budget.charge(member.name, source.stat().st_size)
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
 

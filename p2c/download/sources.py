@@ -3,14 +3,11 @@
 Facts stated by the classes in datasets/ (folder, split file, its hash, counts) are not repeated here. Sizes and hashes
 are those of torchvision and TensorFlow Datasets; MD5 where no SHA-256 is known.
 """
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchvision.datasets.imagenet import ARCHIVE_META, load_meta_file, parse_devkit_archive
 
-from p2c.datasets.imagenet_variants import ImageNetV2
-from p2c.datasets.trees import list_images
 from p2c.download.fetch import InvalidFile, Remote
 
 SPLITS = ("https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
@@ -28,14 +25,12 @@ class Archive(Remote):
     Args:
         layout: pairs (path in the archive, with "." for the whole of it; path in the dataset's folder), images last.
         inner: pattern of the members that are archives themselves.
-        companion: another file that `arrange` needs and that the user must provide.
-        arrange: rearranges the unpacked folder before `layout` is applied; gets the folder and the companion's path.
+        devkit: the file, which the user must provide, by which `sort_validation_images` sorts the images.
     """
 
     layout: tuple[tuple[str, str], ...] = ()
     inner: str = ""
-    companion: Remote | None = None
-    arrange: Callable[[Path, Path | None], None] | None = None
+    devkit: Remote | None = None
 
     @property
     def targets(self) -> list[str]:
@@ -78,27 +73,13 @@ def sort_validation_images(folder: Path, devkit: Path) -> None:
         image.rename(folder / wnid / image.name)
 
 
-def refuse_other_versions(folder: Path, _: Path | None) -> None:
-    """Raise InvalidFile for a version of ImageNetV2 with folders named by WordNet id or other numbers of images."""
-    classes, images = ImageNetV2.sizes.classes, ImageNetV2.sizes.test // ImageNetV2.sizes.classes
-    for place in filter(Path.is_dir, folder.iterdir()):
-        counts = {path.name: len(list_images(path)) for path in place.iterdir() if path.is_dir()}
-        if counts != {str(label): images for label in range(classes)}:
-            wrong = [f"{name} with {count}" for name, count in sorted(counts.items())
-                     if not name.isdigit() or count != images]
-            odd = wrong[0] if wrong else f"{len(counts)} in all"
-            raise InvalidFile(f"{place.name} should hold the folders 0 to {classes - 1} with {images} images each, but "
-                              f"has {odd}: this is another version of ImageNetV2")
-
-
 def _imagenet(part: str, **options) -> Archive:
     name, md5 = ARCHIVE_META[part]
     return Archive(name, digest=f"md5:{md5}", **options)
 
 
-def _mirror(name: str, about: int | None = None, sha256: str = "") -> Remote:
-    """Return an archive of MIRROR. Its hash, if any, was not published by the authors, so a mismatch only warns."""
-    return Remote(name, (MIRROR + name,), about=about, digest=sha256 and f"sha256:{sha256}", certain=False)
+def _mirror(name: str, about: int | None = None) -> Remote:
+    return Remote(name, (MIRROR + name,), about=about)
 
 
 _AIRCRAFT = tuple((f"fgvc-aircraft-2013b/data/{name}", name) for name in (
@@ -108,8 +89,8 @@ SOURCES = {
     "imagenet": Source(
         parts=(
             (_imagenet("train", about=147_900_000_000, layout=((".", "images/train"),), inner="n*.tar"),),
-            (_imagenet("val", about=6_700_000_000, layout=((".", "images/val"),), arrange=sort_validation_images,
-                       companion=_imagenet("devkit")),),
+            (_imagenet("val", about=6_700_000_000, layout=((".", "images/val"),),
+                       devkit=_imagenet("devkit")),),
         ),
         note="manual download only: image-net.org requires registration; its archives are then unpacked",
         by_hand=("https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",),
@@ -145,8 +126,7 @@ SOURCES = {
                     digest="sha256:bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243",
                     layout=(("cars_test", "cars_test"),)),
         )),
-        mirror=_mirror("stanford_cars.zip", 1_959_002_685,
-                       "50812812f33534ef2906b992762f96e8a5bb57b0eedc53800e91b7ed599abf8e"),
+        mirror=_mirror("stanford_cars.zip", 1_959_002_685),
         note="its server has answered 404 since May 2023; try --mirror",
         by_hand=("https://www.kaggle.com/datasets/rickyyyyyyy/torchvision-stanford-cars",
                  "https://drive.google.com/file/d/150nwNkg7qXh28yabiqNAOfBMMll7ALlu (inner folders unknown)"),
@@ -187,8 +167,7 @@ SOURCES = {
                     digest="sha256:f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec",
                     layout=(("SUN397", "SUN397"),)),
         ),),
-        mirror=_mirror("sun397.zip", 39_182_693_483,
-                       "ce6dee6685c9f1d592c8297e193dde885aa9c50d008fd998a38ccc57a3dda722"),
+        mirror=_mirror("sun397.zip", 39_182_693_483),
         note="its servers have answered 404 since September 2025; try --mirror",
         by_hand=("https://opendatalab.com/OpenDataLab/SUN397 (needs an account)",),
     ),
@@ -216,16 +195,13 @@ SOURCES = {
             Archive("UCF-101-midframes.zip", ("drive:10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O",), about=140_000_000,
                     layout=(("UCF-101-midframes", "UCF-101-midframes"),)),
         ),),
-        mirror=_mirror("ucf101.zip", 140_164_538, "2fe1bd40e64408d02ff173badf744da557033ae6c75dd4ea51519366551f3ae6"),
+        mirror=_mirror("ucf101.zip", 140_164_538),
     ),
     "imagenetv2": Source(
         parts=((
-            # The hash is that of the file at its former address; it was not compared with this copy.
             Archive("imagenetv2-matched-frequency.tar.gz",
                     ("https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/"
-                     "imagenetv2-matched-frequency.tar.gz",), about=1_253_959_680, certain=False,
-                    digest="sha256:a32004f9e773279307499059d320336a23ccdc62cb32063da29bae9bd04c122c",
-                    arrange=refuse_other_versions,
+                     "imagenetv2-matched-frequency.tar.gz",), about=1_253_959_680,
                     layout=(("imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency-format-val"),)),
         ),),
         mirror=_mirror("imagenetv2.zip"),
