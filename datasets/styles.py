@@ -54,10 +54,6 @@ def blur(picture: np.ndarray, rng: RandomStream, radius: int, level: int) -> np.
     return contrast(box_blur(box_blur(picture, radius), radius), level)
 
 
-def noise(picture: np.ndarray, rng: RandomStream, amount: int) -> np.ndarray:
-    return grain(picture, rng, amount)
-
-
 def texture(picture: np.ndarray, rng: RandomStream, coarse: int, fine: int) -> np.ndarray:
     """Add clouds of colour of two sizes."""
     return picture + ((clouds(rng, 8) * coarse + clouds(rng, 32) * fine) >> 7)

@@ -1,6 +1,9 @@
-"""Folders of images: which images they hold, and whether those of a split are there."""
+"""Folders of images: what they hold, whether the images of a split are there, and how a folder is made as a whole."""
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -10,13 +13,6 @@ JUNK = ("__MACOSX", "split_fewshot")  # folders beside class folders that hold n
 def is_image(name: str) -> bool:
     """Return whether a file of this name is an image: by its ending, and not hidden (macOS leaves `._name.jpg`)."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders in a folder, sorted: not hidden ones, and not leftovers of archives."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries
-                      if entry.is_dir() and not entry.name.startswith(".") and entry.name not in JUNK)
 
 
 def list_images(folder: Path) -> list[str]:
@@ -57,7 +53,10 @@ def list_classes(folder: Path, dataset: str, remedy: str = "") -> dict[str, list
 
     if not folder.is_dir():
         raise fault(f"no folder {folder}, which should hold one folder of images a class")
-    listing = {name: list_images(folder / name) for name in class_folders(folder)}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries
+                       if entry.is_dir() and not entry.name.startswith(".") and entry.name not in JUNK)
+    listing = {name: list_images(folder / name) for name in names}
     if not listing:
         loose = len(list_images(folder))
         found = f"it holds {loose} images that are not sorted into class folders" if loose else "it is empty"
@@ -114,3 +113,15 @@ def _hint(path: Path, image_dir: Path) -> str:
         if folder.is_dir():
             return f"{folder} looks like an archive extracted one level too deep: move it up; "
     return ""
+
+
+@contextlib.contextmanager
+def draft(target: Path) -> Iterator[Path]:
+    """Create a folder next to a target, in which to build it before it is renamed; remove that folder afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

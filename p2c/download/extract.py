@@ -24,6 +24,7 @@ from tqdm.utils import CallbackIOWrapper
 
 from p2c.download.fetch import CHUNK, InvalidFile, bar
 from p2c.download.places import check_space, format_size
+from p2c.engine.files import errors_naming
 
 GROWTH, SLACK = 4, 64 * 2**20  # an archive may unpack to 4 times its size plus 64 MiB; images hardly compress
 MEMBERS = 1_500_000  # ImageNet, the largest dataset, has 1.3 million images
@@ -112,8 +113,8 @@ def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "") -> N
                     _unpack(stream, within, budget)
                 else:
                     budget.charge(member.name, member.size)
-                    with open(path, "wb") as file_out:
-                        shutil.copyfileobj(stream, file_out, CHUNK)
+                    with errors_naming(path), open(path, "wb") as unpacked:
+                        shutil.copyfileobj(stream, unpacked, CHUNK)
         elif member.kind == "folder":
             budget.charge(member.name, 0)
             path.mkdir(parents=True, exist_ok=True)
@@ -162,14 +163,8 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     if info.islnk():
         return Member(info.name, "link", target=info.linkname)
     if info.isreg():
-        return Member(info.name, "file", info.size, open=lambda: _open_file(tar, info))
+        return Member(info.name, "file", info.size, open=lambda: cast(IO[bytes], tar.extractfile(info)))
     return Member(info.name, "device" if info.isdev() else "member of an unknown kind")
-
-
-def _open_file(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = tar.extractfile(info)
-    assert stream is not None, "a plain file has content"
-    return stream
 
 
 def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:

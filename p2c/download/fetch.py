@@ -161,21 +161,20 @@ def check_file(path: Path, remote: Remote) -> None:
     if remote.name.endswith(ARCHIVES) and not (tarfile.is_tarfile(path) or zipfile.is_zipfile(path)):
         raise InvalidFile("it is not an archive, or an incomplete one")
     if remote.digest:
-        algorithm = remote.digest.partition(":")[0]
+        algorithm, _, expected = remote.digest.partition(":")
         found = digest(path, algorithm)
-        if found != remote.digest:
-            raise InvalidFile(f"its {algorithm.upper()} is {found.partition(':')[2]}, expected "
-                              f"{remote.digest.partition(':')[2]}")
+        if found != expected:
+            raise InvalidFile(f"its {algorithm.upper()} is {found}, expected {expected}")
 
 
-def digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return a file's hash as "algorithm:hexadecimal"."""
+def digest(path: Path, algorithm: str) -> str:
+    """Return a file's hash in hexadecimal digits."""
     hasher = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file, bar(path.stat().st_size, f"checking {path.name}") as progress:
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
             progress.update(len(chunk))
-    return f"{algorithm}:{hasher.hexdigest()}"
+    return hasher.hexdigest()
 
 
 def bar(total: int | None, what: str, initial: int = 0) -> tqdm:

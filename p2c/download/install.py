@@ -15,10 +15,11 @@ from pathlib import Path
 import gdown
 
 from p2c.datasets.base import FewShotDataset
+from p2c.datasets.trees import draft
 from p2c.download.contents import check_split, class_of, fault_of, faults_of_parts, find_split, find_valid_split
 from p2c.download.extract import extract
 from p2c.download.fetch import DRIVE, Drive, FetchError, InvalidFile, Remote, address, check_file, fetch
-from p2c.download.places import FETCHED, draft, drafts_in, format_size, locked, move_into_place
+from p2c.download.places import FETCHED, drafts_in, format_size, locked, move_into_place
 from p2c.download.sources import SPLITS, Archive, Source, sort_validation_images
 from p2c.utils.logs import get_logger
 

@@ -4,7 +4,6 @@ import filecmp
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,18 +56,6 @@ def locked(folder: Path) -> Iterator[None]:
         held = lock.acquire()
     with held:
         yield
-
-
-@contextlib.contextmanager
-def draft(target: Path) -> Iterator[Path]:
-    """Create a folder next to a target, in which to build it; remove that folder afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def drafts_in(folder: Path) -> list[Path]:
