@@ -34,8 +34,8 @@ from tabulate import tabulate
 
 from p2c import registry
 from p2c.config import config_file, extend_cfg
-from p2c.datasets.base import select_classes
-from p2c.datasets.splits import Item, Sizes
+from p2c.datasets.base import Sizes, select_classes
+from p2c.datasets.splits import Item
 from p2c.engine.logger import only_warnings
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 from p2c.grid.families import FAMILIES

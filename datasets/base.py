@@ -8,11 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from yacs.config import CfgNode
 
 from p2c.datasets.draws import draw, read_upstream_draw
-from p2c.datasets.splits import CHECKS, HALVES, Item, Sizes, Split, read_split
+from p2c.datasets.splits import CHECKS, HALVES, Item, Split, read_split
 from p2c.datasets.trees import check_images_exist
 from p2c.engine.datasets import Datum
 from p2c.engine.seeds import run_seed
@@ -20,6 +21,19 @@ from p2c.framework import DatasetBase
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
+
+
+class Sizes(NamedTuple):
+    """The published numbers of classes and images of a dataset."""
+
+    classes: int
+    train: int
+    val: int
+    test: int
+
+    def __str__(self) -> str:
+        return (f"{self.classes:,} classes, {self.train:,} training, {self.val:,} validation and {self.test:,} test "
+                "images")
 
 
 class FewShotDataset(DatasetBase):
@@ -46,16 +60,12 @@ class FewShotDataset(DatasetBase):
         self.checks = cfg.DATASET.CHECKS
         self.dataset_dir = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))) / self.folder
         self.image_dir = self.dataset_dir / self.images
-        self.prepare()
         split = self.read()
         if self.sizes and self.checks != "partial":
             self.check_sizes(split)
         train, val = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
         train, val, test = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=self.to_data(train), val=self.to_data(val), test=self.to_data(test))
-
-    def prepare(self) -> None:
-        """Create the files of a generated dataset; other datasets do nothing here."""
 
     # Reading
 

@@ -1,8 +1,8 @@
 """FGVC Aircraft (Maji et al., 2013): model variants, split by the dataset's own lists."""
 from pathlib import Path
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import PARTS, Item, Sizes, Split, check_items, read_lines
+from p2c.datasets.base import FewShotDataset, Sizes
+from p2c.datasets.splits import PARTS, Item, Split, check_items, read_lines
 from p2c.datasets.trees import check_images_exist
 from p2c.framework import DATASET_REGISTRY
 

@@ -78,19 +78,16 @@ class Folder(FewShotDataset):
 
     def read_parts(self) -> Split:
         """Read the split from the folders train/, test/ and, if present, val/, which have the same class folders."""
+        parts = [part for part in PARTS if part != "val" or (self.dataset_dir / part).is_dir()]
+        listings = {part: list_classes(self.dataset_dir / part, "Your images") for part in parts}
+        labels = {name: label for label, name in enumerate(listings["train"])}
         split = Split([], [], [])
-        labels: dict[str, int] = {}
-        for part in PARTS:
-            folder = self.dataset_dir / part
-            if part == "val" and not folder.is_dir():
-                continue
-            listing = list_classes(folder, "Your images")
-            labels = labels or {name: label for label, name in enumerate(listing)}
+        for part, listing in listings.items():
             # Test needs all classes of the training; validation may lack some.
             odd = listing.keys() ^ labels.keys() if part == "test" else listing.keys() - labels.keys()
             if odd:
-                raise ValueError(f"{folder}: the class folders {sorted(odd)[:5]} are not in both "
-                                 f"{self.dataset_dir / 'train'} and {folder}; training and test need the same classes")
+                raise ValueError(f"{self.dataset_dir}: the class folders {sorted(odd)[:5]} are not in both train and "
+                                 f"{part}; training and test need the same classes")
             getattr(split, part).extend(Item(f"{part}/{name}/{image}", labels[name], name)
                                         for name, images in listing.items() for image in images)
         check_items(split, self.dataset_dir, self.dataset_dir, "correct the folders")

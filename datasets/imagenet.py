@@ -7,8 +7,8 @@ own order, which no seed reproduces.
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Item, Sizes, Split, read_names
+from p2c.datasets.base import FewShotDataset, Sizes
+from p2c.datasets.splits import Item, Split, read_names
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
 

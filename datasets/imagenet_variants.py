@@ -7,9 +7,9 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from p2c.datasets.base import FewShotDataset
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, DOWNLOAD_AGAIN, ImageNet, name_of
-from p2c.datasets.splits import Item, Sizes, Split, read_names
+from p2c.datasets.splits import Item, Split, read_names
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
 

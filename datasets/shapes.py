@@ -21,6 +21,7 @@ from tqdm import tqdm
 from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.drawing import RandomStream, draw, parse_spec
+from p2c.datasets.splits import Split
 from p2c.datasets.trees import draft
 from p2c.engine.files import write_json
 from p2c.framework import DATASET_REGISTRY
@@ -87,9 +88,10 @@ class GeneratedDataset(FewShotDataset):
         """The remedy if files are missing or wrong, for messages."""
         return f"delete {self.dataset_dir} to generate the dataset again"
 
-    def prepare(self) -> None:
-        """Draw the dataset unless it exists."""
+    def read(self) -> Split:
+        """Read the split, after drawing the dataset unless it exists."""
         generate(self.folder, self.dataset_dir)
+        return super().read()
 
 
 @DATASET_REGISTRY.register()

@@ -43,19 +43,6 @@ class Split(NamedTuple):
         return [item.path for part in self for item in part]
 
 
-class Sizes(NamedTuple):
-    """The published numbers of classes and images of a dataset."""
-
-    classes: int
-    train: int
-    val: int
-    test: int
-
-    def __str__(self) -> str:
-        return (f"{self.classes:,} classes, {self.train:,} training, {self.val:,} validation and {self.test:,} test "
-                "images")
-
-
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8, without a byte-order mark.
 

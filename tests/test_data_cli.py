@@ -16,8 +16,8 @@ from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 from messages import naming
 
 from p2c.cli.data import main, parse_args
+from p2c.datasets.base import Sizes
 from p2c.datasets.dtd import DescribableTextures as DTD
-from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
 from p2c.download.sources import SOURCES
 

@@ -11,8 +11,8 @@ from messages import naming
 
 from p2c import registry
 from p2c.config import extend_cfg
+from p2c.datasets.base import Sizes
 from p2c.datasets.draws import draw
-from p2c.datasets.splits import Sizes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 from p2c.grid.families import FAMILIES
 

@@ -17,8 +17,8 @@ from data_trees import CLASSES, COUNTS, TREES, WNIDS, save_image, write_split_tr
 from download_fixtures import HTML, Drive, files_below, no_drive, start, tar_of, until, zip_of
 from messages import naming
 
+from p2c.datasets.base import Sizes
 from p2c.datasets.imagenet import ImageNet
-from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
 from p2c.download import install as installing
 from p2c.download.contents import class_of

@@ -106,16 +106,18 @@ def run_command(args: argparse.Namespace, sources: Mapping[str, Source], drive: 
 
 
 def process(name: str, source: Source | None, args: argparse.Namespace, drive: Drive) -> bool:
-    """Download a dataset, if asked to, and verify it; return whether it is complete.
+    """Download a dataset, if asked to, verify it and print the findings; return whether it is complete.
 
     If it cannot be read or downloaded, print what to do by hand.
     """
     try:
-        faults: list[str] = []
-        if args.command == "download" and source:
-            faults = install(name, source, args.root, args.mirror, drive)
+        faults = install(name, source, args.root, args.mirror, drive) if source and args.command == "download" else []
         if not faults:
-            return verify_and_report(name, source, args)
+            report = verify(name, source, args.root, getattr(args, "full", False))
+            print("\n".join((*report.facts, *(f"error: {name}: {fault}" for fault in report.faults))))
+            remedy = f"; `python -m p2c data download {name}` downloads what is missing" if source else ""
+            print(f"{name}: NOT COMPLETE{remedy}" if report.faults else f"{name}: complete", flush=True)
+            return not report.faults
     except OSError as error:
         faults = [str(error)]
     for fault in faults:
@@ -127,27 +129,14 @@ def process(name: str, source: Source | None, args: argparse.Namespace, drive: D
     return False
 
 
-def verify_and_report(name: str, source: Source | None, args: argparse.Namespace) -> bool:
-    """Verify a dataset, print the findings and return whether it is complete."""
-    report = verify(name, source, args.root, getattr(args, "full", False))
-    print("\n".join((*report.facts, *(f"error: {name}: {fault}" for fault in report.faults))))
-    remedy = f"; `python -m p2c data download {name}` downloads what is missing" if source else ""
-    print(f"{name}: NOT COMPLETE{remedy}" if report.faults else f"{name}: complete", flush=True)
-    return not report.faults
-
-
 def table(sources: Mapping[str, Source], root: Path) -> str:
     """Return a table of all datasets: state, folder, size and origin."""
     rows = []
     for name, source in sources.items():
         sizes = [part[0].expected or 0 for part in source.parts]  # 0: unknown
         archives = [archive for part in source.parts for archive in part]
-        hosts = dict.fromkeys(host(address) for archive in archives for address in archive.sources)
+        hosts = dict.fromkeys("Google Drive" if address.startswith(DRIVE) else address.split("/")[2]
+                              for archive in archives for address in archive.sources)
         rows.append((name, state_of(name, source, root), str(root / class_of(name).folder),
                      format_size(sum(sizes)) if all(sizes) else "?", source.note or ", ".join(hosts)))
     return tabulate(rows, headers=("dataset", "state", "folder", "download", "from"), tablefmt="plain")
-
-
-def host(source: str) -> str:
-    """Return the host of an address."""
-    return "Google Drive" if source.startswith(DRIVE) else source.split("/")[2]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from p2c import registry
 from p2c.config import config_file, extend_cfg
-from p2c.datasets.base import FewShotDataset
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.datasets.fgvc_aircraft import LISTS
 from p2c.datasets.imagenet import CLASSNAMES, ImageNet
 from p2c.datasets.imagenet_variants import ImageNetV2
-from p2c.datasets.splits import Sizes, read_lines, read_names, read_split
+from p2c.datasets.splits import read_lines, read_names, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 
@@ -136,6 +136,7 @@ def _listed(kind: type[FewShotDataset], split: Path | None, part: str, folder: P
     return [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
 
 
-def faults_of_parts(kind: type[FewShotDataset], split: Path | None, root: Path, parts: Iterable[str]) -> Iterator[str]:
+def faults_of_parts(kind: type[FewShotDataset], root: Path, parts: Iterable[str]) -> Iterator[str]:
     """Yield what is wrong with each faulty one of `parts` of the dataset's folder below `root`."""
+    split = find_valid_split(kind, root)
     return filter(None, (fault_of(kind, split, part, root / kind.folder / part) for part in parts))

@@ -134,8 +134,7 @@ def _parts(name: str, member: str) -> list[str]:
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or any(map(DRIVE_LETTER.match, parts)):
-        leads = "" if name == member else f", a link to {name!r},"
-        raise InvalidFile(f"its member {member!r}{leads} leads out of the folder")
+        raise InvalidFile(f"its member {member!r} leads out of the folder")
     return parts
 
 

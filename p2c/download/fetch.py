@@ -58,6 +58,11 @@ class Remote:
         """The exact or approximate number of bytes, if known."""
         return self.size or self.about
 
+    @property
+    def description(self) -> str:
+        """The name, with the size if that is known."""
+        return f"{self.name} ({format_size(self.expected)})" if self.expected else self.name
+
 
 class InvalidFile(ValueError):
     """A file is not the expected one."""
@@ -93,8 +98,7 @@ def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = 
         OSError: the file cannot be written.
     """
     for source in remote.sources:
-        size = f" ({format_size(remote.expected)})" if remote.expected else ""
-        log.info(f"Fetching {target.name}{size} from {address(source)}")
+        log.info(f"Fetching {remote.description} from {address(source)}")
         try:
             arrived = _download(source, target, remote, accept, drive)
         except (SourceError, ValueError) as error:

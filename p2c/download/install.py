@@ -19,7 +19,7 @@ from p2c.datasets.trees import draft
 from p2c.download.contents import check_split, class_of, fault_of, faults_of_parts, find_split, find_valid_split
 from p2c.download.extract import extract
 from p2c.download.fetch import DRIVE, Drive, FetchError, InvalidFile, Remote, address, check_file, fetch
-from p2c.download.places import FETCHED, drafts_in, format_size, locked, move_into_place
+from p2c.download.places import FETCHED, drafts_in, locked, move_into_place
 from p2c.download.sources import SPLITS, Archive, Source, sort_validation_images
 from p2c.utils.logs import get_logger
 
@@ -74,7 +74,8 @@ class Installation:
 
     def is_done(self) -> bool:
         """Return whether the dataset is complete."""
-        return bool(find_valid_split(self.kind, self.root)) and not self.first_fault(self.source.targets)
+        return bool(find_valid_split(self.kind, self.root)) and not any(
+            faults_of_parts(self.kind, self.root, self.source.targets))
 
     def drafts(self) -> list[Path]:
         """List the drafts next to all parts."""
@@ -117,13 +118,9 @@ class Installation:
 
     # The images
 
-    def first_fault(self, targets: Sequence[str]) -> str:
-        """Return what is wrong with the first faulty one of some parts of the dataset's folder; "" if none is."""
-        return next(faults_of_parts(self.kind, find_valid_split(self.kind, self.root), self.root, targets), "")
-
     def get_part(self, archives: Sequence[Archive]) -> None:
         """Install a part from the first usable archive: a local one if there is any, else one that can be fetched."""
-        if not self.first_fault(archives[0].targets):
+        if not any(faults_of_parts(self.kind, self.root, archives[0].targets)):
             return
         reasons = []
         for archive in archives:
@@ -192,7 +189,7 @@ class Installation:
         """Install all missing parts from the third party's archive, wherever in it they are."""
         copies = self.find_copies(remote)
         path = copies[0] if copies else self.fetch(remote)
-        missing = [target for target in self.source.targets if self.first_fault([target])]
+        missing = [target for target in self.source.targets if any(faults_of_parts(self.kind, self.root, [target]))]
         try:
             check_file(path, remote)
             with draft(self.folder / "mirror") as work:
@@ -227,10 +224,10 @@ def steps_by_hand(name: str, source: Source, root: Path) -> list[str]:
     lines = []
     for first, *others in source.parts:
         devkit = f" and {first.devkit.name}" if first.devkit else ""
-        lines += [f"put {_name_and_size(first)}{devkit} into {folder}", *_addresses(first)]
+        lines += [f"put {first.description}{devkit} into {folder}", *_addresses(first)]
         for archive in others:
             if archive.sources:
-                lines += [f"    or {_name_and_size(archive)}", *_addresses(archive)]
+                lines += [f"    or {archive.description}", *_addresses(archive)]
     lines += [f"    {link}" for link in source.by_hand]
     if kind.split_id:
         lines += [f"put {kind.split} into {folder}", f"    {address(DRIVE + kind.split_id)}"]
@@ -239,10 +236,6 @@ def steps_by_hand(name: str, source: Source, root: Path) -> list[str]:
     if source.mirror:
         lines.append(f"or use a third party's copy: {command} --mirror")
     return lines
-
-
-def _name_and_size(archive: Archive) -> str:
-    return f"{archive.name} ({format_size(archive.expected)})" if archive.expected else archive.name
 
 
 def _addresses(archive: Archive) -> list[str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.datasets.trees import images_below
 from p2c.download.contents import check_split, class_of, faults_of_parts, find_split, find_valid_split, load_cfg
 from p2c.download.sources import Source
@@ -29,11 +28,10 @@ class Report:
 def state_of(name: str, source: Source, root: Path) -> str:
     """Return the state of a dataset, judged by names alone: complete, split missing, images missing or absent."""
     kind = class_of(name)
-    split = find_valid_split(kind, root)
-    if any(faults_of_parts(kind, split, root, source.targets)):
+    if any(faults_of_parts(kind, root, source.targets)):
         found = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
         return "images missing" if found else "absent"
-    return "complete" if split else "split missing"
+    return "complete" if find_valid_split(kind, root) else "split missing"
 
 
 def verify(name: str, source: Source | None, root: Path, full: bool = False) -> Report:
@@ -77,7 +75,7 @@ def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[st
             faults.append(f"{root / kind.folder / kind.split} is missing")
     except ValueError as error:
         faults.append(str(error))
-    return [*faults, *faults_of_parts(kind, find_valid_split(kind, root), root, source.targets)]
+    return [*faults, *faults_of_parts(kind, root, source.targets)]
 
 
 def open_images(paths: list[str], name: str) -> list[str]:

@@ -51,7 +51,7 @@ import train  # noqa: E402
 from p2c.cli import config, convert, data, doctor, interpret, predict, verify_run  # noqa: E402
 from p2c.clip import loading  # noqa: E402
 from p2c.config import config_file  # noqa: E402
-from p2c.datasets.splits import Sizes  # noqa: E402
+from p2c.datasets.base import Sizes  # noqa: E402
 from p2c.download.contents import class_of  # noqa: E402
 from p2c.download.sources import SOURCES  # noqa: E402
 from p2c.engine import lock  # noqa: E402
