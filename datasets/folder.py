@@ -123,7 +123,7 @@ class Folder(FewShotDataset):
             if self.names_file:
                 raise FileNotFoundError(f"No file of class names {path} (DATASET.FOLDER.CLASSNAMES)")
             return split
-        names = read_names(path, CORRECT)
+        names = read_names(path)
         folders = {item.classname for item in split.train}
         if odd := sorted(folders ^ names.keys()):
             raise ValueError(f"{path} must have one line \"folder name\" per class, but {odd[:5]} are not in both the "

@@ -8,7 +8,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from p2c.datasets.base import FewShotDataset, Sizes
-from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, DOWNLOAD_AGAIN, ImageNet, name_of
+from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, name_of
 from p2c.datasets.splits import Item, Split, read_names
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
@@ -38,7 +38,7 @@ class ImageNetVariant(FewShotDataset):
 
     def read(self) -> Split:
         """Return the images as test items; there are no others."""
-        names = read_names(self.require(self.split, self.split_id, "file of class names"), DOWNLOAD_AGAIN)
+        names = read_names(self.require(self.split, self.split_id, "file of class names"))
         folders = list_classes(self.image_dir, type(self).__name__, self.remedy)
         test = [Item(f"{folder}/{image}", label, name) for label, folder, name in self.classes_of(folders, names)
                 for image in folders[folder]]
@@ -61,15 +61,11 @@ class ImageNetV2(ImageNetVariant):
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
         """Return (label, folder, class name) of each class; folders are named 0 to 999, by line of classnames.txt."""
         ordered = list(names.values())
-        if odd := sorted(set(folders) - set(map(str, range(len(ordered))))):
-            raise ValueError(f"{self.image_dir}: the folders should be named 0 to {len(ordered) - 1} by label, but "
-                             f"there are {odd[:5]}; {self.remedy}")
-        labels = sorted(map(int, folders))
-        expected = labels[-1] + 1 if self.checks == "partial" else len(ordered)
-        if lost := sorted(set(range(expected)) - set(labels)):
-            raise ValueError(f"{self.image_dir}: the class folders {lost[:5]} are missing, {len(lost)} in all; "
-                             f"{self.remedy}")
-        return [(label, str(label), ordered[label]) for label in labels]
+        number = min(len(folders), len(ordered)) if self.checks == "partial" else len(ordered)
+        if odd := sorted(folders.keys() ^ {str(label) for label in range(number)}):
+            raise ValueError(f"{self.image_dir}: the folders should be named 0 to {number - 1} by label, but these are "
+                             f"missing or not among them: {odd[:5]}; {self.remedy}")
+        return [(label, str(label), ordered[label]) for label in range(number)]
 
 
 @DATASET_REGISTRY.register()

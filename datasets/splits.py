@@ -61,20 +61,20 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 
 
-def read_names(path: Path, remedy: str) -> dict[str, str]:
+def read_names(path: Path) -> dict[str, str]:
     """Read a mapping from class folder to class name, in the file's order.
 
     Lines are "folder name", with a tab between the two if the folder's name contains spaces.
 
     Raises:
-        ValueError: another line, or a folder that is listed twice; the message ends with `remedy`.
+        ValueError: another line, or a folder that is listed twice.
     """
     names: dict[str, str] = {}
     for line in read_lines(path):
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         if not name.strip() or folder.strip() in names:
             raise ValueError(f"{path}: the line {line!r} should be a folder that is listed once, a space or tab, and "
-                             f"a class name; {remedy}")
+                             "a class name; correct the file, or download it again")
         names[folder.strip()] = name.strip()
     return names
 

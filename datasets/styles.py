@@ -23,9 +23,9 @@ def box_blur(picture: np.ndarray, radius: int) -> np.ndarray:
     return picture
 
 
-def contrast(picture: np.ndarray, level: int, middle: int = 128) -> np.ndarray:
-    """Scale the distance of values from `middle` by level/256."""
-    return middle + (((picture - middle) * level) >> 8)
+def contrast(picture: np.ndarray, level: int) -> np.ndarray:
+    """Scale the distance of values from 128 by level/256."""
+    return 128 + (((picture - 128) * level) >> 8)
 
 
 def grain(picture: np.ndarray, rng: RandomStream, amount: int) -> np.ndarray:

@@ -200,7 +200,7 @@ def test_a_csv_keeps_characters_that_end_lines_elsewhere(tmp_path):
 def test_class_names_are_read_as_they_were_written(place, names, between):
     path = place / "classnames.txt"
     path.write_text("".join(f"{folder}{between}{name}\n" for folder, name in names.items()), encoding="utf-8")
-    assert read_names(path, "mend it") == names
+    assert read_names(path) == names
 
 
 @given(st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")) | st.binary(max_size=40))
@@ -208,7 +208,7 @@ def test_any_text_is_a_list_of_class_names_or_refused_by_name(place, content):
     path = place / "any.txt"
     path.write_bytes(content)
     try:
-        names = read_names(path, "mend it")
+        names = read_names(path)
     except ValueError as error:
         assert str(error).startswith(f"{path}")
     else:

@@ -8,10 +8,9 @@ NAMEs are those of configs/datasets/NAME.yaml, or all; verify also takes your ow
 Exit status: 0 complete, 1 something is missing or wrong, 2 a usage error, 75 interrupted and resumable.
 """
 import argparse
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gdown
@@ -27,11 +26,6 @@ from p2c.grid.families import FAMILIES, unique_names
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, command_parser
 
 
-def folder(text: str) -> Path:
-    """Convert an option to a path, expanding ~ as the loaders do."""
-    return Path(text).expanduser()
-
-
 def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.Namespace:
     """Parse the command line and check its names; `all` is expanded, generated datasets are left out."""
     parser = command_parser("data", __doc__)
@@ -44,12 +38,13 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
     verify_parser.add_argument("--full", action="store_true", help="open every image, not only a sample")
     list_parser = commands.add_parser("list", help="show the state of each dataset")
     for command in (download_parser, verify_parser, list_parser):
-        command.add_argument("--root", type=folder, default=os.environ.get("DATA") or "data",
+        command.add_argument("--root", type=Path, default=os.environ.get("DATA") or "data",
                              help="folder that holds all datasets (default: $DATA, else data/)")
     choices = f"all, or some of {', '.join(sources)}"
     download_parser.add_argument("names", nargs="+", metavar="NAME", help=choices)
     verify_parser.add_argument("names", nargs="+", metavar="NAME", help=f"{choices}; or folder:PATH")
     args = parser.parse_args(argv)
+    args.root = args.root.expanduser()
     if args.root.exists() and not args.root.is_dir():
         parser.error(f"--root must be a folder, but {args.root} is a file")
     generated = FAMILIES["shapes"].members
@@ -71,17 +66,11 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
 def main(argv: Sequence[str], sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
     """Run the command and return the exit status; `sources` and `drive` are for tests."""
     args = parse_args(argv, sources)
-    with silenced(logging.getLogger("p2c.datasets")):  # without the lines about reading a dataset
-        return run_command(args, sources, drive)
-
-
-@contextlib.contextmanager
-def silenced(logger: logging.Logger) -> Iterator[None]:
-    """Let a logger emit only warnings and errors."""
+    logger = logging.getLogger("p2c.datasets")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.WARNING)  # without the lines about reading a dataset
     try:
-        yield
+        return run_command(args, sources, drive)
     finally:
         logger.setLevel(level)
 

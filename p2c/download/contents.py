@@ -13,7 +13,6 @@ from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 
 FOLDER_PREFIX = "folder:"
-FETCH_AGAIN = "fetch it again"
 
 
 def load_cfg(name: str, root: Path):
@@ -63,11 +62,11 @@ def check_split(kind: type[FewShotDataset], path: Path) -> None:
         ValueError: it is not, or its numbers differ from the published ones.
     """
     if kind.split == CLASSNAMES:
-        found, expected = len(read_names(path, FETCH_AGAIN)), sizes_of(ImageNet).classes
+        found, expected = len(read_names(path)), sizes_of(ImageNet).classes
         if found != expected:
             raise ValueError(f"{path}: it has {found} class names, expected {expected}")
     elif kind.split.endswith(".json"):
-        listed = [len(part) for part in read_split(path, Path(kind.images), FETCH_AGAIN)]
+        listed = [len(part) for part in read_split(path, Path(kind.images), "fetch it again")]
         published = list(sizes_of(kind)[1:])
         if listed != published:
             raise ValueError(f"{path}: it lists {listed} images for training, validation and test, expected "
