@@ -63,9 +63,9 @@ class FewShotDataset(DatasetBase):
         split = self.read()
         if self.sizes and self.checks != "partial":
             self.check_sizes(split)
-        train, val = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
-        train, val, test = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
-        super().__init__(train_x=self.to_data(train), val=self.to_data(val), test=self.to_data(test))
+        split = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
+        train, val, test = map(self.to_data, select_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES))
+        super().__init__(train_x=train, val=val, test=test)
 
     # Reading
 
@@ -124,8 +124,8 @@ class FewShotDataset(DatasetBase):
 
     # Shots
 
-    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
-        """Draw the training and validation items for a number of shots; -1 keeps everything.
+    def draw_shots(self, split: Split, shots: int, seed: int) -> Split:
+        """Draw the training and validation items for a number of shots; -1 keeps everything. All are tested.
 
         A few-shot pickle of CoOp or MaPLe is used instead if all its items belong to the split.
 
@@ -134,10 +134,10 @@ class FewShotDataset(DatasetBase):
                 with fewer images than shots.
         """
         if shots == -1:
-            return split.train, split.val
+            return split
         if shots < 1:
-            raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all, "
-                             f"but got {shots}")
+            raise ValueError("DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all, but got "
+                             f"{shots}")
         self.check_short_classes(split, shots)
         upstream = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
         drawn = read_upstream_draw(upstream, split) if upstream.is_file() else None
@@ -171,8 +171,7 @@ def or_by_hand(file_id: str) -> str:
     return f", or download {drive_url(file_id)} to that path" if file_id else ""
 
 
-def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \
-        -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
+def select_classes(split: Split, half: str) -> Split:
     """Return the items of some classes, relabelled from 0 in order.
 
     Args:
@@ -185,8 +184,8 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
     if half not in HALVES:
         raise ValueError(f"DATASET.SUBSAMPLE_CLASSES must be one of {', '.join(HALVES)}, but got '{half}'")
     if half == "all":
-        return train, val, test
-    labels = sorted({item.label for item in train})
+        return split
+    labels = sorted({item.label for item in split.train})
     chosen = labels
     halvings = ("base", half.removeprefix("dev_")) if half.startswith("dev_") else (half,)
     for part in halvings:
@@ -198,8 +197,5 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
                          "DATASET.SUBSAMPLE_CLASSES all")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
-
-    def selected(part: Sequence[Item]) -> list[Item]:
-        return [item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
-
-    return selected(train), selected(val), selected(test)
+    return Split(*([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
+                   for part in split))

@@ -7,7 +7,6 @@ floating-point number: directions come from a fixed-point table, and edges are s
 Units: pictures are SIDE x SIDE pixels; positions and radii are in eighths of a pixel. In a shape's own coordinates
 (u to the right, v down) its radius is UNIT. A shape's field is positive inside and roughly the distance to the edge.
 """
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ log = get_logger(__name__)
 VAL_SHOTS = 4  # at most so many validation images a class accompany a draw, as in CoOp
 
 
-def draw(split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+def draw(split: Split, shots: int, seed: int) -> Split:
     """Draw `shots` training images of each class, then up to VAL_SHOTS validation images, from one generator.
 
     A class with fewer images gives all of them.
@@ -25,10 +25,10 @@ def draw(split: Split, shots: int, seed: int) -> tuple[list[Item], list[Item]]:
         return sample_shots(items, number, rng=rng)
 
     train = drawn(split.train, shots)
-    return train, drawn(split.val, min(shots, VAL_SHOTS))
+    return Split(train, drawn(split.val, min(shots, VAL_SHOTS)), split.test)
 
 
-def read_upstream_draw(path: Path, split: Split) -> tuple[list[Item], list[Item]] | None:
+def read_upstream_draw(path: Path, split: Split) -> Split | None:
     """Return a draw that CoOp or MaPLe pickled, as items of this split; if it is of another, log a line, return None.
 
     The absolute paths in the pickle are matched with the split's by their ends.
@@ -46,7 +46,7 @@ def read_upstream_draw(path: Path, split: Split) -> tuple[list[Item], list[Item]
             log.warning(f"{path} is not used: it holds {part} images that the split does not have")
             return None
     log.info(f"Loading preprocessed few-shot data from {path}")
-    return drawn["train"], drawn["val"]
+    return split._replace(**drawn)
 
 
 def _suffixes(item: Datum) -> Iterable[tuple[str, int]]:

@@ -4,7 +4,6 @@ Labels number the sorted class folders (WordNet ids); class names are those of C
 are listed in sorted order, so that a draw of shots is the same on every file system. CoOp draws from the file system's
 own order, which no seed reproduces.
 """
-from collections.abc import Sequence
 from pathlib import Path
 
 from p2c.datasets.base import FewShotDataset, Sizes
@@ -40,10 +39,9 @@ class ImageNet(FewShotDataset):
                  for part, folders in (("train", train), ("val", val))}
         return Split(items["train"], [], items["val"])
 
-    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+    def draw_shots(self, split: Split, shots: int, seed: int) -> Split:
         """Draw the training items; the test items stand in for the validation set."""
-        train, _ = super().draw_shots(split, shots, seed)
-        return train, split.test
+        return super().draw_shots(split, shots, seed)._replace(val=split.test)
 
 
 def name_of(names: dict[str, str], wnid: str, folder: Path) -> str:

@@ -8,7 +8,6 @@ that backbone's zero-shot accuracy on a separate calibration stream, never on a 
 A dataset is written at its first use: PNG files and a split JSON as for any other dataset. The first half of each list
 of classes are the base classes. A class name also specifies its pictures: see `drawing.parse_spec`.
 """
-
 import os
 from collections.abc import Callable
 from functools import partial

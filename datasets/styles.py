@@ -3,7 +3,6 @@
 Every filter maps a picture (SIDE, SIDE, 3), int32 in [0, 255], and the picture's random stream to another such array;
 the caller clips values outside that range. Strengths are integers, set by the datasets that use the filters.
 """
-
 import numpy as np
 
 from p2c.datasets.drawing import SIDE, SINE, TURN, RandomStream

@@ -216,7 +216,7 @@ def test_draws_from_the_published_split_are_coops(name, monkeypatch):
     for module in ("base", "fgvc_aircraft"):
         monkeypatch.setattr(f"p2c.datasets.{module}.check_images_exist", lambda *arguments: None)
     split = load(name, root, "DATASET.CHECKS", "published").read()
-    drawn = [digest(items) for shots in (1, 16) for seed in (1, 2, 3) for items in draw(split, shots, seed)]
+    drawn = [digest(items) for shots in (1, 16) for seed in (1, 2, 3) for items in draw(split, shots, seed)[:2]]
     assert drawn == GOLDEN[name].split()
 
 
