@@ -71,8 +71,8 @@ class FewShotDataset(DatasetBase):
 
     def read(self) -> Split:
         """Read the split and check that all its images exist."""
-        path = self.require(self.split, self.split_id, "split file")
-        split = read_split(path, self.image_dir, self.remedy + or_by_hand(self.split_id))
+        path = self.require(self.split, "split file")
+        split = read_split(path, self.image_dir, self.remedy + self.or_by_hand)
         self.compare(path, self.split_sha256)
         check_images_exist(self.image_dir, split.paths, type(self).__name__, self.remedy)
         return split
@@ -92,12 +92,13 @@ class FewShotDataset(DatasetBase):
             return f"`python -m p2c data download {self.name}` downloads what is missing"
         return "extract the images so that these paths exist"
 
-    def require(self, name: str, drive_id: str, what: str) -> Path:
-        """Return the path of a required file in the dataset's folder.
+    @property
+    def or_by_hand(self) -> str:
+        """The continuation of a remedy if the split is on Google Drive."""
+        return f", or download {drive_url(self.split_id)} to that path" if self.split_id else ""
 
-        Args:
-            drive_id: id of the file on Google Drive; "": none.
-            what: the kind of file, for messages.
+    def require(self, name: str, what: str) -> Path:
+        """Return the path of a required file in the dataset's folder; `what` is the kind of file, for messages.
 
         Raises:
             FileNotFoundError: the folder or the file is missing; the message says how to get it.
@@ -108,15 +109,11 @@ class FewShotDataset(DatasetBase):
             raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or "
                                     f"point --root (scripts: $DATA) at the folder that holds {self.folder}")
         if not path.is_file():
-            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{or_by_hand(drive_id)}")
+            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{self.or_by_hand}")
         return path
 
     def check_sizes(self, split: Split) -> None:
-        """Compare a split's numbers of classes and images with the published ones.
-
-        Raises:
-            ValueError: they differ.
-        """
+        """Raise ValueError if a split's numbers of classes and images are not the published ones."""
         found = Sizes(len({item.label for item in split.test}), len(split.train), len(split.val), len(split.test))
         if found != self.sizes:
             raise ValueError(f"{type(self).__name__} in {self.dataset_dir} has {found}, but the published dataset has "
@@ -164,11 +161,6 @@ class FewShotDataset(DatasetBase):
 def drive_url(file_id: str) -> str:
     """Return the URL of a file on Google Drive."""
     return f"https://drive.google.com/file/d/{file_id}"
-
-
-def or_by_hand(file_id: str) -> str:
-    """Return the continuation of a remedy: to download a file from Google Drive; "" if the id is ""."""
-    return f", or download {drive_url(file_id)} to that path" if file_id else ""
 
 
 def select_classes(split: Split, half: str) -> Split:

@@ -24,14 +24,8 @@ Field = np.ndarray
 T = TypeVar("T")
 
 COLORS = {
-    "red": (215, 40, 40),
-    "orange": (245, 140, 25),
-    "yellow": (240, 215, 40),
-    "green": (45, 165, 70),
-    "blue": (45, 90, 215),
-    "purple": (130, 50, 175),
-    "pink": (245, 120, 190),
-    "black": (25, 25, 30),
+    "red": (215, 40, 40), "orange": (245, 140, 25), "yellow": (240, 215, 40), "green": (45, 165, 70),
+    "blue": (45, 90, 215), "purple": (130, 50, 175), "pink": (245, 120, 190), "black": (25, 25, 30),
 }
 BACKGROUNDS = {"white": (240, 240, 240), "gray": (165, 165, 165), "tan": (210, 180, 140), "mint": (170, 225, 195)}
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
@@ -173,11 +167,7 @@ def checkered(u: Field, v: Field) -> Field:
 
 # Masks of where a fill shows the colour; the rest of the shape is pale. The inside of a hollow shape is not painted.
 FILLS: dict[str, Callable[[Field, Field], Field] | None] = {
-    "solid": solid,
-    "hollow": None,
-    "striped": striped,
-    "dotted": dotted,
-    "checkered": checkered,
+    "solid": solid, "hollow": None, "striped": striped, "dotted": dotted, "checkered": checkered,
 }
 
 

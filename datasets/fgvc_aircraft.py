@@ -24,7 +24,7 @@ class FGVCAircraft(FewShotDataset):
 
     def read(self) -> Split:
         """Read the split from the four text files."""
-        paths = {name: self.require(name, "", "list") for name in SHA256}
+        paths = {name: self.require(name, "list") for name in SHA256}
         for name, expected in SHA256.items():
             self.compare(paths[name], expected)
         labels = {name: label for label, name in enumerate(read_lines(paths[NAMES]))}
@@ -34,11 +34,7 @@ class FGVCAircraft(FewShotDataset):
         return split
 
     def read_list(self, path: Path, labels: dict[str, int]) -> list[Item]:
-        """Read the items of a list; class names may contain spaces.
-
-        Raises:
-            ValueError: a line that is not "id class name", or a class name that is not in variants.txt.
-        """
+        """Read the items of a list; raise ValueError for a line that is not "id name" with a name in variants.txt."""
         items = []
         for line in read_lines(path):
             number, _, name = line.partition(" ")

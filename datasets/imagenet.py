@@ -26,7 +26,7 @@ class ImageNet(FewShotDataset):
 
         They also stand in for the missing validation set, but no model is selected on them: see Run.require_validation.
         """
-        names = read_names(self.require(self.split, self.split_id, "file of class names"))
+        names = read_names(self.require(self.split, "file of class names"))
         remedy = f"{self.remedy} (the validation images must be sorted into class folders too)"
         train, val = (list_classes(self.image_dir / part, "ImageNet", remedy) for part in ("train", "val"))
         if odd := sorted(train.keys() ^ val.keys()):

@@ -28,16 +28,16 @@ class ImageNetVariant(FewShotDataset):
                              f"all, but got '{cfg.DATASET.SUBSAMPLE_CLASSES}'")
         super().__init__(cfg)
 
-    def require(self, name: str, drive_id: str, what: str) -> Path:
+    def require(self, name: str, what: str) -> Path:
         """Return the path of the file of class names, which may also be ImageNet's own."""
         shared = self.dataset_dir.parent / ImageNet.folder / name
         if self.dataset_dir.is_dir() and not (self.dataset_dir / name).is_file() and shared.is_file():
             return shared
-        return super().require(name, drive_id, what)
+        return super().require(name, what)
 
     def read(self) -> Split:
         """Return the images as test items; there are no others."""
-        names = read_names(self.require(self.split, self.split_id, "file of class names"))
+        names = read_names(self.require(self.split, "file of class names"))
         folders = list_classes(self.image_dir, type(self).__name__, self.remedy)
         test = [Item(f"{folder}/{image}", label, name) for label, folder, name in self.classes_of(folders, names)
                 for image in folders[folder]]

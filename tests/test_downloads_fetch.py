@@ -229,5 +229,5 @@ def test_unencrypted_redirects_need_a_hash(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(fetching.urllib.request, "urlopen", lambda *_, **__: Response())
-    with pytest.raises(fetching.SourceError, match="not encrypted"):
+    with pytest.raises(FetchError, match="not encrypted"):
         fetching._transfer("https://here/a", tmp_path / "a.part", Remote("a"))

@@ -5,8 +5,8 @@ archive with a member name that leads out of the target folder is refused as a w
 content, not from the file name.
 """
 import fnmatch
+import functools
 import gzip
-import io
 import lzma
 import posixpath
 import re
@@ -16,7 +16,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -33,23 +32,6 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAE
           gzip.BadGzipFile, RuntimeError,  # encrypted, or an unknown compression
           FileExistsError, NotADirectoryError, IsADirectoryError)  # one name for both a file and a folder
 DRIVE_LETTER = re.compile(r"[A-Za-z]:")
-
-
-@dataclass(frozen=True)
-class Member:
-    """One entry of an archive.
-
-    Attributes:
-        kind: file, folder, link, or another kind, which is refused.
-        target: the target of a link, relative to the archive's root.
-        open: opens the content of a file.
-    """
-
-    name: str
-    kind: str
-    size: int = 0
-    target: str = ""
-    open: Callable[[], IO[bytes]] = io.BytesIO
 
 
 class Budget:
@@ -95,18 +77,23 @@ def extract(archive: Path, folder: Path, inner: str = "") -> None:
 def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "") -> None:
     """Unpack an open archive."""
     links = []
-    for member in _members(file):
+    for member, open_member in _members(file):
         parts = _parts(member.name, member.name)
-        if member.kind not in ("file", "folder", "link"):
-            raise InvalidFile(f"its member {member.name!r} is a {member.kind}")
-        if member.kind == "link":
-            links.append((member, parts, _parts(posixpath.normpath(member.target), member.name)))
+        if member.issym() or member.islnk():
+            base = posixpath.dirname(member.name) if member.issym() else ""
+            target = posixpath.normpath(posixpath.join(base, member.linkname))
+            links.append((member.name, parts, _parts(target, member.name)))
+        elif not (member.isreg() or member.isdir()):
+            raise InvalidFile(f"its member {member.name!r} is a device or of an unknown kind")
         if not parts or parts[-1].startswith("._") or any(part in JUNK for part in parts):
             continue
         path = folder.joinpath(*parts)
-        if member.kind == "file":
+        if member.isdir():
+            budget.charge(member.name, 0)
+            path.mkdir(parents=True, exist_ok=True)
+        elif member.isreg():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as stream:
+            with open_member() as stream:
                 if inner and fnmatch.fnmatchcase(member.name, inner):
                     within = path.with_name(path.name[:path.name.index(".tar")])
                     within.mkdir(exist_ok=True)
@@ -115,13 +102,10 @@ def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "") -> N
                     budget.charge(member.name, member.size)
                     with errors_naming(path), open(path, "wb") as unpacked:
                         shutil.copyfileobj(stream, unpacked, CHUNK)
-        elif member.kind == "folder":
-            budget.charge(member.name, 0)
-            path.mkdir(parents=True, exist_ok=True)
-    for member, parts, target in links:  # a link becomes a copy, so that no path in the folder leads out of it
-        source, path = folder.joinpath(*target), folder.joinpath(*parts)
+    for name, parts, target_parts in links:  # a link becomes a copy, so that no path in the folder leads out of it
+        source, path = folder.joinpath(*target_parts), folder.joinpath(*parts)
         if source.is_file() and source != path:
-            budget.charge(member.name, source.stat().st_size)
+            budget.charge(name, source.stat().st_size)
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
 
@@ -138,42 +122,34 @@ def _parts(name: str, member: str) -> list[str]:
     return parts
 
 
-def _members(file: IO[bytes]) -> Iterator[Member]:
-    """Yield the members of a tar or zip in order; once exhausted, all checksums have been verified."""
+def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, Callable[[], IO[bytes]]]]:
+    """Yield each member of a tar or zip and a function that opens it; at the end all checksums have been verified."""
     try:
         tar = tarfile.open(fileobj=file, mode="r:*")
     except tarfile.ReadError:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
-            yield from (_zip_member(archive, info) for info in archive.infolist())
+            for info in archive.infolist():
+                yield _zip_member(archive, info), functools.partial(archive.open, info)
         return
     with tar:
-        for info in tar:
-            yield _tar_member(tar, info)
+        for member in tar:
+            yield member, functools.partial(cast(Callable[..., IO[bytes]], tar.extractfile), member)
         while tar.fileobj.read(CHUNK):  # read to the end: the compression's checksum follows the last member
             pass
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    if info.isdir():
-        return Member(info.name, "folder")
-    if info.issym():
-        return Member(info.name, "link", target=posixpath.join(posixpath.dirname(info.name), info.linkname))
-    if info.islnk():
-        return Member(info.name, "link", target=info.linkname)
-    if info.isreg():
-        return Member(info.name, "file", info.size, open=lambda: cast(IO[bytes], tar.extractfile(info)))
-    return Member(info.name, "device" if info.isdev() else "member of an unknown kind")
-
-
-def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    name, mode = info.orig_filename, info.external_attr >> 16  # the name as stored; Unix permissions, if any
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tarfile.TarInfo:
+    """Describe a member of a zip as one of a tar."""
+    member = tarfile.TarInfo(info.orig_filename)  # the name as stored
+    member.size = info.file_size
+    mode = info.external_attr >> 16  # Unix permissions, if any
     if stat.S_ISLNK(mode):
+        member.type = tarfile.SYMTYPE
         with archive.open(info) as stream:
-            target = stream.read(CHUNK).decode("utf-8", "surrogateescape")
-        return Member(name, "link", target=posixpath.join(posixpath.dirname(name), target))
-    if info.is_dir():
-        return Member(name, "folder")
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-        return Member(name, "device")
-    return Member(name, "file", info.file_size, open=lambda: archive.open(info))
+            member.linkname = stream.read(CHUNK).decode("utf-8", "surrogateescape")
+    elif info.is_dir():
+        member.type = tarfile.DIRTYPE
+    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        member.type = tarfile.CHRTYPE
+    return member

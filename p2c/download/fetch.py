@@ -68,16 +68,12 @@ class InvalidFile(ValueError):
     """A file is not the expected one."""
 
 
-class SourceError(OSError):
-    """A source does not provide its file."""
-
-
 class ConnectionDropped(OSError):
     """A connection broke during a transfer, which can be resumed."""
 
 
 class FetchError(OSError):
-    """A file, or a part of a dataset, cannot be had from any of its sources."""
+    """A file, or a part of a dataset, cannot be had from a source, or from any of them."""
 
 
 def address(source: str) -> str:
@@ -101,7 +97,7 @@ def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = 
         log.info(f"Fetching {remote.description} from {address(source)}")
         try:
             arrived = _download(source, target, remote, accept, drive)
-        except (SourceError, ValueError) as error:
+        except (FetchError, ValueError) as error:
             log.info(f"  failed: {error}")
             continue
         os.replace(arrived, target)
@@ -197,7 +193,7 @@ def _transfer_resuming(url: str, part: Path, remote: Remote) -> None:
             return _transfer(url, part, remote)
         except ConnectionDropped as error:
             if _size(part) <= before:
-                raise SourceError(f"{error}; the next call resumes {part}") from error
+                raise FetchError(f"{error}; the next call resumes {part}") from error
             log.info(f"  {error}; resuming")
 
 
@@ -214,14 +210,14 @@ def _transfer(url: str, part: Path, remote: Remote) -> None:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:  # it is another, shorter file
             part.unlink()
             return _transfer(url, part, remote)
-        raise SourceError(f"the server answers {error.code} {error.reason}") from error
+        raise FetchError(f"the server answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise SourceError(f"cannot connect ({getattr(error, 'reason', error)})") from error
+        raise FetchError(f"cannot connect ({getattr(error, 'reason', error)})") from error
     with response:
         if url.startswith("https:") and response.url.startswith("http:") and not remote.digest:
-            raise SourceError(f"it redirects to {response.url}, which is not encrypted, and no hash of it is known")
+            raise FetchError(f"it redirects to {response.url}, which is not encrypted, and no hash of it is known")
         if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-            raise SourceError("the server answers with a web page instead of the file")
+            raise FetchError("the server answers with a web page instead of the file")
         start = have if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else remote.size
@@ -267,6 +263,6 @@ def _transfer_from_drive(file_id: str, path: Path, remote: Remote, drive: Drive)
         reason = textwrap.shorten(str(error), 300) or type(error).__name__
         if "range" in reason:
             raise InvalidFile(f"Google Drive does not resume it ({reason})") from error
-        raise SourceError(f"Google Drive does not provide it ({reason})") from error
+        raise FetchError(f"Google Drive does not provide it ({reason})") from error
     if not path.is_file():
-        raise SourceError("Google Drive does not provide it (gdown wrote no file)")
+        raise FetchError("Google Drive does not provide it (gdown wrote no file)")

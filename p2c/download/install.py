@@ -148,11 +148,7 @@ class Installation:
         return [path for path in paths if path.is_file()]
 
     def unpack(self, path: Path, archive: Archive) -> None:
-        """Unpack an archive and install its parts.
-
-        Raises:
-            InvalidFile: it is not the expected archive; nothing was installed.
-        """
+        """Unpack an archive and install its parts; raise InvalidFile, with nothing installed, if it is another."""
         if archive.devkit:
             devkits = self.find_copies(archive.devkit)
             if not devkits:
@@ -168,11 +164,7 @@ class Installation:
             self.install_parts(content, archive.layout)
 
     def install_parts(self, content: Path, layout: Sequence[tuple[str, str]]) -> None:
-        """Check what an archive holds, then rename it into place.
-
-        Raises:
-            InvalidFile: it does not hold what it should; nothing was installed.
-        """
+        """Check what an archive holds, then rename it into place; raise InvalidFile before if something is wrong."""
         split = find_valid_split(self.kind, self.root)
         for source, target in layout:
             if not (content / source).exists():
@@ -206,11 +198,7 @@ class Installation:
 
 
 def find_base(folder: Path, parts: Sequence[str]) -> Path:
-    """Find the uppermost folder, at most two levels below, that holds all of some parts.
-
-    Raises:
-        InvalidFile: no folder does.
-    """
+    """Find the uppermost folder, at most two levels below, that holds all of some parts; raise InvalidFile if none."""
     for base in itertools.chain([folder], folder.glob("*"), folder.glob("*/*")):
         if all((base / part).exists() for part in parts):
             return base
