@@ -1,8 +1,8 @@
 """Safe extraction of archives.
 
-Only plain files and folders are written; owners, modes, devices and links in the archive are ignored or refused. An
-archive with a member name that leads out of the target folder is refused as a whole. The format is detected from the
-content, not from the file name.
+Only plain files and folders are written: owners and modes are ignored, a link becomes a copy, a device is refused. An
+archive with a member or a link that leads out of the target folder is refused as a whole. The format is detected from
+the content, not from the file name.
 """
 import fnmatch
 import functools
@@ -35,11 +35,7 @@ DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
 
 class Budget:
-    """The limits on what an archive may write: bytes and members.
-
-    Raises:
-        NoSpace: the disk is too full even for files of the archive's own size.
-    """
+    """The limits on what an archive may write, bytes and members; NoSpace if the disk is too full for its own size."""
 
     def __init__(self, archive: Path, folder: Path):
         size = archive.stat().st_size
