@@ -34,8 +34,8 @@ from tabulate import tabulate
 
 from p2c import registry
 from p2c.config import config_file, extend_cfg
-from p2c.datasets.base import select_classes
-from p2c.datasets.splits import Item, Sizes
+from p2c.datasets.base import Sizes, select_classes
+from p2c.datasets.splits import Item, Split
 from p2c.engine.logger import only_warnings
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 from p2c.grid.families import FAMILIES
@@ -73,7 +73,7 @@ def base_classes(sizes: Sizes) -> int:
     """Return the number of base classes."""
     items = [Item("", label, "") for label in range(sizes.classes)]
     with only_warnings():
-        return len(select_classes(items, (), (), "base")[0])
+        return len(select_classes(Split(items, [], []), "base").train)
 
 
 # Measuring
