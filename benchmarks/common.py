@@ -1,4 +1,4 @@
-"""Helpers of the benchmarks: options, trainers with random weights and images, the machine's speed and description."""
+"""Helpers of the benchmarks: options, trainers with random weights and images, and the machine's description."""
 import argparse
 import dataclasses
 import os
@@ -52,6 +52,11 @@ class Setting:
     device: str
     tiny: bool = False  # the tiny tower instead of ViT-B/16, for a dry run
 
+    @property
+    def config(self) -> str:
+        """The name of MaPLe's or P2C's configuration for base-to-novel."""
+        return "tiny_shapes" if self.tiny else "vit_b16_c2_ep5_batch4_2ctx"
+
 
 @DATASET_REGISTRY.register()
 class FirstOfImageNet(DatasetBase):
@@ -63,18 +68,18 @@ class FirstOfImageNet(DatasetBase):
         super().__init__(train_x=items, test=items)
 
 
-def shipped(trainer: str, tiny: bool = False) -> CfgNode:
-    """Return the base-to-novel configuration of MaPLe or P2C, or that of the tiny tower."""
+def shipped(trainer: str, config: str) -> CfgNode:
+    """Return the configuration configs/trainers/TRAINER/CONFIG.yaml."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_file(config_file("trainers", trainer, "tiny_shapes" if tiny else "vit_b16_c2_ep5_batch4_2ctx"))
+    cfg.merge_from_file(config_file("trainers", trainer, config))
     return cfg
 
 
 def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrainer:
     """Build MaPLe or P2C with its shipped settings and random weights; `pairs` KEY, VALUE, ... override settings."""
     name = next(name for name in registry.TRAINERS if name.upper() == trainer.node)
-    cfg = shipped(name, setting.tiny)
+    cfg = shipped(name, setting.config)
     cfg.DATASET.NUM_CLASSES = setting.classes
     cfg.merge_from_list([
         "DATASET.NAME", "FirstOfImageNet", "MODEL.BACKBONE.WEIGHTS", "random", f"TRAINER.{trainer.node}.PREC",
@@ -108,16 +113,6 @@ def seconds(call: Callable[[], object], device: str) -> float:
     call()
     wait()
     return time.perf_counter() - start
-
-
-def matmul_rate(setting: Setting, repeats: int = 5) -> float:
-    """Return the FLOP/s of the fastest of several products of large square matrices in the precision's dtype."""
-    size = 2048 if setting.device == "cpu" else 8192
-    if setting.tiny:
-        size = 256
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(setting.precision, torch.float16)
-    a, b = torch.randn(2, size, size, device=setting.device).to(dtype)
-    return 2 * size**3 / min(seconds(lambda: a @ b, setting.device) for _ in range(1 + repeats))
 
 
 def peak_memory(device: str) -> int:

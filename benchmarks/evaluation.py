@@ -59,7 +59,6 @@ def main() -> None:
                      f"{ours / tower:.2f}"])
     print(tabulate(rows, ["images", "classes", "precision", "ours (s)", "of that texts", "bare tower (s)",
                           "ours / bare"], disable_numparse=True, stralign="right"))
-    print(machine(args.device))
 
 
 if __name__ == "__main__":
