@@ -22,7 +22,8 @@ import torch
 
 from p2c import compat
 from p2c.config import check_settings, extend_cfg
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
+from p2c.utils.console import DONE as FINISHED
+from p2c.utils.console import FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 
 try:
     compat.choose_engine()
@@ -39,11 +40,10 @@ try:
     from p2c.engine.seeds import run_seed, set_random_seed
     from p2c.engine.utils import collect_env_info
     from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
-    from p2c.merging import merge_file, merge_pairs, warn_of_unread
+    from p2c.merging import merge_file, merge_pairs, merge_values, warn_of_unread
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
-FINISHED = DONE
 FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # in training, without a traceback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -132,14 +132,8 @@ def setup_cfg(args: argparse.Namespace):
     if args.plugin:
         registry.load_plugin(args.plugin, cfg)
     given = [key for path in (args.dataset_config_file, args.config_file) if path for key in merge_file(cfg, path)]
-    for option, key in OPTIONS.items():
-        value = getattr(args, option)
-        if value is not None and value != "":
-            *sections, leaf = key.split(".")
-            node = cfg
-            for section in sections:
-                node = node[section]
-            node[leaf] = value
+    options = {key: getattr(args, option) for option, key in OPTIONS.items()}
+    merge_values(cfg, {key: value for key, value in options.items() if value is not None and value != ""})
     given += merge_pairs(cfg, args.opts)
     check_values(cfg)
     check_settings(cfg)

@@ -24,8 +24,8 @@ from p2c.utils.ranges import (
     Setting,
     above,
     at_least,
-    defaults,
     faults,
+    flatten,
     number,
     one_of,
     whole,
@@ -209,14 +209,9 @@ def extend_cfg(cfg: CfgNode) -> None:
         EngineError: `cfg` is real Dassl's, but our trainers were imported before Dassl.
     """
     compat.check_cfg(cfg)
-    _add_missing(cfg, defaults(SETTINGS))
-
-
-def _add_missing(node: CfgNode, settings: dict) -> None:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            if key not in node:
-                node[key] = CfgNode()
-            _add_missing(node[key], value)
-        elif key not in node:
-            node[key] = value
+    for key, setting in flatten(SETTINGS).items():
+        *sections, leaf = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node.setdefault(section, CfgNode())
+        node.setdefault(leaf, setting.default)

@@ -41,16 +41,8 @@ DATASETS = {
     "StanfordCars": "p2c.datasets.stanford_cars",
     "SUN397": "p2c.datasets.sun397",
     "UCF101": "p2c.datasets.ucf101",
-    "Shapes": "p2c.datasets.shapes",
-    "ShapesBlur": "p2c.datasets.shapes",
-    "ShapesCounts": "p2c.datasets.shapes",
-    "ShapesDark": "p2c.datasets.shapes",
-    "ShapesGrounds": "p2c.datasets.shapes",
-    "ShapesNoise": "p2c.datasets.shapes",
-    "ShapesPairs": "p2c.datasets.shapes",
-    "ShapesSizes": "p2c.datasets.shapes",
-    "ShapesSketch": "p2c.datasets.shapes",
-    "ShapesTexture": "p2c.datasets.shapes",
+    **dict.fromkeys(("Shapes", "ShapesBlur", "ShapesCounts", "ShapesDark", "ShapesGrounds", "ShapesNoise",
+                     "ShapesPairs", "ShapesSizes", "ShapesSketch", "ShapesTexture"), "p2c.datasets.shapes"),
 }
 
 
