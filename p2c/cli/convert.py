@@ -9,7 +9,6 @@ one Linear that maps the trained context to the same visual prompts. The layout 
 
 Exit status: 0 written, 1 the file could not be written, 2 a usage error.
 """
-import argparse
 import copy
 import os
 import shlex
@@ -34,34 +33,24 @@ PREFIX = "prompt_learner."  # of the learner's keys in MaPLe's model
 TOLERANCE = 1e-5  # largest error of a folded mapper, relative to the largest element of the visual prompts
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = run_parser("convert", __doc__)
-    parser.add_argument("out", metavar="OUT", help="folder to write to")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    args = parse_args(argv)
+    parser = run_parser("convert", __doc__)
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    args = parser.parse_args(argv)
     with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
-        check_target(args.out)
+        if read_results(args.out) is not None:  # checkpoints must not be mixed with others
+            raise ValueError(f"{args.out} is the folder of a run; choose another one to write to")
         run = RecordedRun(args.run, args.load_epoch, device="cpu")
         state, notes = maple_state(run)
         path = Path(args.out, FOLDER, f"model.pth.tar-{run.epoch}")
         if path.exists():
             raise ValueError(f"{path} exists already; choose another folder, or delete it")
-    checkpoint = {"state_dict": state, "epoch": run.epoch, "optimizer": None, "scheduler": None,
-                  "val_result": None}
+    checkpoint = {"state_dict": state, "epoch": run.epoch, "optimizer": None, "scheduler": None, "val_result": None}
     with exit_on(OSError, status=FAILED), only_warnings():
         save_checkpoint(checkpoint, os.fspath(path.parent))
     print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(run)}"]))
     return DONE
-
-
-def check_target(out: str) -> None:
-    """Raise ValueError if a folder is that of a run, whose checkpoints must not be mixed with others."""
-    if read_results(out) is not None:
-        raise ValueError(f"{out} is the folder of a run; choose another one to write to")
 
 
 def maple_state(run: RecordedRun) -> tuple[dict[str, Tensor], list[str]]:

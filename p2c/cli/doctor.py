@@ -129,7 +129,8 @@ def check_device() -> Iterator[Finding]:
         drivers = nvidia_gpus()
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
-            torch.ones(64, 64, dtype=torch.half, device=f"cuda:{index}").square().sum().item()  # raises without kernels
+            ones = torch.ones(64, 64, dtype=torch.float16, device=f"cuda:{index}")
+            (ones @ ones).sum().item()  # raises if this torch has no kernels for the GPU
             yield Finding(OK, f"GPU {index}: {torch.cuda.get_device_name(index)}, {total / 2**30:.0f} GiB of memory, "
                               f"{free / 2**30:.0f} free")
         driver = f"; driver: {drivers[0]}" if drivers else ""

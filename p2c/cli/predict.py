@@ -13,7 +13,6 @@ Exit status: 0 all predicted, 1 some images could not be read (they are named an
 usage error.
 """
 import argparse
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,14 +114,13 @@ def find_images(places: Sequence[str]) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    real = functools.cache(os.path.realpath)
     found: dict[tuple[str, str], str] = {}  # (folder, name) -> path as given
     for place in places:
         if not os.path.lexists(place):
             raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
         for path in images_below(place, fail) if os.path.isdir(place) else [place]:
             folder, name = os.path.split(path)
-            found.setdefault((real(folder), name), path)
+            found.setdefault((os.path.realpath(folder), name), path)
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")
