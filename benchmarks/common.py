@@ -3,16 +3,16 @@ import argparse
 import dataclasses
 import os
 import platform
+import re
 import resource
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import PIL
 import torch
-import torchvision
 from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
 from yacs.config import CfgNode
@@ -102,17 +102,16 @@ def made_up(trainer: PromptTrainer, count: int, classes: int) -> tuple[Tensor, T
     return images.to(trainer.device), torch.randint(classes, (count,), generator=generator).to(trainer.device)
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Return the seconds of a call, until the device has finished its work."""
-    def wait() -> None:
+def seconds(call: Callable[[], object], device: str, repeats: int, warm_up: int = 1) -> float:
+    """Return the median of the seconds of some calls, after others as warm-up, each until the device has finished."""
+    times = []
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        call()
         if device != "cpu":
             torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
 
 
 def peak_memory(device: str) -> int:
@@ -124,15 +123,9 @@ def peak_memory(device: str) -> int:
 
 def machine(device: str) -> str:
     """Return the machine in one line."""
-    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
-                      if line.startswith("model name")), model)
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    gpu = ""
-    if device != "cpu":
-        properties = torch.cuda.get_device_properties(device)
-        gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB; "
-    return (f"{gpu}{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; "
-            f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-            f"Pillow {PIL.__version__}, device {device}")
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file() and (names := re.findall("model name.*: (.+)", info.read_text())):
+        cpu = names[0]
+    gpu = "" if device == "cpu" else f"{torch.cuda.get_device_name(device)}; "
+    return (f"{gpu}{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
+            f"Python {platform.python_version()}, torch {torch.__version__}, device {device}")

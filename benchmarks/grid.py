@@ -20,10 +20,10 @@ added. Not included: reading a dataset's lists, weights from a file, checkpoints
 """
 import math
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,7 +80,9 @@ def start_up(folder: Path, setting: Setting) -> float:
              "DATASET.NUM_SHOTS", setting.batch, "DATALOADER.TRAIN_X.BATCH_SIZE", setting.batch, "OPTIM.MAX_EPOCH", 1,
              "MODEL.BACKBONE.WEIGHTS", "random", "TRAINER.P2C.PREC", setting.precision,
              "USE_CUDA", setting.device != "cpu"]
-    return seconds(lambda: subprocess.run(list(map(str, words)), stdout=subprocess.DEVNULL, check=True), "cpu")
+    start = time.perf_counter()
+    subprocess.run(list(map(str, words)), stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
 
 
 def measure_reading(folder: Path, setting: Setting, workers: int) -> tuple[float, float]:
@@ -92,40 +94,21 @@ def measure_reading(folder: Path, setting: Setting, workers: int) -> tuple[float
         def read(loader=loader) -> int:
             return sum(len(trainer.parse_batch(batch)[0]) for batch in loader)
 
-        count = read()
-        times.append(statistics.median(seconds(read, setting.device) for _ in range(PASSES)) / count)
+        count = read()  # and starts the workers
+        times.append(seconds(read, setting.device, PASSES, warm_up=0) / count)
     return times[0], times[1]
 
 
-def measure_step(trainer: P2C, setting: Setting, steps: int) -> float:
-    """Return the seconds of a training step."""
+def measure_computing(setting: Setting, steps: int) -> tuple[float, float, float]:
+    """Return the seconds of a training step, of encoding the classes for a test, and of a tested image."""
+    trainer, device = build(P2C, setting), setting.device
     images, labels = made_up(trainer, setting.batch, setting.classes)
-
-    def train(count: int) -> None:
-        for _ in range(count):
-            trainer.forward_backward({"img": images, "label": labels})
-
-    train(1 if setting.device == "cpu" else 4)  # warm-up
-    return seconds(lambda: train(steps), setting.device) / steps
-
-
-def measure_texts(trainer: P2C, device: str) -> float:
-    """Return the seconds of encoding the classes for a test."""
-    @torch.no_grad()
-    def encode() -> None:
-        trainer.model.encode_text(trainer.model.learner())
-
-    encode()
-    return statistics.median(seconds(encode, device) for _ in range(3))
-
-
-def measure_images(trainer: P2C, device: str) -> float:
-    """Return the seconds of an image in a test, with the classes encoded already."""
-    count = trainer.cfg.DATALOADER.TEST.BATCH_SIZE
-    images, _ = made_up(trainer, count, 1)
-    trainer.model_inference(images[:2] if device == "cpu" else images)  # warm-up
-    repeats = 1 if device == "cpu" else 10
-    return seconds(lambda: [trainer.model_inference(images) for _ in range(repeats)], device) / count / repeats
+    step = seconds(lambda: trainer.forward_backward({"img": images, "label": labels}), device, steps, warm_up=3)
+    with torch.no_grad():
+        texts = seconds(lambda: trainer.model.encode_text(trainer.model.learner()), device, 3)
+    count = 4 if device == "cpu" else trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+    tested, _ = made_up(trainer, count, 1)
+    return step, texts, seconds(lambda: trainer.model_inference(tested), device, 3) / count
 
 
 def measure(classes: list[int], setting: Setting, workers: int, images: int, steps: int) -> Pieces:
@@ -136,11 +119,8 @@ def measure(classes: list[int], setting: Setting, workers: int, images: int, ste
         read, read_test = measure_reading(Path(name), setting, workers)
     step, texts = {}, {}
     for count in classes:
-        of_count = replace(setting, classes=count)
-        trainer = build(P2C, of_count)
-        step[count] = measure_step(trainer, of_count, steps)
-        texts[count] = measure_texts(trainer, setting.device)
-    return Pieces(start, read, read_test, measure_images(trainer, setting.device), step, texts)
+        step[count], texts[count], computed = measure_computing(replace(setting, classes=count), steps)
+    return Pieces(start, read, read_test, computed, step, texts)
 
 
 # Projecting

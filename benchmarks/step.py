@@ -11,7 +11,6 @@ warm-up steps; operations are those of the matrix products. A path that fails, f
 named and left out.
 """
 import multiprocessing
-import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -102,21 +101,19 @@ def measure(path: str, setting: Setting, steps: int) -> dict:
     batch = made_up(trainer, setting.batch, setting.classes)
 
     def forward_backward() -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
         trainer.optim.zero_grad()
         loss = sum(model.losses(*batch, model.draw(trainer.step)).values())
         trainer.scaler.scale(loss).backward()
         return loss
 
-    def timed_step() -> float:
-        time = seconds(forward_backward, setting.device)
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        forward_backward()
         trainer.scaler.unscale_(trainer.optim)
         trainer.scaler.update()  # as in training, so that the scale falls until nothing overflows
-        return time
 
-    for _ in range(1 if setting.device == "cpu" else 4):  # a CUDA graph is recorded before it is replayed
-        timed_step()
-    time, memory = statistics.median(timed_step() for _ in range(steps)), peak_memory(setting.device)
+    warm_up = 1 if setting.device == "cpu" else 4  # a CUDA graph is recorded before it is replayed
+    time, memory = seconds(step, setting.device, steps, warm_up), peak_memory(setting.device)
     gradients = [parameter.grad.cpu().numpy() for parameter in model.learner.parameters()]
     model.compiled = False  # what is compiled is not counted
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others count on some devices only
