@@ -166,10 +166,9 @@ def describe_task(args: argparse.Namespace) -> dict:
 
 
 def finished_before(cfg, task: dict, anyway: bool) -> bool:
-    """Return whether this run is finished in OUTPUT_DIR; with `anyway`, a training there may change its settings.
+    """Return whether this run is finished in OUTPUT_DIR. Raise ValueError if the folder belongs to another run.
 
-    Raises:
-        ValueError: the folder belongs to another run.
+    With `anyway`, a training there may change its settings.
     """
     results = read_results(cfg.OUTPUT_DIR)
     if results is None:

@@ -21,11 +21,7 @@ SETTINGS = {**flatten(engine.SETTINGS), **flatten(config.SETTINGS)}
 
 
 def merge_file(cfg: CfgNode, path: str) -> list[str]:
-    """Merge a YAML file, and return its keys.
-
-    Raises:
-        FileNotFoundError, ValueError: the message names the file.
-    """
+    """Merge a YAML file, and return its keys. Raise FileNotFoundError or ValueError naming the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
     if Path(path).suffix not in (".yaml", ".yml"):

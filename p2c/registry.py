@@ -47,11 +47,7 @@ DATASETS = {
 
 
 def require(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
-    """Import the module of `name`, unless the name is registered already.
-
-    Raises:
-        ValueError: the name is neither registered nor in the table.
-    """
+    """Import the module of a name that is not registered yet. Raise ValueError if it is not in the table either."""
     if name in registered:
         return
     if name not in table:

@@ -67,11 +67,7 @@ class Cell:
 def choose(protocols: Iterable[str], family: Family, named: list[str]) -> dict[str, list[str]]:
     """Return the datasets that each protocol trains or tests on; protocols without any are left out.
 
-    Args:
-        named: the datasets to keep, without repetitions, with folder:PATH for the user's own; []: all of the family.
-
-    Raises:
-        ValueError: a name that no protocol uses.
+    Only `named` ones are kept, unless there are none. Raise ValueError for a name that no protocol uses.
     """
     offered = {"base2new": family.datasets, "fewshot": family.datasets, "xd": (family.source, *family.targets),
                "dg": (family.source, *family.domains)}
@@ -306,8 +302,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="reproduce.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False, usage="%(prog)s TRAINER PROTOCOL [options] [-- OPTIONS KEY VALUE ...]")
     parser.add_argument("trainer", metavar="TRAINER", help=", ".join(known_trainers()))
-    parser.add_argument("protocol", metavar="PROTOCOL", help=f"{', '.join(PROTOCOLS)} or all")
-    parser.add_argument("--family", default="standard", metavar="NAME",
+    parser.add_argument("protocol", metavar="PROTOCOL", choices=[*PROTOCOLS, "all"],
+                        help=f"{', '.join(PROTOCOLS)} or all")
+    parser.add_argument("--family", choices=FAMILIES, default="standard", metavar="NAME",
                         help=f"datasets: {' or '.join(FAMILIES)} (default: %(default)s)")
     parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
                         help="some of the family's; xd and dg always train on the source. base2new and fewshot take "
@@ -316,8 +313,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         help="(default: 1 2 3)")
     parser.add_argument("--shots", nargs="+", type=at_least(1), metavar="K",
                         help="shots of fewshot (default: 1 2 4 8 16)")
-    parser.add_argument("--gpus", metavar="0,1,...", help="GPUs to use, with one run at a time on each")
-    parser.add_argument("--jobs", type=at_least(1), metavar="N",
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument("--gpus", metavar="0,1,...", help="GPUs to use, with one run at a time on each")
+    places.add_argument("--jobs", type=at_least(1), metavar="N",
                         help="parallel runs, which share the GPU or the cores (default: 1; with --family shapes, whose "
                              "runs are small, one per core, at most 4)")
     parser.add_argument("--dry-run", action="store_true", help="list the commands; run nothing")
@@ -336,15 +334,10 @@ def known_trainers() -> list[str]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the arguments and convert them to values, in place.
-
-    Raises:
-        ValueError: an invalid argument, which the message names.
-    """
-    if not os.environ.get("CFG", "").endswith(".yaml"):  # the trainer of a plugin comes with its own configuration
-        check_choice("trainer", args.trainer, known_trainers())
-    check_choice("protocol", args.protocol, [*PROTOCOLS, "all"])
-    check_choice("family", args.family, FAMILIES)
+    """Convert the arguments to values, in place. Raise ValueError naming an invalid one."""
+    plugins = os.environ.get("CFG", "").endswith(".yaml")  # a plugin's trainer comes with its own configuration
+    if args.trainer not in known_trainers() and not plugins:
+        raise ValueError(f"Unknown trainer '{args.trainer}'; choose from {', '.join(known_trainers())}")
     args.family = FAMILIES[args.family]
     args.seeds = list(dict.fromkeys(args.seeds))
     protocols = PROTOCOLS if args.protocol == "all" else (args.protocol,)
@@ -355,19 +348,11 @@ def check(args: argparse.Namespace) -> None:
     args.shots = list(dict.fromkeys(args.shots or [1, 2, 4, 8, 16]))
     if "fewshot" in args.chosen and args.trainer not in ZERO_SHOT and "DATASET.NUM_SHOTS" in args.extra:
         raise ValueError("DATASET.NUM_SHOTS would make all few-shot runs the same; choose their shots with --shots")
-    if args.gpus is not None and args.jobs is not None:
-        raise ValueError("--gpus and --jobs exclude each other: --gpus already runs one at a time on each GPU")
     if args.gpus is not None:
         args.gpus = args.gpus.split(",")
         wrong = [gpu for gpu in args.gpus if not re.fullmatch(r"[0-9]+|(GPU|MIG)-\S+", gpu)]
         if wrong or len(set(args.gpus)) < len(args.gpus):
             raise ValueError(f"--gpus takes different GPUs, such as 0,1,2,3, but got '{','.join(args.gpus)}'")
-
-
-def check_choice(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raise ValueError if a name is not among the known ones."""
-    if name not in known:
-        raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(known)}")
 
 
 def at_least(least: int) -> Callable[[str], int]:

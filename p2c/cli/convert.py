@@ -54,11 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def maple_state(run: RecordedRun) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what a run has learned under the keys of MaPLe's model, and notes for the user.
-
-    Raises:
-        ValueError: MaPLe's layout has no place for these prompts.
-    """
+    """Return what a run has learned under the keys of MaPLe's model, and notes for the user."""
     prompts = run.model().learner if issubclass(run.trainer, PromptTrainer) else None
     if not isinstance(prompts, MultiModalPromptLearner):
         raise ValueError(f"What {run.cfg.TRAINER.NAME} learns cannot be written in MaPLe's layout; runs of MaPLe and "

@@ -86,12 +86,7 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
 
 
 def read_classes(words: str) -> list[str]:
-    """Return class names that are separated by commas, or those of a .txt file with one a line.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not text, or does not end in .txt.
-    """
+    """Return class names that are separated by commas, or those of a .txt file with one a line."""
     if not words.endswith(".txt"):
         if os.path.isfile(words):
             raise ValueError(f"--classes {words} is a file, but not a .txt file with one class name a line; save it as "
@@ -107,9 +102,6 @@ def find_images(places: Sequence[str]) -> list[str]:
 
     In a folder the names are sorted, and hidden files and other kinds of files are left out. A folder that several
     links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
-
-    Raises:
-        FileNotFoundError: one of the places does not exist, or none has an image.
     """
     def fail(error: OSError) -> None:
         raise error

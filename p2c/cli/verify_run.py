@@ -84,11 +84,7 @@ def check_complete(record: dict, run: str) -> None:
 
 
 def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrainer:
-    """Build the untrained trainer of a run with its data; it writes to the folder `scratch`.
-
-    Raises:
-        FileNotFoundError, ValueError: the data are missing, or the record does not fit this version.
-    """
+    """Build the untrained trainer of a run with its data; it writes to the folder `scratch`."""
     cfg = recorded_cfg(record, args.run)
     was_gpu = record["device"].startswith("cuda") and torch.cuda.is_available()
     cfg.USE_CUDA = use_cuda(args.device or ("cuda" if was_gpu else "cpu"))
