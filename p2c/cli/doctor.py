@@ -230,13 +230,7 @@ def check_accuracy(root: Path) -> Iterator[Finding]:
 
 def compare(kind: type["FewShotDataset"], root: Path, published: dict[str, float], config: str = CONFIG,
             pairs: Sequence = ()) -> Iterator[Finding]:
-    """Measure zero-shot CLIP and compare it with the published accuracy (percent) on each half of the classes.
-
-    Args:
-        published: half ("base", "new") -> accuracy.
-        config: name of a configuration of ZeroshotCLIP.
-        pairs: KEY, value, ... that override it.
-    """
+    """Measure zero-shot CLIP and compare it with the published accuracy (percent) on each half of the classes."""
     for half, expected in published.items():
         accuracy = zero_shot_accuracy(kind, root, half, config, pairs)
         comparison = f"{kind.name}, {half} classes: {accuracy:.2f}, published {expected:.2f}"

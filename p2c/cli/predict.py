@@ -74,10 +74,9 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
         best = probabilities.topk(min(args.top, len(names)))
         for index, values, labels in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
             path = printable(paths[index])
-            named = ", ".join(f"{names[label]} {value:.1%}" for value, label in zip(values, labels, strict=True))
-            show(f"{path}: {named}")
-            rows += [(path, rank, names[label], label, value)
-                     for rank, (value, label) in enumerate(zip(values, labels, strict=True), 1)]
+            ranking = [(names[label], label, value) for label, value in zip(labels, values, strict=True)]
+            show(f"{path}: {', '.join(f'{name} {value:.1%}' for name, _, value in ranking)}")
+            rows += [(path, rank, *entry) for rank, entry in enumerate(ranking, 1)]
     if args.csv:
         write_csv(args.csv, COLUMNS, rows)
     if unreadable:
