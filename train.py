@@ -53,8 +53,7 @@ KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Parse CoOp's options and the KEY VALUE pairs after them."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--root", help="folder that holds all datasets")
     parser.add_argument("--output-dir", help="folder of this run")
     parser.add_argument("--resume", help="folder of a run to continue from")

@@ -33,6 +33,13 @@ from p2c.utils.ranges import (
 
 PREC = Setting("fp16", one_of(*PRECISIONS), "precision of CLIP; on a CPU fp16 and amp run as fp32")
 
+# CoCoOp's settings, which CoOp shares.
+COCOOP = {
+    "N_CTX": Setting(16, whole(1), "context tokens; not read if CTX_INIT has words"),
+    "CTX_INIT": Setting("", TEXT, 'words that start the context, which has as many tokens; "": random'),
+    "PREC": PREC,
+}
+
 # MaPLe's settings, which P2C shares.
 MAPLE = {
     "N_CTX": Setting(2, whole(1), "context tokens per layer"),
@@ -146,17 +153,11 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
             "PREC": PREC,
         },
         "COOP": {
-            "N_CTX": Setting(16, whole(1), "context tokens; not read if CTX_INIT has words"),
+            **COCOOP,
             "CSC": Setting(False, SWITCH, "class-specific contexts; not read if CTX_INIT has words"),
-            "CTX_INIT": Setting("", TEXT, 'words that start the context, which has as many tokens; "": random'),
-            "PREC": PREC,
             "CLASS_TOKEN_POSITION": Setting("end", one_of(*POSITIONS), "position of the class name"),
         },
-        "COCOOP": {
-            "N_CTX": Setting(16, whole(1), "context tokens; not read if CTX_INIT has words"),
-            "CTX_INIT": Setting("", TEXT, 'words that start the context, which has as many tokens; "": random'),
-            "PREC": PREC,
-        },
+        "COCOOP": COCOOP,
         "VPT": {
             "N_CTX_VISION": Setting(2, whole(1), "image prompts per layer"),
             "CTX_INIT": Setting("a photo of a", TEXT, 'not read: the text is "a photo of a NAME.", as published'),

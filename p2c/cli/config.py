@@ -43,9 +43,8 @@ def markdown(table: Mapping) -> str:
 def shipped() -> list[str]:
     """Return the names of the installed configurations."""
     root = Path(list(configs.__path__)[0])
-    trainers = sorted(path.relative_to(root / "trainers") for path in root.glob("trainers/*/*.yaml"))
-    datasets = sorted(path.relative_to(root) for path in root.glob("datasets/*.yaml"))
-    return [path.with_suffix("").as_posix() for path in trainers + datasets]
+    paths = [*root.glob("trainers/*/*.yaml"), *root.glob("datasets/*.yaml")]
+    return sorted(path.relative_to(root).with_suffix("").as_posix().removeprefix("trainers/") for path in paths)
 
 
 def main(argv: Sequence[str]) -> int:

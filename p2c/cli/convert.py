@@ -30,6 +30,7 @@ from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, exit_on, run_pars
 
 FOLDER = "MultiModalPromptLearner"  # the name under which MaPLe registers its learner
 PREFIX = "prompt_learner."  # of the learner's keys in MaPLe's model
+KEYS = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")  # settings with which MaPLe makes the same predictions
 TOLERANCE = 1e-5  # largest error of a folded mapper, relative to the largest element of the visual prompts
 
 
@@ -49,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
     checkpoint = {"state_dict": state, "epoch": run.epoch, "optimizer": None, "scheduler": None, "val_result": None}
     with exit_on(OSError, status=FAILED), only_warnings():
         save_checkpoint(checkpoint, os.fspath(path.parent))
-    print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(run)}"]))
+    settings = run.cfg.TRAINER[run.trainer.node]
+    pairs = [word for key in KEYS for word in (f"TRAINER.MAPLE.{key}", str(settings[key]))]
+    print("\n".join([f"Written to {path}", *notes, f"Its settings: {shlex.join(pairs)}"]))
     return DONE
 
 
@@ -100,10 +103,3 @@ def fold(mapper: nn.Module, context: Tensor) -> tuple[Tensor, Tensor, float]:
         raise ValueError(f"No Linear equals the run's mapper on its context: the {len(points)} tokens are affinely "
                          f"dependent, and their visual prompts are not (relative error {error:.0e})")
     return weight, bias, error.item()
-
-
-def maple_settings(run: RecordedRun) -> str:
-    """Return, as KEY VALUE pairs, the settings with which MaPLe's trainer makes the same predictions."""
-    keys = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")
-    settings = run.cfg.TRAINER[run.trainer.node]
-    return shlex.join(word for key in keys for word in (f"TRAINER.MAPLE.{key}", str(settings[key])))
