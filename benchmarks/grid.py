@@ -34,8 +34,8 @@ from PIL import Image
 from tabulate import tabulate
 
 from p2c.config import config_file
+from p2c.datasets.base import Sizes
 from p2c.datasets.folder import Folder
-from p2c.datasets.splits import Sizes
 from p2c.download.contents import class_of, sizes_of
 from p2c.grid.families import FAMILIES
 from p2c.trainers.p2c import P2C

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import Sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 

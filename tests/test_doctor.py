@@ -12,7 +12,7 @@ from messages import naming
 from p2c.cli import doctor
 from p2c.cli.doctor import ABSENT, AGREES, DIFFERS, OK, WRONG
 from p2c.clip import loading
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import Sizes
 
 NAMES = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft",
          "sun397", "dtd", "eurosat", "ucf101", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
