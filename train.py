@@ -84,12 +84,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         key, _, value = glued[0].partition("=")
         parser.error(f"{glued[0]} has an equals sign; write {key} {value}")
     check_options(parser, args)
-    late = [word for word in args.opts if word.startswith("--")]
-    if late:
+    if late := [word for word in args.opts if word.startswith("--")]:
         parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
     lists = (args.source_domains, args.target_domains, args.transforms)
-    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word.partition("=")[0])]
-    if swallowed:
+    if swallowed := [word for words in lists for word in words or () if KEY.fullmatch(word.partition("=")[0])]:
         parser.error(f"{swallowed[0]} was taken for a value of the option before it; put -- before KEY VALUE pairs")
     return args
 
