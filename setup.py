@@ -2,7 +2,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 FOLDERS = {f"p2c.{name}": name for name in ("trainers", "datasets", "configs")}
@@ -15,8 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["p2c", "p2c.checkpoints", "p2c.cli", "p2c.clip", "p2c.denoising", "p2c.download", "p2c.engine",
-              "p2c.grid", "p2c.inference", "p2c.prompts", "p2c.study", "p2c.tables", "p2c.utils", *FOLDERS],
+    packages=find_packages(include=["p2c", "p2c.*"]),
     package_dir={"p2c": "p2c", **FOLDERS},
     package_data={
         "p2c": ["py.typed"],

@@ -22,7 +22,8 @@ import torch
 
 from p2c import compat
 from p2c.config import check_settings, extend_cfg
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
+from p2c.utils.console import DONE as FINISHED
+from p2c.utils.console import FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
 
 try:
     compat.choose_engine()
@@ -39,11 +40,10 @@ try:
     from p2c.engine.seeds import run_seed, set_random_seed
     from p2c.engine.utils import collect_env_info
     from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
-    from p2c.merging import merge_file, merge_pairs, warn_of_unread
+    from p2c.merging import merge_file, merge_pairs, merge_values, warn_of_unread
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
 
-FINISHED = DONE
 FAILURES = (FloatingPointError, OSError, ValueError, torch.OutOfMemoryError)  # in training, without a traceback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -53,8 +53,7 @@ KEY = re.compile(r"[A-Z]+(\.[A-Z0-9_]+)+")
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Parse CoOp's options and the KEY VALUE pairs after them."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--root", help="folder that holds all datasets")
     parser.add_argument("--output-dir", help="folder of this run")
     parser.add_argument("--resume", help="folder of a run to continue from")
@@ -85,12 +84,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         key, _, value = glued[0].partition("=")
         parser.error(f"{glued[0]} has an equals sign; write {key} {value}")
     check_options(parser, args)
-    late = [word for word in args.opts if word.startswith("--")]
-    if late:
+    if late := [word for word in args.opts if word.startswith("--")]:
         parser.error(f"{late[0]} comes after KEY VALUE pairs; options must come before them")
     lists = (args.source_domains, args.target_domains, args.transforms)
-    swallowed = [word for words in lists for word in words or () if KEY.fullmatch(word.partition("=")[0])]
-    if swallowed:
+    if swallowed := [word for words in lists for word in words or () if KEY.fullmatch(word.partition("=")[0])]:
         parser.error(f"{swallowed[0]} was taken for a value of the option before it; put -- before KEY VALUE pairs")
     return args
 
@@ -132,14 +129,8 @@ def setup_cfg(args: argparse.Namespace):
     if args.plugin:
         registry.load_plugin(args.plugin, cfg)
     given = [key for path in (args.dataset_config_file, args.config_file) if path for key in merge_file(cfg, path)]
-    for option, key in OPTIONS.items():
-        value = getattr(args, option)
-        if value is not None and value != "":
-            *sections, leaf = key.split(".")
-            node = cfg
-            for section in sections:
-                node = node[section]
-            node[leaf] = value
+    options = {key: getattr(args, option) for option, key in OPTIONS.items()}
+    merge_values(cfg, {key: value for key, value in options.items() if value is not None and value != ""})
     given += merge_pairs(cfg, args.opts)
     check_values(cfg)
     check_settings(cfg)
@@ -172,10 +163,9 @@ def describe_task(args: argparse.Namespace) -> dict:
 
 
 def finished_before(cfg, task: dict, anyway: bool) -> bool:
-    """Return whether this run is finished in OUTPUT_DIR; with `anyway`, a training there may change its settings.
+    """Return whether this run is finished in OUTPUT_DIR. Raise ValueError if the folder belongs to another run.
 
-    Raises:
-        ValueError: the folder belongs to another run.
+    With `anyway`, a training there may change its settings.
     """
     results = read_results(cfg.OUTPUT_DIR)
     if results is None:

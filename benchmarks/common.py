@@ -1,18 +1,18 @@
-"""Helpers of the benchmarks: options, trainers with random weights and images, the machine's speed and description."""
+"""Helpers of the benchmarks: options, trainers with random weights and images, and the machine's description."""
 import argparse
 import dataclasses
 import os
 import platform
+import re
 import resource
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import PIL
 import torch
-import torchvision
 from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor
 from yacs.config import CfgNode
@@ -52,6 +52,11 @@ class Setting:
     device: str
     tiny: bool = False  # the tiny tower instead of ViT-B/16, for a dry run
 
+    @property
+    def config(self) -> str:
+        """The name of MaPLe's or P2C's configuration for base-to-novel."""
+        return "tiny_shapes" if self.tiny else "vit_b16_c2_ep5_batch4_2ctx"
+
 
 @DATASET_REGISTRY.register()
 class FirstOfImageNet(DatasetBase):
@@ -63,18 +68,18 @@ class FirstOfImageNet(DatasetBase):
         super().__init__(train_x=items, test=items)
 
 
-def shipped(trainer: str, tiny: bool = False) -> CfgNode:
-    """Return the base-to-novel configuration of MaPLe or P2C, or that of the tiny tower."""
+def shipped(trainer: str, config: str) -> CfgNode:
+    """Return the configuration configs/trainers/TRAINER/CONFIG.yaml."""
     cfg = get_cfg_default()
     extend_cfg(cfg)
-    cfg.merge_from_file(config_file("trainers", trainer, "tiny_shapes" if tiny else "vit_b16_c2_ep5_batch4_2ctx"))
+    cfg.merge_from_file(config_file("trainers", trainer, config))
     return cfg
 
 
 def build(trainer: type[PromptTrainer], setting: Setting, *pairs) -> PromptTrainer:
     """Build MaPLe or P2C with its shipped settings and random weights; `pairs` KEY, VALUE, ... override settings."""
     name = next(name for name in registry.TRAINERS if name.upper() == trainer.node)
-    cfg = shipped(name, setting.tiny)
+    cfg = shipped(name, setting.config)
     cfg.DATASET.NUM_CLASSES = setting.classes
     cfg.merge_from_list([
         "DATASET.NAME", "FirstOfImageNet", "MODEL.BACKBONE.WEIGHTS", "random", f"TRAINER.{trainer.node}.PREC",
@@ -97,27 +102,16 @@ def made_up(trainer: PromptTrainer, count: int, classes: int) -> tuple[Tensor, T
     return images.to(trainer.device), torch.randint(classes, (count,), generator=generator).to(trainer.device)
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Return the seconds of a call, until the device has finished its work."""
-    def wait() -> None:
+def seconds(call: Callable[[], object], device: str, repeats: int, warm_up: int = 1) -> float:
+    """Return the median of the seconds of some calls, after others as warm-up, each until the device has finished."""
+    times = []
+    for _ in range(warm_up + repeats):
+        start = time.perf_counter()
+        call()
         if device != "cpu":
             torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
-
-
-def matmul_rate(setting: Setting, repeats: int = 5) -> float:
-    """Return the FLOP/s of the fastest of several products of large square matrices in the precision's dtype."""
-    size = 2048 if setting.device == "cpu" else 8192
-    if setting.tiny:
-        size = 256
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(setting.precision, torch.float16)
-    a, b = torch.randn(2, size, size, device=setting.device).to(dtype)
-    return 2 * size**3 / min(seconds(lambda: a @ b, setting.device) for _ in range(1 + repeats))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
 
 
 def peak_memory(device: str) -> int:
@@ -129,15 +123,9 @@ def peak_memory(device: str) -> int:
 
 def machine(device: str) -> str:
     """Return the machine in one line."""
-    model, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines()
-                      if line.startswith("model name")), model)
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    gpu = ""
-    if device != "cpu":
-        properties = torch.cuda.get_device_properties(device)
-        gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB; "
-    return (f"{gpu}{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; "
-            f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-            f"Pillow {PIL.__version__}, device {device}")
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file() and (names := re.findall("model name.*: (.+)", info.read_text())):
+        cpu = names[0]
+    gpu = "" if device == "cpu" else f"{torch.cuda.get_device_name(device)}; "
+    return (f"{gpu}{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
+            f"Python {platform.python_version()}, torch {torch.__version__}, device {device}")

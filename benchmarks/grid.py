@@ -9,41 +9,40 @@ Epochs, batches and workers are the shipped ones; the numbers of classes and tes
 
 No such run is made. Measured are, with random weights and images and the first C of ImageNet's class names:
 
-start     a process of train.py that builds everything and stops, and the extra time of the first step
+start     a process of train.py with a single step and a test of few images
 step      a training step, for each number of base classes
 texts     encoding the classes for a test; both halves are assumed to cost the same
 images    computing their logits in a test
-loading   JPEGs as in benchmarks/loading.py, from the page cache; a training's first epoch starts workers
+reading   JPEGs of 500 x 375 pixels from the page cache, for training and for a test
 
-On a GPU loading and computing overlap, and the slower one counts. On a CPU they share the cores, and their times are
-added. Not included: reading a dataset's lists (benchmarks/datasets.py), weights from a file, checkpoints.
+On a GPU reading and computing overlap, and the slower one counts. On a CPU they share the cores, and their times are
+added. Not included: reading a dataset's lists, weights from a file, checkpoints.
 """
-import gc
-import os
-import statistics
+import math
+import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import ROOT, Setting, build, machine, made_up, options, seconds, shipped
-from loading import Loading, make_images
+from PIL import Image
 from tabulate import tabulate
 
-from p2c import registry
-from p2c.config import config_file, extend_cfg
-from p2c.datasets.base import select_classes
-from p2c.datasets.splits import Item, Sizes
-from p2c.engine.logger import only_warnings
-from p2c.framework import DATASET_REGISTRY, get_cfg_default
+from p2c.config import config_file
+from p2c.datasets.base import Sizes
+from p2c.datasets.folder import Folder
+from p2c.download.contents import class_of, sizes_of
 from p2c.grid.families import FAMILIES
 from p2c.trainers.p2c import P2C
 
 SHOTS, SEEDS = 16, 3
-IMAGES = 400  # per worker
-PASSES = 3  # over the images
+IMAGES = 200  # per worker
+PASSES = 3  # over the images, after one that starts the workers
 
 
 @dataclass(frozen=True)
@@ -51,132 +50,99 @@ class Pieces:
     """Measured seconds."""
 
     start: float  # of a process
-    first_step: float  # beyond those of other steps
-    first_read: float  # of an image in training's first epoch
-    read: float  # in others
-    loaded: float  # of an image in a test
-    computed: float
+    read: float  # of an image in training
+    read_test: float  # of an image in a test
+    computed: float  # of an image in a test
     step: dict[int, float]  # by the number of classes
     texts: dict[int, float]
-
-
-def sizes_of(name: str) -> Sizes:
-    """Return the published numbers of a dataset in configs/datasets."""
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    cfg.merge_from_file(config_file("datasets", name))
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME).sizes
-
-
-def base_classes(sizes: Sizes) -> int:
-    """Return the number of base classes."""
-    items = [Item("", label, "") for label in range(sizes.classes)]
-    with only_warnings():
-        return len(select_classes(items, (), (), "base")[0])
 
 
 # Measuring
 
 
+def make_images(folder: Path, count: int) -> None:
+    """Make a dataset of one class: smooth blobs with grain, which compress about as well as photographs (60 KB)."""
+    rng = np.random.default_rng(0)
+    images = folder / "train" / "noise"
+    images.mkdir(parents=True)
+    for index in range(count):
+        blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        pixels = np.asarray(blobs.resize((500, 375), Image.Resampling.BICUBIC)) + rng.normal(0, 8, (375, 500, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(images / f"{index}.jpg", quality=90)
+    shutil.copytree(folder / "train", folder / "test")
+
+
 def start_up(folder: Path, setting: Setting) -> float:
-    """Return the seconds of train.py until it would train, on a few images in a folder."""
-    name = "tiny_shapes" if setting.tiny else "vit_b16_c2_ep5_batch4_2ctx"
-    pairs = {"DATASET.NAME": "SyntheticJpegs", "DATASET.NUM_SHOTS": setting.batch, "MODEL.BACKBONE.WEIGHTS": "random",
-             "TRAINER.P2C.PREC": setting.precision, "USE_CUDA": setting.device != "cpu"}
-    words = [sys.executable, ROOT / "train.py", "--plugin", "loading", "--trainer", "P2C", "--seed", 1,
-             "--root", folder, "--output-dir", folder / "run", "--config-file", config_file("trainers", "P2C", name),
-             "--no-train", "--", *(word for pair in pairs.items() for word in pair)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")]))
-    environ = {**os.environ, "PYTHONPATH": path}
-    return seconds(lambda: subprocess.run([str(word) for word in words], env=environ, stdout=subprocess.DEVNULL,
-                                          check=True), "cpu")
+    """Return the seconds of a run of train.py that trains for a single step."""
+    words = [sys.executable, ROOT / "train.py", "--trainer", "P2C", "--seed", 1, "--root", folder,
+             "--output-dir", folder / "run", "--dataset-config-file", config_file("datasets", "folder"),
+             "--config-file", config_file("trainers", "P2C", setting.config),
+             "DATASET.NUM_SHOTS", setting.batch, "DATALOADER.TRAIN_X.BATCH_SIZE", setting.batch, "OPTIM.MAX_EPOCH", 1,
+             "MODEL.BACKBONE.WEIGHTS", "random", "TRAINER.P2C.PREC", setting.precision,
+             "USE_CUDA", setting.device != "cpu"]
+    start = time.perf_counter()
+    subprocess.run(list(map(str, words)), stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
 
 
-def measure_loading(setting: Setting, workers: int, images: int) -> tuple[float, float, float, float]:
-    """Return the seconds of a process's start, and of an image in training's first epoch, in others, and in a test."""
-    images *= max(1, workers)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_images(folder, images)
-        start = start_up(folder, setting)
-        loading = Loading(folder, images, workers, setting.device, compact=True)
-        rates = (*loading.training(PASSES), loading.evaluation(PASSES))
-    return start, *(1 / rate for rate in rates)
+def measure_reading(folder: Path, setting: Setting, workers: int) -> tuple[float, float]:
+    """Return the seconds to read an image in training, and in a test."""
+    trainer = build(P2C, setting, "DATASET.NAME", Folder.__name__, "DATASET.ROOT", str(folder),
+                    "DATALOADER.NUM_WORKERS", workers)
+    times = []
+    for loader in (trainer.train_loader_x, trainer.test_loader):
+        def read(loader=loader) -> int:
+            return sum(len(trainer.parse_batch(batch)[0]) for batch in loader)
+
+        count = read()  # and starts the workers
+        times.append(seconds(read, setting.device, PASSES, warm_up=0) / count)
+    return times[0], times[1]
 
 
-def measure_step(setting: Setting, steps: int) -> tuple[P2C, float, float]:
-    """Return a trainer, and the seconds of its first step and of each later one."""
-    trainer = build(P2C, setting)
+def measure_computing(setting: Setting, steps: int) -> tuple[float, float, float]:
+    """Return the seconds of a training step, of encoding the classes for a test, and of a tested image."""
+    trainer, device = build(P2C, setting), setting.device
     images, labels = made_up(trainer, setting.batch, setting.classes)
-    batch = {"img": images, "label": labels}
-
-    def train(count: int) -> None:
-        for _ in range(count):
-            trainer.forward_backward(batch)
-
-    first = seconds(lambda: train(1), setting.device)
-    if setting.device != "cpu":
-        train(3)
-    return trainer, first, seconds(lambda: train(steps), setting.device) / steps
-
-
-def measure_texts(trainer: P2C, device: str) -> float:
-    """Return the seconds of encoding the classes for a test."""
-    @torch.no_grad()
-    def encode() -> None:
-        trainer.model.encode_text(trainer.model.learner())
-
-    encode()
-    return statistics.median(seconds(encode, device) for _ in range(3))
-
-
-def measure_images(trainer: P2C, device: str) -> float:
-    """Return the seconds of an image in a test, with the classes encoded already."""
-    count = trainer.cfg.DATALOADER.TEST.BATCH_SIZE
-    images, _ = made_up(trainer, count, 1)
-    trainer.model_inference(images[:2] if device == "cpu" else images)  # warm-up
-    repeats = 1 if device == "cpu" else 10
-    return seconds(lambda: [trainer.model_inference(images) for _ in range(repeats)], device) / count / repeats
+    step = seconds(lambda: trainer.forward_backward({"img": images, "label": labels}), device, steps, warm_up=3)
+    with torch.no_grad():
+        texts = seconds(lambda: trainer.model.encode_text(trainer.model.learner()), device, 3)
+    count = 4 if device == "cpu" else trainer.cfg.DATALOADER.TEST.BATCH_SIZE
+    tested, _ = made_up(trainer, count, 1)
+    return step, texts, seconds(lambda: trainer.model_inference(tested), device, 3) / count
 
 
 def measure(classes: list[int], setting: Setting, workers: int, images: int, steps: int) -> Pieces:
     """Measure all pieces; `setting` is a run's, except for the classes."""
-    loading = measure_loading(setting, workers, images)
-    first, step, texts = {}, {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        make_images(Path(name), images * max(1, workers))
+        start = start_up(Path(name), setting)
+        read, read_test = measure_reading(Path(name), setting, workers)
+    step, texts = {}, {}
     for count in classes:
-        trainer, first[count], step[count] = measure_step(
-            Setting(count, setting.batch, setting.precision, setting.device, setting.tiny), steps)
-        texts[count] = measure_texts(trainer, setting.device)
-        if count == classes[-1]:
-            computed = measure_images(trainer, setting.device)
-        del trainer
-        gc.collect()
-    start, *of_images = loading
-    excess = max(first[count] - step[count] for count in classes)  # nearly all of it in the process's first step
-    return Pieces(start, max(0.0, excess), *of_images, computed, step, texts)
+        step[count], texts[count], computed = measure_computing(replace(setting, classes=count), steps)
+    return Pieces(start, read, read_test, computed, step, texts)
 
 
 # Projecting
 
 
+def base_classes(sizes: Sizes) -> int:
+    """Return the number of base classes."""
+    return math.ceil(sizes.classes / 2)
+
+
 def project(name: str, sizes: Sizes, pieces: Pieces, cfg, device: str) -> tuple[list, float]:
     """Return a dataset's row of the table, and the seconds of one seed."""
-    def together(computing: float, loading: float) -> float:
-        return computing + loading if device == "cpu" else max(computing, loading)
+    def together(computing: float, reading: float) -> float:
+        return computing + reading if device == "cpu" else max(computing, reading)
 
-    base, batch, epochs = base_classes(sizes), cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH
-    steps = SHOTS * base // batch  # an incomplete batch is dropped
-    step, read = pieces.step[base], batch * pieces.read
-    training = steps * (together(step, batch * pieces.first_read) + (epochs - 1) * together(step, read))
-    testing = sizes.test * together(pieces.computed, pieces.loaded) + 2 * pieces.texts[base]
-    starting = 2 * pieces.start + pieces.first_step
-    slower = ["computing" if computing >= loading else "loading"
-              for computing, loading in ((step, read), (pieces.computed, pieces.loaded))]
-    total = starting + training + testing
-    return [name, sizes.classes, base, epochs * steps, f"{1000 * step:.1f}", f"{training:.0f}", slower[0],
-            f"{sizes.test:,}", f"{pieces.texts[base]:.2f}", f"{testing:.0f}", slower[1], f"{starting:.0f}",
-            f"{total / 60:.1f}"], total
+    base, batch = base_classes(sizes), cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    steps = cfg.OPTIM.MAX_EPOCH * (SHOTS * base // batch)  # an incomplete batch is dropped
+    training = steps * together(pieces.step[base], batch * pieces.read)
+    testing = sizes.test * together(pieces.computed, pieces.read_test) + 2 * pieces.texts[base]
+    total = 2 * pieces.start + training + testing
+    return [name, sizes.classes, base, steps, f"{1000 * pieces.step[base]:.1f}", f"{training:.0f}", f"{sizes.test:,}",
+            f"{pieces.texts[base]:.2f}", f"{testing:.0f}", f"{total / 60:.1f}"], total
 
 
 def main() -> None:
@@ -186,28 +152,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="measured steps (default: 2; on a GPU 30)")
     args = parser.parse_args()
     gpu = args.device != "cpu"
-    cfg, names, images = shipped("P2C", args.quick), FAMILIES["standard"].datasets, IMAGES
+    names, images = FAMILIES["standard"].datasets, IMAGES
     if args.quick:
         args.workers, args.steps, names, images = 1, 1, names[-2:], 8
+    setting = Setting(0, 0, args.precision or ("fp16" if gpu else "fp32"), args.device, args.quick)
+    cfg = shipped("P2C", setting.config)
+    setting = replace(setting, batch=cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
     workers = cfg.DATALOADER.NUM_WORKERS if args.workers is None else args.workers
-    precision = args.precision or ("fp16" if gpu else "fp32")
-    sizes = {name: sizes_of(name) for name in names}
+    sizes = {name: sizes_of(class_of(name)) for name in names}
     print(machine(args.device), flush=True)
     classes = sorted({base_classes(some) for some in sizes.values()})
-    setting = Setting(0, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, precision, args.device, args.quick)
     pieces = measure(classes, setting, workers, images, args.steps or (30 if gpu else 2))
-    print(f"\nMeasured in {precision} with {workers} workers: a process starts in {pieces.start:.1f} s, its first step "
-          f"takes {pieces.first_step:.1f} s more\nthan others; images/s read in training's first epoch "
-          f"{1 / pieces.first_read:.1f}, in others {1 / pieces.read:.1f}; in a test {1 / pieces.loaded:.1f} read, "
-          f"{1 / pieces.computed:.1f} computed")
+    print(f"\nMeasured in {setting.precision} with {workers} workers: a process starts in {pieces.start:.1f} s; "
+          f"images/s read in training {1 / pieces.read:.1f},\nin a test {1 / pieces.read_test:.1f}; computed in a test "
+          f"{1 / pieces.computed:.1f}")
     rows, totals = zip(*(project(name, some, pieces, cfg, args.device) for name, some in sizes.items()), strict=True)
     print("\nProjected, one seed of each dataset, training on the base classes and testing on both halves")
-    print(tabulate(rows, ["dataset", "classes", "base", "steps", "step (ms)", "training (s)", "slower", "test images",
-                          "texts (s)", "test (s)", "slower", "start (s)", "all (min)"],
+    print(tabulate(rows, ["dataset", "classes", "base", "steps", "step (ms)", "training (s)", "test images",
+                          "texts (s)", "test (s)", "all (min)"],
                    disable_numparse=True, stralign="right", colalign=["left"]))
     print(f"Projected, {len(rows)} datasets and {SEEDS} seeds ({SEEDS * len(rows)} runs): "
           f"{SEEDS * sum(totals) / 3600:.2f} hours")
-    print(machine(args.device))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ have the same name.
 """
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from yacs.config import CfgNode
 
-from p2c.datasets.draws import read_upstream_draw, remembered_draw, short_classes
-from p2c.datasets.splits import CHECKS, HALVES, Item, Sizes, Split, read_split
+from p2c.datasets.draws import draw, read_upstream_draw
+from p2c.datasets.splits import CHECKS, HALVES, Item, Split, read_split
 from p2c.datasets.trees import check_images_exist
 from p2c.engine.datasets import Datum
 from p2c.engine.seeds import run_seed
@@ -20,7 +22,18 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-CACHE = Path("~/.cache/p2c")  # for datasets in read-only folders, unless $XDG_CACHE_HOME is set
+
+class Sizes(NamedTuple):
+    """The published numbers of classes and images of a dataset."""
+
+    classes: int
+    train: int
+    val: int
+    test: int
+
+    def __str__(self) -> str:
+        return (f"{self.classes:,} classes, {self.train:,} training, {self.val:,} validation and {self.test:,} test "
+                "images")
 
 
 class FewShotDataset(DatasetBase):
@@ -45,46 +58,32 @@ class FewShotDataset(DatasetBase):
         if cfg.DATASET.CHECKS not in CHECKS:
             raise ValueError(f"DATASET.CHECKS must be one of {', '.join(CHECKS)}, but got '{cfg.DATASET.CHECKS}'")
         self.checks = cfg.DATASET.CHECKS
-        self.dataset_dir = self.locate(Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))))
+        self.dataset_dir = Path(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))) / self.folder
         self.image_dir = self.dataset_dir / self.images
-        self.prepare()
         split = self.read()
         if self.sizes and self.checks != "partial":
             self.check_sizes(split)
-        train, val = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
-        train, val, test = select_classes(train, val, split.test, cfg.DATASET.SUBSAMPLE_CLASSES)
-        super().__init__(train_x=self.to_data(train), val=self.to_data(val), test=self.to_data(test))
-
-    def locate(self, root: Path) -> Path:
-        """Return the dataset's folder below DATASET.ROOT."""
-        return root / self.folder
-
-    def prepare(self) -> None:
-        """Create the files of a generated dataset; other datasets do nothing here."""
+        split = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
+        train, val, test = map(self.to_data, select_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES))
+        super().__init__(train_x=train, val=val, test=test)
 
     # Reading
 
     def read(self) -> Split:
         """Read the split and check that all its images exist."""
-        path = self.require(self.split, self.split_id, "split file")
-        by_hand = f", or download {drive_url(self.split_id)} to that path" if self.split_id else ""
-        split = read_split(path, self.image_dir, self.remedy + by_hand)
-        self.compare(path, split.digest, self.split_sha256)
-        return self.with_images(split)
-
-    def compare(self, path: Path, digest: str, expected: str) -> None:
-        """Warn if a file's SHA-256 is not that of the file that published results used ("": unknown)."""
-        if expected and digest != expected and self.checks != "partial":
-            log.warning(f"{path} is not the one of the published results: its SHA-256 is {digest}, expected {expected}")
-
-    def with_images(self, split: Split) -> Split:
-        """Return the split after checking that all its images exist.
-
-        Raises:
-            FileNotFoundError: images are missing.
-        """
+        path = self.require(self.split, "split file")
+        split = read_split(path, self.image_dir, self.remedy + self.or_by_hand)
+        self.compare(path, self.split_sha256)
         check_images_exist(self.image_dir, split.paths, type(self).__name__, self.remedy)
         return split
+
+    def compare(self, path: Path, expected: str) -> None:
+        """Warn if a file's SHA-256 is not that of the file that published results used ("": unknown)."""
+        if expected and self.checks != "partial":
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if found != expected:
+                log.warning(f"{path} is not the one of the published results: its SHA-256 is {found}, expected "
+                            f"{expected}")
 
     @property
     def remedy(self) -> str:
@@ -93,12 +92,13 @@ class FewShotDataset(DatasetBase):
             return f"`python -m p2c data download {self.name}` downloads what is missing"
         return "extract the images so that these paths exist"
 
-    def require(self, name: str, drive_id: str, what: str) -> Path:
-        """Return the path of a required file in the dataset's folder.
+    @property
+    def or_by_hand(self) -> str:
+        """The continuation of a remedy if the split is on Google Drive."""
+        return f", or download {drive_url(self.split_id)} to that path" if self.split_id else ""
 
-        Args:
-            drive_id: id of the file on Google Drive; "": none.
-            what: the kind of file, for messages.
+    def require(self, name: str, what: str) -> Path:
+        """Return the path of a required file in the dataset's folder; `what` is the kind of file, for messages.
 
         Raises:
             FileNotFoundError: the folder or the file is missing; the message says how to get it.
@@ -109,16 +109,11 @@ class FewShotDataset(DatasetBase):
             raise FileNotFoundError(f"No {type(self).__name__} at {self.dataset_dir}{dangling}; {self.remedy}, or "
                                     f"point --root (scripts: $DATA) at the folder that holds {self.folder}")
         if not path.is_file():
-            by_hand = f", or download {drive_url(drive_id)} to that path" if drive_id else ""
-            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{by_hand}")
+            raise FileNotFoundError(f"{type(self).__name__} has no {what} {path}; {self.remedy}{self.or_by_hand}")
         return path
 
     def check_sizes(self, split: Split) -> None:
-        """Compare a split's numbers of classes and images with the published ones.
-
-        Raises:
-            ValueError: they differ.
-        """
+        """Raise ValueError if a split's numbers of classes and images are not the published ones."""
         found = Sizes(len({item.label for item in split.test}), len(split.train), len(split.val), len(split.test))
         if found != self.sizes:
             raise ValueError(f"{type(self).__name__} in {self.dataset_dir} has {found}, but the published dataset has "
@@ -126,8 +121,8 @@ class FewShotDataset(DatasetBase):
 
     # Shots
 
-    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
-        """Draw the training and validation items for a number of shots; -1 keeps everything.
+    def draw_shots(self, split: Split, shots: int, seed: int) -> Split:
+        """Draw the training and validation items for a number of shots; -1 keeps everything. All are tested.
 
         A few-shot pickle of CoOp or MaPLe is used instead if all its items belong to the split.
 
@@ -136,34 +131,26 @@ class FewShotDataset(DatasetBase):
                 with fewer images than shots.
         """
         if shots == -1:
-            return split.train, split.val
+            return split
         if shots < 1:
-            raise ValueError(f"DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all, "
-                             f"but got {shots}")
-        if short := short_classes(split, shots):
-            examples = ", ".join(f"{name} has {count}" for name, count in list(short.items())[:5])
-            text = f"{len(short)} classes have fewer than {shots} training images: {examples}"
-            if self.checks == "strict":
-                raise ValueError(f"{type(self).__name__}: {text}; use fewer shots (DATASET.NUM_SHOTS), or set "
-                                 "DATASET.CHECKS published to use all images of these classes")
-            log.warning(f"{text}; all of these are used, as in CoOp")
-        legacy = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
-        if legacy.is_file():
-            drawn = read_upstream_draw(legacy, split)
-            if drawn is not None:
-                return drawn
-        return remembered_draw(self.cache_dir / f"shot_{shots}-seed_{seed}.json", split, shots, seed,
-                               type(self).__name__)
+            raise ValueError("DATASET.NUM_SHOTS must be a positive number of images per class, or -1 for all, but got "
+                             f"{shots}")
+        self.check_short_classes(split, shots)
+        upstream = self.dataset_dir / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
+        drawn = read_upstream_draw(upstream, split) if upstream.is_file() else None
+        return drawn or draw(split, shots, seed)
 
-    @property
-    def cache_dir(self) -> Path:
-        """The folder of remembered draws and listings: in the dataset's folder, or below CACHE if that is read-only."""
-        local = self.dataset_dir / "split_fewshot"
-        if os.access(local if local.is_dir() else self.dataset_dir, os.W_OK):
-            return local
-        user_cache = os.environ.get("XDG_CACHE_HOME")
-        cache = Path(user_cache) / "p2c" if user_cache else CACHE.expanduser()
-        return cache / f"{self.dataset_dir.name}-{hashlib.sha256(str(self.dataset_dir).encode()).hexdigest()[:12]}"
+    def check_short_classes(self, split: Split, shots: int) -> None:
+        """Warn of classes with fewer training images than shots, or raise ValueError with DATASET.CHECKS strict."""
+        counts = Counter((item.label, item.classname) for item in split.train)
+        short = [f"{name} ({label}) has {count}" for (label, name), count in sorted(counts.items()) if count < shots]
+        if not short:
+            return
+        text = f"{len(short)} classes have fewer than {shots} training images: {', '.join(short[:5])}"
+        if self.checks == "strict":
+            raise ValueError(f"{type(self).__name__}: {text}; use fewer shots (DATASET.NUM_SHOTS), or set "
+                             "DATASET.CHECKS published to use all images of these classes")
+        log.warning(f"{text}; all of these are used, as in CoOp")
 
     def to_data(self, items: Sequence[Item]) -> list[Datum]:
         """Convert items to the engine's `Datum`, with complete paths."""
@@ -176,8 +163,7 @@ def drive_url(file_id: str) -> str:
     return f"https://drive.google.com/file/d/{file_id}"
 
 
-def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[Item], half: str) \
-        -> tuple[Sequence[Item], Sequence[Item], Sequence[Item]]:
+def select_classes(split: Split, half: str) -> Split:
     """Return the items of some classes, relabelled from 0 in order.
 
     Args:
@@ -190,8 +176,8 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
     if half not in HALVES:
         raise ValueError(f"DATASET.SUBSAMPLE_CLASSES must be one of {', '.join(HALVES)}, but got '{half}'")
     if half == "all":
-        return train, val, test
-    labels = sorted({item.label for item in train})
+        return split
+    labels = sorted({item.label for item in split.train})
     chosen = labels
     halvings = ("base", half.removeprefix("dev_")) if half.startswith("dev_") else (half,)
     for part in halvings:
@@ -203,8 +189,5 @@ def select_classes(train: Sequence[Item], val: Sequence[Item], test: Sequence[It
                          "DATASET.SUBSAMPLE_CLASSES all")
     log.info(f"SUBSAMPLE {half.upper()} CLASSES!")
     relabel = {label: new for new, label in enumerate(chosen)}
-
-    def selected(part: Sequence[Item]) -> list[Item]:
-        return [item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
-
-    return selected(train), selected(val), selected(test)
+    return Split(*([item._replace(label=relabel[item.label]) for item in part if item.label in relabel]
+                   for part in split))

@@ -1,6 +1,5 @@
 """Caltech 101 (Fei-Fei et al., 2004): objects; Faces_easy and the background class are left out."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

@@ -7,7 +7,6 @@ floating-point number: directions come from a fixed-point table, and edges are s
 Units: pictures are SIDE x SIDE pixels; positions and radii are in eighths of a pixel. In a shape's own coordinates
 (u to the right, v down) its radius is UNIT. A shape's field is positive inside and roughly the distance to the edge.
 """
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -25,14 +24,8 @@ Field = np.ndarray
 T = TypeVar("T")
 
 COLORS = {
-    "red": (215, 40, 40),
-    "orange": (245, 140, 25),
-    "yellow": (240, 215, 40),
-    "green": (45, 165, 70),
-    "blue": (45, 90, 215),
-    "purple": (130, 50, 175),
-    "pink": (245, 120, 190),
-    "black": (25, 25, 30),
+    "red": (215, 40, 40), "orange": (245, 140, 25), "yellow": (240, 215, 40), "green": (45, 165, 70),
+    "blue": (45, 90, 215), "purple": (130, 50, 175), "pink": (245, 120, 190), "black": (25, 25, 30),
 }
 BACKGROUNDS = {"white": (240, 240, 240), "gray": (165, 165, 165), "tan": (210, 180, 140), "mint": (170, 225, 195)}
 COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4}
@@ -174,11 +167,7 @@ def checkered(u: Field, v: Field) -> Field:
 
 # Masks of where a fill shows the colour; the rest of the shape is pale. The inside of a hollow shape is not painted.
 FILLS: dict[str, Callable[[Field, Field], Field] | None] = {
-    "solid": solid,
-    "hollow": None,
-    "striped": striped,
-    "dotted": dotted,
-    "checkered": checkered,
+    "solid": solid, "hollow": None, "striped": striped, "dotted": dotted, "checkered": checkered,
 }
 
 
@@ -223,7 +212,7 @@ def paint(picture: np.ndarray, item: PlacedShape) -> None:
         patch[:] = (patch * (4 - colored) + rgb * colored + 2) >> 2
     else:
         everywhere = _coverage(inside)
-        colored = everywhere if item.fill == "solid" else _coverage(inside & fill(u + item.phase, v + item.phase))
+        colored = _coverage(inside & fill(u + item.phase, v + item.phase))
         pale = (rgb + 3 * 255) >> 2
         patch[:] = (patch * (4 - everywhere) + pale * (everywhere - colored) + rgb * colored + 2) >> 2
 
@@ -264,28 +253,23 @@ def parse_spec(text: str) -> PictureSpec:
         ValueError: a word that is not in the vocabulary.
     """
     spec: dict[str, str] = {}
-    after_relation = after_on = False
     for word in text.split():
         shape = PLURALS.get(word, word)
-        if word in ("a", "an", "background"):
-            continue
-        if word == "on":
-            after_on = True
-        elif after_on and word in BACKGROUNDS:
-            spec["tone"] = word
-        elif word in RELATIONS:
-            spec["relation"], after_relation = word, True
+        if word in RELATIONS:
+            spec["relation"] = word
         elif shape in SHAPES:
-            spec["second" if after_relation else "shape"] = shape
+            spec["second" if "relation" in spec else "shape"] = shape
         elif word in COLORS:
-            spec["second_color" if after_relation else "color"] = word
+            spec["second_color" if "relation" in spec else "color"] = word
+        elif word in BACKGROUNDS:
+            spec["tone"] = word
         elif word in FILLS:
             spec["fill"] = word
         elif word in SIZES:
             spec["size"] = word
         elif word in COUNTS:
             spec["count"] = word
-        else:
+        elif word not in ("a", "an", "on", "background"):
             raise ValueError(f"Unknown word '{word}' in '{text}'; a picture is described by words such as "
                              f"{', '.join([*COLORS, *FILLS, *SHAPES, *COUNTS, *RELATIONS])}.")
     return PictureSpec(**spec)
@@ -329,19 +313,13 @@ def _group(rng: RandomStream, spec: PictureSpec, shape: str, color: str, fill: s
     return [PlacedShape(shape, fill, rgb, x, y, radius, rng.below(TURN), phase) for x, y in places]
 
 
-def arrange(rng: RandomStream, spec: PictureSpec) -> list[PlacedShape]:
-    """Return the shapes of a picture that meets `spec`; whatever it leaves open is drawn from `rng`."""
+def draw(rng: RandomStream, spec: PictureSpec) -> np.ndarray:
+    """Draw a clean picture (SIDE, SIDE, 3), uint8, that meets `spec`; whatever it leaves open is drawn from `rng`."""
+    picture = background(rng, spec.tone or rng.pick(list(BACKGROUNDS)))
     shape = spec.shape or rng.pick(list(SHAPES))
     color = spec.color or rng.pick(list(COLORS))
     fill = spec.fill or ("solid" if rng.chance(50) else rng.pick(list(FILLS)))
-    if spec.relation:
-        return _pair(rng, spec, shape, color, fill)
-    return _group(rng, spec, shape, color, fill)
-
-
-def draw(rng: RandomStream, spec: PictureSpec) -> np.ndarray:
-    """Draw a clean picture (SIDE, SIDE, 3), uint8, that meets `spec`."""
-    picture = background(rng, spec.tone or rng.pick(list(BACKGROUNDS)))
-    for item in arrange(rng, spec):
+    arrange = _pair if spec.relation else _group
+    for item in arrange(rng, spec, shape, color, fill):
         paint(picture, item)
     return np.clip(picture, 0, 255).astype(np.uint8)

@@ -1,6 +1,5 @@
 """Describable Textures (Cimpoi et al., 2014)."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

@@ -1,6 +1,5 @@
 """EuroSAT (Helber et al., 2019): land use and land cover, seen from a satellite."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

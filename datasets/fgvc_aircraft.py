@@ -1,8 +1,9 @@
 """FGVC Aircraft (Maji et al., 2013): model variants, split by the dataset's own lists."""
 from pathlib import Path
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import PARTS, Item, Sizes, Split, check_items, read_lines, sha256
+from p2c.datasets.base import FewShotDataset, Sizes
+from p2c.datasets.splits import PARTS, Item, Split, check_items, read_lines
+from p2c.datasets.trees import check_images_exist
 from p2c.framework import DATASET_REGISTRY
 
 NAMES = "variants.txt"  # one class name a line, in the order of the labels
@@ -23,21 +24,17 @@ class FGVCAircraft(FewShotDataset):
 
     def read(self) -> Split:
         """Read the split from the four text files."""
-        paths = {name: self.require(name, "", "list") for name in SHA256}
-        digests = {name: sha256(path.read_bytes()) for name, path in paths.items()}
+        paths = {name: self.require(name, "list") for name in SHA256}
         for name, expected in SHA256.items():
-            self.compare(paths[name], digests[name], expected)
+            self.compare(paths[name], expected)
         labels = {name: label for label, name in enumerate(read_lines(paths[NAMES]))}
-        parts = {part: self.read_list(paths[LISTS[part]], labels) for part in PARTS}
-        check_items(parts, self.image_dir, lambda what: ValueError(f"{self.dataset_dir}: {what}; {self.remedy}"))
-        return self.with_images(Split(**parts, digest=sha256("".join(digests.values()).encode())))
+        split = Split(*(self.read_list(paths[LISTS[part]], labels) for part in PARTS))
+        check_items(split, self.image_dir, self.dataset_dir, self.remedy)
+        check_images_exist(self.image_dir, split.paths, type(self).__name__, self.remedy)
+        return split
 
     def read_list(self, path: Path, labels: dict[str, int]) -> list[Item]:
-        """Read the items of a list; class names may contain spaces.
-
-        Raises:
-            ValueError: a line that is not "id class name", or a class name that is not in variants.txt.
-        """
+        """Read the items of a list; raise ValueError for a line that is not "id name" with a name in variants.txt."""
         items = []
         for line in read_lines(path):
             number, _, name = line.partition(" ")

@@ -18,7 +18,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import PARTS, Item, Split, check_items, digest_of, divide, read_lines, read_split, read_text
+from p2c.datasets.splits import PARTS, Item, Split, check_items, divide, read_names, read_split, read_text
 from p2c.datasets.trees import check_images_exist, list_classes
 from p2c.engine.files import write_json
 from p2c.framework import DATASET_REGISTRY
@@ -29,6 +29,7 @@ log = get_logger(__name__)
 SPLIT_SEED = 1  # of splits made here; independent of the run's seed, so that no training image becomes a test image
 MADE_SPLIT = f"split_seed{SPLIT_SEED}.json"
 CLASSNAMES = "classnames.txt"
+CORRECT = "correct the file"
 
 
 @DATASET_REGISTRY.register()
@@ -64,35 +65,33 @@ class Folder(FewShotDataset):
         """Read a split from a JSON or CSV file and check that all its images exist."""
         if not path.is_file():
             raise FileNotFoundError(f"No split file {path} (DATASET.FOLDER.SPLIT)")
-        remedy = "correct the file"
         if path.suffix == ".json":
-            split = read_split(path, self.dataset_dir, remedy)
+            split = read_split(path, self.dataset_dir, CORRECT)
         elif path.suffix == ".csv":
-            split = self.checked(read_csv(path), path, remedy)
+            split = read_csv(path)
+            check_items(split, self.dataset_dir, path, CORRECT)
         else:
             raise ValueError(f"{path} (DATASET.FOLDER.SPLIT) must be a .json or a .csv file")
         check_images_exist(self.dataset_dir, split.paths, f"The split {path}",
-                           "correct the file, or put the images there")
+                           f"{CORRECT}, or put the images there")
         return split
 
     def read_parts(self) -> Split:
         """Read the split from the folders train/, test/ and, if present, val/, which have the same class folders."""
-        parts: dict[str, list[Item]] = {"val": []}
-        labels: dict[str, int] = {}
-        for part in PARTS:
-            folder = self.dataset_dir / part
-            if part == "val" and not folder.is_dir():
-                continue
-            listing = list_classes(folder, "Your images")
-            labels = labels or {name: label for label, name in enumerate(listing)}
+        parts = [part for part in PARTS if part != "val" or (self.dataset_dir / part).is_dir()]
+        listings = {part: list_classes(self.dataset_dir / part, "Your images") for part in parts}
+        labels = {name: label for label, name in enumerate(listings["train"])}
+        split = Split([], [], [])
+        for part, listing in listings.items():
             # Test needs all classes of the training; validation may lack some.
             odd = listing.keys() ^ labels.keys() if part == "test" else listing.keys() - labels.keys()
             if odd:
-                raise ValueError(f"{folder}: the class folders {sorted(odd)[:5]} are not in both "
-                                 f"{self.dataset_dir / 'train'} and {folder}; training and test need the same classes")
-            parts[part] = [Item(f"{part}/{name}/{image}", labels[name], name)
-                           for name, images in listing.items() for image in images]
-        return self.checked(parts, self.dataset_dir, "correct the folders")
+                raise ValueError(f"{self.dataset_dir}: the class folders {sorted(odd)[:5]} are not in both train and "
+                                 f"{part}; training and test need the same classes")
+            getattr(split, part).extend(Item(f"{part}/{name}/{image}", labels[name], name)
+                                        for name, images in listing.items() for image in images)
+        check_items(split, self.dataset_dir, self.dataset_dir, "correct the folders")
+        return split
 
     def read_classes(self) -> Split:
         """Read the split that was made from the class folders before, or make a new one."""
@@ -101,30 +100,21 @@ class Folder(FewShotDataset):
         total = sum(map(len, listing.values()))
         if path.is_file():
             split = self.read_file(path)
-            known = len(split.paths)
-            if known != total:
-                log.warning(f"{path} divides {known} images, but the folders hold {total}; delete that file to divide "
-                            "all of them again")
+            if len(split.paths) != total:
+                log.warning(f"{path} divides {len(split.paths)} images, but the folders hold {total}; delete that file "
+                            "to divide all of them again")
             return split
         items = [Item(f"{name}/{image}", label, name) for label, (name, images) in enumerate(listing.items())
                  for image in images]
+        split = divide(items, SPLIT_SEED, self.dataset_dir)
         try:
-            parts = divide(items, SPLIT_SEED)
-        except ValueError as error:
-            raise ValueError(f"{self.dataset_dir}: {error}") from error
-        try:
-            write_json(parts, path)
+            write_json(split._asdict(), path)
         except OSError as error:
             raise ValueError(f"{self.dataset_dir} has no split yet and none can be written to {path} ({error}); make "
                              "the folder writable once, or give a split file or train/ and test/ folders") from error
-        counts = " : ".join(str(len(parts[part])) for part in PARTS)
+        counts = " : ".join(str(len(part)) for part in split)
         log.info(f"Saved split to {path}: {total} images, {counts} for training, validation and test")
         return self.read_file(path)
-
-    def checked(self, parts: dict[str, list[Item]], source: Path, remedy: str) -> Split:
-        """Return the split of some parts after `check_items`."""
-        check_items(parts, self.dataset_dir, lambda what: ValueError(f"{source}: {what}; {remedy}"))
-        return Split(**parts, digest=digest_of(parts[part] for part in PARTS))
 
     def rename(self, split: Split) -> Split:
         """Return the split with the class names of the names file, if there is one."""
@@ -138,27 +128,10 @@ class Folder(FewShotDataset):
         if odd := sorted(folders ^ names.keys()):
             raise ValueError(f"{path} must have one line \"folder name\" per class, but {odd[:5]} are not in both the "
                              "file and the images' classes")
-        train, val, test = ([item._replace(classname=names[item.classname]) for item in part] for part in split.parts)
-        return Split(train, val, test, split.digest)
+        return Split(*([item._replace(classname=names[item.classname]) for item in part] for part in split))
 
 
-def read_names(path: Path) -> dict[str, str]:
-    """Read a mapping from folder to class name, from lines "folder<tab>name" or "folder name".
-
-    Raises:
-        ValueError: another line, or a folder that is listed twice.
-    """
-    names: dict[str, str] = {}
-    for line in read_lines(path):
-        folder, _, name = line.partition("\t" if "\t" in line else " ")
-        if not name.strip() or folder.strip() in names:
-            raise ValueError(f"{path}: the line {line!r} should be a folder that is listed once, a space or tab, and "
-                             "a class name")
-        names[folder.strip()] = name.strip()
-    return names
-
-
-def read_csv(path: Path) -> dict[str, list[Item]]:
+def read_csv(path: Path) -> Split:
     """Read the items of a CSV file with the columns path, class and, optionally, split; without it, divide them.
 
     Raises:
@@ -167,7 +140,7 @@ def read_csv(path: Path) -> dict[str, list[Item]]:
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path)), skipinitialspace=True))
     except csv.Error as error:
-        raise ValueError(f"{path} is not a valid CSV file: {error}; correct the file") from error
+        raise ValueError(f"{path} is not a valid CSV file: {error}; {CORRECT}") from error
     columns = set(rows[0]) if rows else set()
     if not {"path", "class"} <= columns:
         raise ValueError(f"{path} needs a first line with the columns path, class and, if you choose the split "
@@ -175,14 +148,11 @@ def read_csv(path: Path) -> dict[str, list[Item]]:
                          f"{', '.join(map(str, columns)) or 'none'}")
     for number, row in enumerate(rows, start=2):
         if not row["path"] or not row["class"]:
-            raise ValueError(f"{path}, line {number}: path or class is missing; correct the file")
+            raise ValueError(f"{path}, line {number}: path or class is missing; {CORRECT}")
         if "split" in columns and row["split"] not in PARTS:
             raise ValueError(f"{path}, line {number}: split is {row['split']!r}; choose from {', '.join(PARTS)}")
     labels = {name: label for label, name in enumerate(sorted({row["class"] for row in rows}))}
     items = [(row.get("split"), Item(row["path"], labels[row["class"]], row["class"])) for row in rows]
     if "split" in columns:
-        return {part: [item for chosen, item in items if chosen == part] for part in PARTS}
-    try:
-        return divide([item for _, item in items], SPLIT_SEED)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return Split(*([item for chosen, item in items if chosen == part] for part in PARTS))
+    return divide([item for _, item in items], SPLIT_SEED, path)

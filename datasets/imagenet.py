@@ -4,11 +4,10 @@ Labels number the sorted class folders (WordNet ids); class names are those of C
 are listed in sorted order, so that a draw of shots is the same on every file system. CoOp draws from the file system's
 own order, which no seed reproduces.
 """
-from collections.abc import Sequence
 from pathlib import Path
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Item, Sizes, Split, digest_of, read_lines
+from p2c.datasets.base import FewShotDataset, Sizes
+from p2c.datasets.splits import Item, Split, read_names
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
 
@@ -27,45 +26,22 @@ class ImageNet(FewShotDataset):
 
         They also stand in for the missing validation set, but no model is selected on them: see Run.require_validation.
         """
-        names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
-        folders = {}
-        for part in ("train", "val"):
-            try:
-                folders[part] = list_classes(self.image_dir / part, type(self).__name__,
-                                             self.cache_dir / f"listing_{part}.json")
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; {self.remedy} (the validation images must be sorted into class "
-                                        "folders too)") from error
-        if odd := sorted(folders["train"].keys() ^ folders["val"].keys()):
+        names = read_names(self.require(self.split, "file of class names"))
+        remedy = f"{self.remedy} (the validation images must be sorted into class folders too)"
+        train, val = (list_classes(self.image_dir / part, "ImageNet", remedy) for part in ("train", "val"))
+        if odd := sorted(train.keys() ^ val.keys()):
             raise ValueError(f"ImageNet: the class folders {odd[:5]} are not in both {self.image_dir / 'train'} and "
                              f"{self.image_dir / 'val'}; {self.remedy}")
         labels = {folder: (label, name_of(names, folder, self.image_dir / "train"))
-                  for label, folder in enumerate(folders["train"])}
-        train, test = ([Item(f"{part}/{folder}/{image}", *labels[folder])
-                        for folder, images in folders[part].items() for image in images]
-                       for part in ("train", "val"))
-        return Split(train, [], test, digest_of((train, test)))
+                  for label, folder in enumerate(train)}
+        items = {part: [Item(f"{part}/{folder}/{image}", *labels[folder])
+                        for folder, images in folders.items() for image in images]
+                 for part, folders in (("train", train), ("val", val))}
+        return Split(items["train"], [], items["val"])
 
-    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+    def draw_shots(self, split: Split, shots: int, seed: int) -> Split:
         """Draw the training items; the test items stand in for the validation set."""
-        train, _ = super().draw_shots(split, shots, seed)
-        return train, split.test
-
-
-def read_classnames(path: Path) -> dict[str, str]:
-    """Read a mapping from WordNet id to class name, in the file's order, from lines "id name with spaces".
-
-    Raises:
-        ValueError: a line that is not of that form, or an id that is listed twice.
-    """
-    names: dict[str, str] = {}
-    for line in read_lines(path):
-        wnid, _, name = line.partition(" ")
-        if not name.strip() or wnid in names:
-            raise ValueError(f"{path}: the line {line!r} should be an id that is listed once, a space and a class "
-                             "name; download the file again")
-        names[wnid] = name.strip()
-    return names
+        return super().draw_shots(split, shots, seed)._replace(val=split.test)
 
 
 def name_of(names: dict[str, str], wnid: str, folder: Path) -> str:

@@ -2,14 +2,13 @@
 
 V2: Recht et al., 2019. Sketch: Wang et al., 2019. A: Hendrycks et al., 2021. R: Hendrycks et al., 2021.
 """
-from collections.abc import Sequence
 from pathlib import Path
 
 from yacs.config import CfgNode
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, name_of, read_classnames
-from p2c.datasets.splits import Item, Sizes, Split, digest_of
+from p2c.datasets.base import FewShotDataset, Sizes
+from p2c.datasets.imagenet import CLASSNAMES, CLASSNAMES_ID, ImageNet, name_of
+from p2c.datasets.splits import Item, Split, read_names
 from p2c.datasets.trees import list_classes
 from p2c.framework import DATASET_REGISTRY
 
@@ -29,31 +28,28 @@ class ImageNetVariant(FewShotDataset):
                              f"all, but got '{cfg.DATASET.SUBSAMPLE_CLASSES}'")
         super().__init__(cfg)
 
-    def require(self, name: str, drive_id: str, what: str) -> Path:
+    def require(self, name: str, what: str) -> Path:
         """Return the path of the file of class names, which may also be ImageNet's own."""
         shared = self.dataset_dir.parent / ImageNet.folder / name
         if self.dataset_dir.is_dir() and not (self.dataset_dir / name).is_file() and shared.is_file():
             return shared
-        return super().require(name, drive_id, what)
+        return super().require(name, what)
 
     def read(self) -> Split:
         """Return the images as test items; there are no others."""
-        names = read_classnames(self.require(self.split, self.split_id, "file of class names"))
-        try:
-            folders = list_classes(self.image_dir, type(self).__name__, self.cache_dir / "listing.json")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; {self.remedy}") from error
+        names = read_names(self.require(self.split, "file of class names"))
+        folders = list_classes(self.image_dir, type(self).__name__, self.remedy)
         test = [Item(f"{folder}/{image}", label, name) for label, folder, name in self.classes_of(folders, names)
                 for image in folders[folder]]
-        return Split([], [], test, digest_of((test,)))
+        return Split([], [], test)
 
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
         """Return (label, folder, class name) of each class folder."""
         return [(label, folder, name_of(names, folder, self.image_dir)) for label, folder in enumerate(folders)]
 
-    def draw_shots(self, split: Split, shots: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+    def draw_shots(self, split: Split, shots: int, seed: int) -> Split:
         """Return the test images in place of the training images, of which there are none; ignore the shots."""
-        return split.test, split.val
+        return split._replace(train=split.test)
 
 
 @DATASET_REGISTRY.register()
@@ -64,15 +60,11 @@ class ImageNetV2(ImageNetVariant):
     def classes_of(self, folders: dict[str, list[str]], names: dict[str, str]) -> list[tuple[int, str, str]]:
         """Return (label, folder, class name) of each class; folders are named 0 to 999, by line of classnames.txt."""
         ordered = list(names.values())
-        if odd := sorted(set(folders) - set(map(str, range(len(ordered))))):
-            raise ValueError(f"{self.image_dir}: the folders should be named 0 to {len(ordered) - 1} by label, but "
-                             f"there are {odd[:5]}; {self.remedy}")
-        labels = sorted(map(int, folders))
-        expected = labels[-1] + 1 if self.checks == "partial" else len(ordered)
-        if lost := sorted(set(range(expected)) - set(labels)):
-            raise ValueError(f"{self.image_dir}: the class folders {lost[:5]} are missing, {len(lost)} in all; "
-                             f"{self.remedy}")
-        return [(label, str(label), ordered[label]) for label in labels]
+        number = min(len(folders), len(ordered)) if self.checks == "partial" else len(ordered)
+        if odd := sorted(folders.keys() ^ {str(label) for label in range(number)}):
+            raise ValueError(f"{self.image_dir}: the folders should be named 0 to {number - 1} by label, but these are "
+                             f"missing or not among them: {odd[:5]}; {self.remedy}")
+        return [(label, str(label), ordered[label]) for label in range(number)]
 
 
 @DATASET_REGISTRY.register()

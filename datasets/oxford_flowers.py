@@ -1,6 +1,5 @@
 """Oxford Flowers 102 (Nilsback and Zisserman, 2008)."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

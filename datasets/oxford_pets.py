@@ -1,6 +1,5 @@
 """Oxford-IIIT Pets (Parkhi et al., 2012): 37 breeds of cats and dogs."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

@@ -8,10 +8,7 @@ that backbone's zero-shot accuracy on a separate calibration stream, never on a 
 A dataset is written at its first use: PNG files and a split JSON as for any other dataset. The first half of each list
 of classes are the base classes. A class name also specifies its pictures: see `drawing.parse_spec`.
 """
-
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,8 @@ from tqdm import tqdm
 from p2c.datasets import styles
 from p2c.datasets.base import FewShotDataset
 from p2c.datasets.drawing import RandomStream, draw, parse_spec
+from p2c.datasets.splits import Split
+from p2c.datasets.trees import draft
 from p2c.engine.files import write_json
 from p2c.framework import DATASET_REGISTRY
 from p2c.utils.logs import get_logger
@@ -88,9 +87,10 @@ class GeneratedDataset(FewShotDataset):
         """The remedy if files are missing or wrong, for messages."""
         return f"delete {self.dataset_dir} to generate the dataset again"
 
-    def prepare(self) -> None:
-        """Draw the dataset unless it exists."""
+    def read(self) -> Split:
+        """Read the split, after drawing the dataset unless it exists."""
         generate(self.folder, self.dataset_dir)
+        return super().read()
 
 
 @DATASET_REGISTRY.register()
@@ -114,7 +114,7 @@ class ShapesBlur(GeneratedDataset):
 @DATASET_REGISTRY.register()
 class ShapesNoise(GeneratedDataset):
     folder, split = "shapes_noise", "split_shapes_noise.json"
-    style = partial(styles.noise, amount=110)
+    style = partial(styles.grain, amount=110)
 
 
 @DATASET_REGISTRY.register()
@@ -157,11 +157,7 @@ class ShapesGrounds(GeneratedDataset):
     style = partial(styles.scratched, scratches=10, thickness=14, level=160)
 
 
-FAMILY: dict[str, type[GeneratedDataset]] = {
-    member.folder: member
-    for member in (Shapes, ShapesDark, ShapesBlur, ShapesNoise, ShapesTexture, ShapesSketch,
-                   ShapesCounts, ShapesSizes, ShapesPairs, ShapesGrounds)
-}
+FAMILY: dict[str, type[GeneratedDataset]] = {member.folder: member for member in GeneratedDataset.__subclasses__()}
 
 
 def picture(name: str, stream: str, label: int, index: int, styled: bool = True) -> np.ndarray:
@@ -194,18 +190,14 @@ def generate(name: str, folder: Path, pictures: dict[str, int] = PICTURES) -> No
     if (folder / member.split).exists():
         return
     log.info(f"Generating {name} in {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        _write(name, draft, pictures)
+    with draft(folder) as work:
+        _write(name, work, pictures)
         try:
-            os.rename(draft, folder)
+            os.rename(work, folder)
         except OSError as error:
             if not (folder / member.split).exists():
                 raise FileExistsError(f"{folder} exists but has no {member.split}; move or delete that folder to "
                                       f"generate {name} there") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(name: str, folder: Path, pictures: dict[str, int]) -> None:

@@ -2,13 +2,11 @@
 
 Items keep the file's order, on which the few-shot draw depends.
 """
-import hashlib
 import json
 import posixpath
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,37 +30,17 @@ class Item(NamedTuple):
     classname: str
 
 
-@dataclass(frozen=True)
-class Split:
-    """The items of each part, and the SHA-256 of the file or items that they were read from."""
+class Split(NamedTuple):
+    """The items of each part; the fields are PARTS."""
 
     train: list[Item]
     val: list[Item]
     test: list[Item]
-    digest: str
-
-    @property
-    def parts(self) -> tuple[list[Item], list[Item], list[Item]]:
-        """The parts, in the order of PARTS."""
-        return self.train, self.val, self.test
 
     @property
     def paths(self) -> list[str]:
         """The paths of all images."""
-        return [item.path for part in self.parts for item in part]
-
-
-class Sizes(NamedTuple):
-    """The published numbers of classes and images of a dataset."""
-
-    classes: int
-    train: int
-    val: int
-    test: int
-
-    def __str__(self) -> str:
-        return (f"{self.classes:,} classes, {self.train:,} training, {self.val:,} validation and {self.test:,} test "
-                "images")
+        return [item.path for part in self for item in part]
 
 
 def read_text(path: Path) -> str:
@@ -83,18 +61,22 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 
 
-def sha256(content: bytes) -> str:
-    """Return a SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
+def read_names(path: Path) -> dict[str, str]:
+    """Read a mapping from class folder to class name, in the file's order.
 
+    Lines are "folder name", with a tab between the two if the folder's name contains spaces.
 
-def digest_of(parts: Iterable[Iterable[Item]]) -> str:
-    """Return a SHA-256 of items that were not read from a single file."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update("".join(f"{path}\t{label}\t{name}\n" for path, label, name in part).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
+    Raises:
+        ValueError: another line, or a folder that is listed twice.
+    """
+    names: dict[str, str] = {}
+    for line in read_lines(path):
+        folder, _, name = line.partition("\t" if "\t" in line else " ")
+        if not name.strip() or folder.strip() in names:
+            raise ValueError(f"{path}: the line {line!r} should be a folder that is listed once, a space or tab, and "
+                             "a class name; correct the file, or download it again")
+        names[folder.strip()] = name.strip()
+    return names
 
 
 def read_split(path: Path, image_dir: Path, remedy: str) -> Split:
@@ -105,41 +87,42 @@ def read_split(path: Path, image_dir: Path, remedy: str) -> Split:
     """
     log.info(f"Reading split from {path}")
     content = path.read_bytes()
-
-    def fault(what: str) -> ValueError:
-        return ValueError(f"{path}: {what}; {remedy}")
-
     if content.lstrip()[:1] == b"<":
-        raise fault("this is a web page, not a split file: the server answered the download with a page")
+        raise ValueError(f"{path}: this is a web page, not a split file: the server answered the download with a "
+                         f"page; {remedy}")
     try:
         raw = json.loads(content.decode("utf-8-sig"))
-        parts = {part: [Item(*item) for item in raw[part]] for part in PARTS}
+        split = Split(*([Item(*item) for item in raw[part]] for part in PARTS))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise fault("this is not a split file: expected train, val and test, each a list of [path, label, class name] "
-                    f"({type(error).__name__}: {error})") from error
-    check_items(parts, image_dir, fault)
-    return Split(**parts, digest=sha256(content))
+        raise ValueError(f"{path}: this is not a split file: expected train, val and test, each a list of [path, "
+                         f"label, class name] ({type(error).__name__}: {error}); {remedy}") from error
+    check_items(split, image_dir, path, remedy)
+    return split
 
 
-def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Callable[[str], ValueError]) -> None:
-    """Raise `fault` of a description if the items are not a valid dataset.
+def check_items(split: Split, image_dir: Path, source: Path, remedy: str) -> None:
+    """Check that a split is a valid dataset.
+
+    Args:
+        source: the file or folder that the split was read from, for messages, which end with `remedy`.
 
     Raises:
         ValueError: a path outside the image folder, an image that is listed twice (however its path is written),
             labels with gaps, a label with two names or none, a class that is not in both train and test, or no items
             to train or test.
     """
+    def fault(what: str) -> ValueError:
+        return ValueError(f"{source}: {what}; {remedy}")
+
     names: dict[int, str] = {}
     seen: dict[str, str] = {}  # normalised path -> path as written
-    for path, label, name in (item for part in PARTS for item in parts[part]):
+    for path, label, name in (item for part in split for item in part):
         if type(label) is not int or label < 0:
             raise fault(f"the label of {path!r} must be a whole number from 0 on, but is {label!r}")
         if not isinstance(name, str) or not name.strip():
             raise fault(f"label {label} needs a class name, but has {name!r}")
-        if not is_unicode(name):
-            raise fault(f"the class name {name!r} of label {label} is no text in UTF-8")
         if not is_relative_path(path):
-            raise fault(f"{path!r} must be a path below {image_dir}, in UTF-8, with forward slashes and no '..'")
+            raise fault(f"{path!r} must be a path below {image_dir}, with forward slashes and no '..'")
         normal = posixpath.normpath(path)
         if normal in seen:
             before = f" (before as {seen[normal]!r})" if seen[normal] != path else ""
@@ -148,52 +131,42 @@ def check_items(parts: Mapping[str, Sequence[Item]], image_dir: Path, fault: Cal
             raise fault(f"label {label} has two class names, {names[label]!r} and {name!r}")
         seen[normal] = path
     for part in ("train", "test"):
-        if not parts[part]:
+        if not getattr(split, part):
             raise fault(f"there are no {part} images")
-    classes, validated, tested = ({item.label for item in parts[part]} for part in PARTS)
-    gap = next((label for label in range(len(classes)) if label not in classes), None)
-    if gap is not None:
-        raise fault(f"the {len(classes)} labels of the training images must be 0 to {len(classes) - 1} without gaps, "
-                    f"but {gap} is missing")
-    if odd := sorted(classes ^ tested | validated - classes):
-        raise fault(f"train has {len(classes)} classes, but the classes {odd[:5]} are not in both train and test")
+    trained, validated, tested = ({item.label for item in part} for part in split)
+    if gaps := set(range(len(trained))) - trained:
+        raise fault(f"the {len(trained)} labels of the training images must be 0 to {len(trained) - 1} without gaps, "
+                    f"but {min(gaps)} is missing")
+    if odd := sorted(trained ^ tested | validated - trained):
+        raise fault(f"train has {len(trained)} classes, but the classes {odd[:5]} are not in both train and test")
 
 
 def is_relative_path(path: object) -> bool:
     """Return whether a value is a path with forward slashes that stays inside its folder on every system."""
-    if not isinstance(path, str) or not path or not is_unicode(path):
+    if not isinstance(path, str) or not path:
         return False
     absolute = path.startswith("/") or DRIVE_LETTER.match(path)
     return not (absolute or "\\" in path or "\0" in path or ".." in path.split("/"))
 
 
-def is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8; one with a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def divide(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
+def divide(items: Sequence[Item], seed: int, source: Path) -> Split:
     """Divide items at random into train, val and test, by SHARES within each class.
 
     Raises:
-        ValueError: a class with fewer than three images.
+        ValueError: a class with fewer than three images; the message begins with `source`.
     """
     groups: dict[int, list[Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
     rng = random.Random(seed)
-    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    split = Split([], [], [])
     for _, group in sorted(groups.items()):
         if len(group) < len(PARTS):
-            raise ValueError(f"class {group[0].classname!r} has {len(group)} images; a split needs at least "
+            raise ValueError(f"{source}: class {group[0].classname!r} has {len(group)} images; a split needs at least "
                              f"{len(PARTS)}, one each for training, validation and test")
         rng.shuffle(group)
         n_val, n_test = (max(1, round(share * len(group))) for share in SHARES[1:])
-        parts["val"] += group[:n_val]
-        parts["test"] += group[n_val:n_val + n_test]
-        parts["train"] += group[n_val + n_test:]
-    return parts
+        split.val.extend(group[:n_val])
+        split.test.extend(group[n_val:n_val + n_test])
+        split.train.extend(group[n_val + n_test:])
+    return split

@@ -1,6 +1,5 @@
 """Stanford Cars (Krause et al., 2013): makes, models, years. The split's paths begin with cars_train/ or cars_test/."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

@@ -3,7 +3,6 @@
 Every filter maps a picture (SIDE, SIDE, 3), int32 in [0, 255], and the picture's random stream to another such array;
 the caller clips values outside that range. Strengths are integers, set by the datasets that use the filters.
 """
-
 import numpy as np
 
 from p2c.datasets.drawing import SIDE, SINE, TURN, RandomStream
@@ -23,9 +22,9 @@ def box_blur(picture: np.ndarray, radius: int) -> np.ndarray:
     return picture
 
 
-def contrast(picture: np.ndarray, level: int, middle: int = 128) -> np.ndarray:
-    """Scale the distance of values from `middle` by level/256."""
-    return middle + (((picture - middle) * level) >> 8)
+def contrast(picture: np.ndarray, level: int) -> np.ndarray:
+    """Scale the distance of values from 128 by level/256."""
+    return 128 + (((picture - 128) * level) >> 8)
 
 
 def grain(picture: np.ndarray, rng: RandomStream, amount: int) -> np.ndarray:
@@ -52,10 +51,6 @@ def dark(picture: np.ndarray, rng: RandomStream, level: int, amount: int) -> np.
 def blur(picture: np.ndarray, rng: RandomStream, radius: int, level: int) -> np.ndarray:
     """Blur as if out of focus: two box blurs, and less contrast."""
     return contrast(box_blur(box_blur(picture, radius), radius), level)
-
-
-def noise(picture: np.ndarray, rng: RandomStream, amount: int) -> np.ndarray:
-    return grain(picture, rng, amount)
 
 
 def texture(picture: np.ndarray, rng: RandomStream, coarse: int, fine: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """SUN397 (Xiao et al., 2010): scenes."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

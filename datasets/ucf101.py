@@ -1,6 +1,5 @@
 """UCF101 (Soomro et al., 2012): actions, each seen in the middle frame of a video."""
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.framework import DATASET_REGISTRY
 
 

@@ -3,7 +3,6 @@
 An int is accepted where a float is meant, and a float for an int setting if its range holds it.
 """
 import difflib
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,7 @@ SETTINGS = {**flatten(engine.SETTINGS), **flatten(config.SETTINGS)}
 
 
 def merge_file(cfg: CfgNode, path: str) -> list[str]:
-    """Merge a YAML file, and return its keys.
-
-    Raises:
-        FileNotFoundError, ValueError: the message names the file.
-    """
+    """Merge a YAML file, and return its keys. Raise FileNotFoundError or ValueError naming the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"No configuration file {path}; the shipped ones are in configs/")
     if Path(path).suffix not in (".yaml", ".yml"):
@@ -44,11 +39,6 @@ def merge_file(cfg: CfgNode, path: str) -> list[str]:
 
 def merge_pairs(cfg: CfgNode, words: Sequence[str]) -> list[str]:
     """Merge KEY VALUE pairs, and return the keys. Raise ValueError naming the key."""
-    for key, word in itertools.zip_longest(words[::2], words[1::2]):
-        name, equals, value = key.partition("=")
-        if equals and name in flatten(cfg):
-            raise ValueError(f"{key} has an equals sign; write {name} {value}")
-        require_setting(cfg, key, word)
     if len(words) % 2:
         raise ValueError(f"{words[-1]} has no value; settings are pairs, KEY VALUE")
     return merge_values(cfg, {key: decoded(word) for key, word in zip(words[::2], words[1::2], strict=True)})
@@ -66,8 +56,8 @@ def merge_values(cfg: CfgNode, values: Mapping) -> list[str]:
     return list(fitting)
 
 
-def require_setting(cfg: CfgNode, key: str, value: Any = None) -> Any:
-    """Return what the configuration has under a dotted key. Raise ValueError if that is not a setting."""
+def setting_at(cfg: CfgNode, key: str, value: Any) -> Any:
+    """Return what the configuration has under a dotted key. Raise ValueError if no value can be given to that."""
     node = cfg
     sections: list[str] = []
     for part in key.split("."):
@@ -82,15 +72,14 @@ def require_setting(cfg: CfgNode, key: str, value: Any = None) -> Any:
         node = node[part]
         sections.append(part)
     if isinstance(node, dict):
-        came = "" if value is None else f", but got {value}"
-        raise ValueError(f"{key} is a section of settings{came}; choose from "
+        raise ValueError(f"{key} is a section of settings, but got {value}; choose from "
                          f"{', '.join(f'{key}.{name}' for name in flatten(node))}")
     return node
 
 
 def fitted(cfg: CfgNode, key: str, value: Any) -> Any:
     """Return a value in the type of a setting. Raise ValueError if it does not fit, or the setting does not exist."""
-    old = require_setting(cfg, key, value)
+    old = setting_at(cfg, key, value)
     kind = type(old)
     if value is None or old is None or type(value) is kind:
         return value  # None is out of the ranges

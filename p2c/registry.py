@@ -41,25 +41,13 @@ DATASETS = {
     "StanfordCars": "p2c.datasets.stanford_cars",
     "SUN397": "p2c.datasets.sun397",
     "UCF101": "p2c.datasets.ucf101",
-    "Shapes": "p2c.datasets.shapes",
-    "ShapesBlur": "p2c.datasets.shapes",
-    "ShapesCounts": "p2c.datasets.shapes",
-    "ShapesDark": "p2c.datasets.shapes",
-    "ShapesGrounds": "p2c.datasets.shapes",
-    "ShapesNoise": "p2c.datasets.shapes",
-    "ShapesPairs": "p2c.datasets.shapes",
-    "ShapesSizes": "p2c.datasets.shapes",
-    "ShapesSketch": "p2c.datasets.shapes",
-    "ShapesTexture": "p2c.datasets.shapes",
+    **dict.fromkeys(("Shapes", "ShapesBlur", "ShapesCounts", "ShapesDark", "ShapesGrounds", "ShapesNoise",
+                     "ShapesPairs", "ShapesSizes", "ShapesSketch", "ShapesTexture"), "p2c.datasets.shapes"),
 }
 
 
 def require(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
-    """Import the module of `name`, unless the name is registered already.
-
-    Raises:
-        ValueError: the name is neither registered nor in the table.
-    """
+    """Import the module of a name that is not registered yet. Raise ValueError if it is not in the table either."""
     if name in registered:
         return
     if name not in table:

@@ -14,17 +14,15 @@ Exit status: 0 everything is finished, 1 something failed, 2 a usage error, 75 i
 
 import argparse
 import os
-import queue
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2c.grid.families import FAMILIES, Family, unique_names  # noqa: E402
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser, show  # noqa: E402
 
+RUN = ROOT / "scripts" / "run.sh"
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
 USER_DATA_PROTOCOLS = ("base2new", "fewshot")  # these also take folder:PATH
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
@@ -68,11 +67,7 @@ class Cell:
 def choose(protocols: Iterable[str], family: Family, named: list[str]) -> dict[str, list[str]]:
     """Return the datasets that each protocol trains or tests on; protocols without any are left out.
 
-    Args:
-        named: the datasets to keep, without repetitions, with folder:PATH for the user's own; []: all of the family.
-
-    Raises:
-        ValueError: a name that no protocol uses.
+    Only `named` ones are kept, unless there are none. Raise ValueError for a name that no protocol uses.
     """
     offered = {"base2new": family.datasets, "fewshot": family.datasets, "xd": (family.source, *family.targets),
                "dg": (family.source, *family.domains)}
@@ -129,34 +124,29 @@ def zero_shot_cells(chosen: dict[str, list[str]], source: str, seed: int, cfg: s
 # One call
 
 
-@dataclass(frozen=True)
-class Call:
-    """The part of the command that all cells share."""
+def command(args: argparse.Namespace, cell: Cell, script: str) -> list[str]:
+    """Return a cell's command as a list of words."""
+    return ["bash", script, args.trainer, cell.protocol, cell.dataset, cell.number, *args.extra]
 
-    trainer: str
-    extra: list[str]  # arguments for train.py
 
-    def words(self, cell: Cell, script: str) -> list[str]:
-        """Return a cell's command as a list of words."""
-        return ["bash", script, self.trainer, cell.protocol, cell.dataset, cell.number, *self.extra]
+def command_line(args: argparse.Namespace, cell: Cell) -> str:
+    """Return a cell's command, with variables, as typed in the current directory."""
+    given = [(name, os.environ[name]) for name in VARIABLES if os.environ.get(name)]
+    variables = [f"{name}={shlex.quote(value)}" for name, value in (*given, *cell.variables)]
+    return " ".join([*variables, shlex.join(command(args, cell, relative_path(RUN)))])
 
-    def line(self, cell: Cell) -> str:
-        """Return a cell's command, with variables, as typed in the current directory."""
-        given = [(name, os.environ[name]) for name in VARIABLES if os.environ.get(name)]
-        variables = [f"{name}={shlex.quote(value)}" for name, value in (*given, *cell.variables)]
-        return " ".join([*variables, shlex.join(self.words(cell, relative_path(ROOT / "scripts" / "run.sh")))])
 
-    def log_name(self, cell: Cell) -> str:
-        """Return the name of the file for a cell's output.
+def log_name(args: argparse.Namespace, cell: Cell) -> str:
+    """Return the name of the file for a cell's output.
 
-        For folder:PATH it contains the path's last part and a checksum of the whole path.
-        """
-        dataset = cell.dataset
-        if dataset.startswith("folder:"):
-            dataset = f"{Path(dataset[len('folder:'):]).name}-{zlib.crc32(dataset.encode()):08x}"
-        what = cell.what.replace(", ", "-").replace(" ", "")
-        parts = (self.trainer, Path(os.environ.get("CFG", "")).stem, cell.protocol, dataset, what)
-        return "-".join(filter(None, parts)) + ".log"
+    For folder:PATH it contains the path's last part and a checksum of the whole path.
+    """
+    dataset = cell.dataset
+    if dataset.startswith("folder:"):
+        dataset = f"{Path(dataset.removeprefix('folder:')).name}-{zlib.crc32(dataset.encode()):08x}"
+    what = cell.what.replace(", ", "-").replace(" ", "")
+    parts = (args.trainer, Path(os.environ.get("CFG", "")).stem, cell.protocol, dataset, what)
+    return "-".join(filter(None, parts)) + ".log"
 
 
 def relative_path(path: Path) -> str:
@@ -168,24 +158,10 @@ def relative_path(path: Path) -> str:
 # Running
 
 
-# Outcomes of a cell, as printed
-RAN, FINISHED_BEFORE, NOT_RUN = "done", "finished before", "not run"
-BROKEN, STOPPED = "failed", "interrupted"
+RAN, FINISHED_BEFORE, NOT_RUN, BROKEN, STOPPED = "done", "finished before", "not run", "failed", "interrupted"
+FINISHED = (RAN, FINISHED_BEFORE)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass
-class Outcome:
-    """The outcome of a cell."""
-
-    kind: str
-    detail: str = ""
-    log: Path | None = None
-
-    @property
-    def finished(self) -> bool:
-        """True if the cell's run is finished, now or before."""
-        return self.kind in (RAN, FINISHED_BEFORE)
+POLL = 0.05  # seconds between looks at the running cells
 
 
 @dataclass
@@ -204,14 +180,18 @@ class Grid:
     Args:
         slots: the environment variables of each slot: which GPU, how many threads.
         folder: for the cells' outputs.
+
+    Attributes:
+        outcomes: cell -> RAN, FINISHED_BEFORE, NOT_RUN, BROKEN or STOPPED.
+        reasons: cell that is not finished -> the reason.
     """
 
-    def __init__(self, cells: list[Cell], call: Call, slots: list[dict[str, str]], folder: Path):
-        self.cells, self.call, self.slots, self.folder = cells, call, slots, folder
-        self.outcomes: dict[Cell, Outcome] = {}
+    def __init__(self, cells: list[Cell], args: argparse.Namespace, slots: list[dict[str, str]], folder: Path):
+        self.cells, self.args, self.slots, self.folder = cells, args, slots, folder
+        self.outcomes: dict[Cell, str] = {}
+        self.reasons: dict[Cell, str] = {}
         self.interrupted = False
-        self._running: dict[int, Running] = {}
-        self._events: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()  # slot and status; None: a signal
+        self._running: dict[int, Running] = {}  # by slot
 
     def run(self) -> None:
         """Run the cells until all have been tried, or until those running have ended after a signal."""
@@ -220,25 +200,19 @@ class Grid:
                 signal.signal(number, self._interrupt)
         try:
             self._start_ready()
-            while self._running:
-                event = self._events.get()
-                if event is None:
-                    say(f"Interrupted, ending the running calls ({len(self._running)})")
-                    self._terminate()
-                else:
-                    self._end(*event)
+            while self._running and not self.interrupted:
+                self._collect()
                 self._start_ready()
+            if self._running:
+                say(f"Interrupted, ending the running calls ({len(self._running)})")
         finally:
-            self._terminate()  # leave nothing running, whatever went wrong
-
-    def _terminate(self) -> None:
-        for running in self._running.values():
-            running.process.terminate()
+            for running in self._running.values():  # leave nothing running, whatever went wrong
+                running.process.terminate()
+        while self._running:
+            self._collect()
 
     def _interrupt(self, signum, frame) -> None:
-        if not self.interrupted:  # a second signal would disturb the calls that are ending after the first
-            self.interrupted = True
-            self._events.put(None)
+        self.interrupted = True
 
     def _start_ready(self) -> None:
         busy = {running.cell for running in self._running.values()}
@@ -248,61 +222,58 @@ class Grid:
             free = [slot for slot in range(len(self.slots)) if slot not in self._running]
             if not free or self.interrupted:
                 return
-            needed = self.outcomes.get(cell.needs)
-            if needed and not needed.finished:
-                self._record(cell, Outcome(NOT_RUN, f"needs {cell.needs}"))
+            if self.outcomes.get(cell.needs, RAN) not in FINISHED:
+                self.reasons[cell] = f"needs {cell.needs}"
+                self._record(cell, NOT_RUN, f": {self.reasons[cell]}")
             elif all(other is None or other in self.outcomes for other in (cell.needs, cell.after)):
                 self._start(cell, free[0])
 
     def _start(self, cell: Cell, slot: int) -> None:
         """Start a cell in a new session, so that Ctrl-C reaches it only once, from here."""
-        log = self.folder / self.call.log_name(cell)
+        log = self.folder / log_name(self.args, cell)
         environ = {**os.environ, **self.slots[slot], **dict(cell.variables)}
         with open(log, "wb") as file:
-            process = subprocess.Popen(self.call.words(cell, str(ROOT / "scripts" / "run.sh")), env=environ,
-                                       stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(command(self.args, cell, str(RUN)), env=environ, stdin=subprocess.DEVNULL,
+                                       stdout=file, stderr=file, start_new_session=True)
         self._running[slot] = Running(cell, process, log, time.monotonic())
         gpu = self.slots[slot].get("CUDA_VISIBLE_DEVICES")
         self._say(cell, "started" + (f" on GPU {gpu}" if gpu else ""))
-        threading.Thread(target=self._wait, args=(slot, process), daemon=True).start()
 
-    def _wait(self, slot: int, process: subprocess.Popen) -> None:
-        status = process.wait()
+    def _collect(self) -> None:
+        """Wait a moment, then record the cells that have ended."""
+        time.sleep(POLL)
+        for slot, running in list(self._running.items()):
+            if running.process.poll() is not None:
+                del self._running[slot]
+                self._end(running)
+
+    def _end(self, running: Running) -> None:
         with suppress(ProcessLookupError, PermissionError):  # end a training that outlived a killed run.sh
-            os.killpg(process.pid, signal.SIGTERM)
-        self._events.put((slot, status))
-
-    def _end(self, slot: int, status: int) -> None:
-        running = self._running.pop(slot)
-        cell, log = running.cell, running.log
+            os.killpg(running.process.pid, signal.SIGTERM)
+        cell, log, status = running.cell, running.log, running.process.returncode
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if status == DONE:
-            skipped = sum(line.startswith("Finished before") for line in lines)
-            outcome = Outcome(FINISHED_BEFORE if skipped == cell.runs else RAN)
-        elif status == INTERRUPTED or self.interrupted:
-            outcome = Outcome(STOPPED, log=log)
+        if status == DONE and sum(line.startswith("Finished before") for line in lines) == cell.runs:
+            self._record(cell, FINISHED_BEFORE)
+        elif status == DONE:
+            self._record(cell, RAN, f" ({duration(time.monotonic() - running.began)})")
         else:
-            outcome = Outcome(BROKEN, f"status {status}", log)
-        self._record(cell, outcome, time.monotonic() - running.began)
+            self.reasons[cell] = f"{last_error(lines)}\n    see {log}"
+            if status == INTERRUPTED or self.interrupted:
+                self._record(cell, STOPPED)
+            else:
+                self._record(cell, BROKEN, f" (status {status}), see {log}")
 
-    def _record(self, cell: Cell, outcome: Outcome, seconds: float = 0) -> None:
+    def _record(self, cell: Cell, outcome: str, more: str = "") -> None:
         self.outcomes[cell] = outcome
-        event = outcome.kind
-        if outcome.kind == RAN:
-            event += f" ({duration(seconds)})"
-        elif outcome.kind == BROKEN:
-            event += f" ({outcome.detail}), see {outcome.log}"
-        elif outcome.kind == NOT_RUN:
-            event += f": {outcome.detail}"
-        self._say(cell, event)
+        self._say(cell, outcome + more)
 
     def _say(self, cell: Cell, event: str) -> None:
-        say(f"[{self.cells.index(cell) + 1}/{len(self.cells)}] {self.call.trainer} {cell}: {event}")
+        say(f"[{self.cells.index(cell) + 1}/{len(self.cells)}] {self.args.trainer} {cell}: {event}")
 
 
-def last_error(log: Path) -> str:
-    """Return the last error line of a failed run's log, or else its last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def last_error(lines: list[str]) -> str:
+    """Return the last error line of a failed run's output, or else its last line."""
+    lines = [line.strip() for line in lines if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines or ["it wrote nothing"])[-1]
 
@@ -331,17 +302,22 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="reproduce.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     allow_abbrev=False, usage="%(prog)s TRAINER PROTOCOL [options] [-- OPTIONS KEY VALUE ...]")
     parser.add_argument("trainer", metavar="TRAINER", help=", ".join(known_trainers()))
-    parser.add_argument("protocol", metavar="PROTOCOL", help=f"{', '.join(PROTOCOLS)} or all")
-    parser.add_argument("--family", default="standard", metavar="NAME",
+    parser.add_argument("protocol", metavar="PROTOCOL", choices=[*PROTOCOLS, "all"],
+                        help=f"{', '.join(PROTOCOLS)} or all")
+    parser.add_argument("--family", choices=FAMILIES, default="standard", metavar="NAME",
                         help=f"datasets: {' or '.join(FAMILIES)} (default: %(default)s)")
     parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
                         help="some of the family's; xd and dg always train on the source. base2new and fewshot take "
                              "folder:PATH too")
-    parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"], metavar="N", help="(default: 1 2 3)")
-    parser.add_argument("--shots", nargs="+", metavar="K", help="shots of fewshot (default: 1 2 4 8 16)")
-    parser.add_argument("--gpus", metavar="0,1,...", help="GPUs to use, with one run at a time on each")
-    parser.add_argument("--jobs", metavar="N", help="parallel runs, which share the GPU or the cores (default: 1; with "
-                                                    "--family shapes, whose runs are small, one per core, at most 4)")
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[1, 2, 3], metavar="N",
+                        help="(default: 1 2 3)")
+    parser.add_argument("--shots", nargs="+", type=at_least(1), metavar="K",
+                        help="shots of fewshot (default: 1 2 4 8 16)")
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument("--gpus", metavar="0,1,...", help="GPUs to use, with one run at a time on each")
+    places.add_argument("--jobs", type=at_least(1), metavar="N",
+                        help="parallel runs, which share the GPU or the cores (default: 1; with --family shapes, whose "
+                             "runs are small, one per core, at most 4)")
     parser.add_argument("--dry-run", action="store_true", help="list the commands; run nothing")
     args = parser.parse_args(own)
     args.extra = extra
@@ -358,29 +334,20 @@ def known_trainers() -> list[str]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the arguments and convert them to values, in place.
-
-    Raises:
-        ValueError: an invalid argument, which the message names.
-    """
-    if not os.environ.get("CFG", "").endswith(".yaml"):  # the trainer of a plugin comes with its own configuration
-        check_choice("trainer", args.trainer, known_trainers())
-    check_choice("protocol", args.protocol, [*PROTOCOLS, "all"])
-    check_choice("family", args.family, FAMILIES)
+    """Convert the arguments to values, in place. Raise ValueError naming an invalid one."""
+    plugins = os.environ.get("CFG", "").endswith(".yaml")  # a plugin's trainer comes with its own configuration
+    if args.trainer not in known_trainers() and not plugins:
+        raise ValueError(f"Unknown trainer '{args.trainer}'; choose from {', '.join(known_trainers())}")
     args.family = FAMILIES[args.family]
-    args.seeds = parse_numbers("--seeds", args.seeds, least=0)
+    args.seeds = list(dict.fromkeys(args.seeds))
     protocols = PROTOCOLS if args.protocol == "all" else (args.protocol,)
     args.datasets = unique_names(args.datasets)
     args.chosen = choose(protocols, args.family, args.datasets)
     if args.shots and "fewshot" not in protocols:
         raise ValueError("--shots is for fewshot; for other protocols append -- DATASET.NUM_SHOTS K")
-    args.shots = parse_numbers("--shots", args.shots or ["1", "2", "4", "8", "16"], least=1)
+    args.shots = list(dict.fromkeys(args.shots or [1, 2, 4, 8, 16]))
     if "fewshot" in args.chosen and args.trainer not in ZERO_SHOT and "DATASET.NUM_SHOTS" in args.extra:
         raise ValueError("DATASET.NUM_SHOTS would make all few-shot runs the same; choose their shots with --shots")
-    if args.gpus is not None and args.jobs is not None:
-        raise ValueError("--gpus and --jobs exclude each other: --gpus already runs one at a time on each GPU")
-    if args.jobs is not None:
-        args.jobs, = parse_numbers("--jobs", [args.jobs], least=1)
     if args.gpus is not None:
         args.gpus = args.gpus.split(",")
         wrong = [gpu for gpu in args.gpus if not re.fullmatch(r"[0-9]+|(GPU|MIG)-\S+", gpu)]
@@ -388,22 +355,14 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--gpus takes different GPUs, such as 0,1,2,3, but got '{','.join(args.gpus)}'")
 
 
-def check_choice(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raise ValueError if a name is not among the known ones."""
-    if name not in known:
-        raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(known)}")
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the conversion of an option to a whole number from `least` on."""
+    def convert(word: str) -> int:
+        if not re.fullmatch("[0-9]+", word) or int(word) < least:
+            raise argparse.ArgumentTypeError(f"takes whole numbers from {least} on, but got '{word}'")
+        return int(word)
 
-
-def parse_numbers(option: str, words: list[str], least: int) -> list[int]:
-    """Convert an option's words to integers, without repetitions.
-
-    Raises:
-        ValueError: a word that is not an integer, or one below `least`.
-    """
-    wrong = [word for word in words if not re.fullmatch("[0-9]+", word) or int(word) < least]
-    if wrong:
-        raise ValueError(f"{option} takes whole numbers from {least} on, but got '{wrong[0]}'")
-    return list(dict.fromkeys(map(int, words)))
+    return convert
 
 
 def build_cells(args: argparse.Namespace) -> list[Cell]:
@@ -424,14 +383,6 @@ def build_slots(args: argparse.Namespace) -> list[dict[str, str]]:
     return [threads] * jobs
 
 
-def list_calls(cells: list[Cell], call: Call) -> None:
-    """Print the commands as a bash script."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for "| head"
-    print(f"# {format_counts(cell.protocol for cell in cells)}")
-    for cell in cells:
-        print(call.line(cell))
-
-
 def format_counts(kinds: Iterable[str]) -> str:
     """Count kinds in words, such as "3 runs: 2 done, 1 failed"."""
     counts = Counter(kinds)
@@ -439,14 +390,14 @@ def format_counts(kinds: Iterable[str]) -> str:
     return f"{runs}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}"
 
 
-def report(grid: Grid, args: argparse.Namespace, out: str) -> int:
+def report(grid: Grid, out: str) -> int:
     """Print the outcomes and the commands of the tables; return the exit status."""
-    kinds = [grid.outcomes[cell].kind if cell in grid.outcomes else "not started" for cell in grid.cells]
+    args = grid.args
+    kinds = [grid.outcomes.get(cell, "not started") for cell in grid.cells]
     say(f"\n{format_counts(kinds)}")
-    for cell, outcome in grid.outcomes.items():
-        if not outcome.finished and not (outcome.kind == STOPPED and grid.interrupted):
-            reason = f"{last_error(outcome.log)}\n    see {outcome.log}" if outcome.log else outcome.detail
-            say(f"{outcome.kind}: {grid.call.trainer} {cell}: {reason}")
+    for cell, reason in grid.reasons.items():
+        if grid.outcomes[cell] != STOPPED or not grid.interrupted:
+            say(f"{grid.outcomes[cell]}: {args.trainer} {cell}: {reason}")
     if grid.interrupted:
         say("Interrupted; the same command continues")
         return INTERRUPTED
@@ -467,20 +418,21 @@ def report(grid: Grid, args: argparse.Namespace, out: str) -> int:
 def main(argv: list[str]) -> int:
     """Run the command and return the exit status."""
     args = parse_args(argv)
-    cells, call = build_cells(args), Call(args.trainer, args.extra)
+    cells = build_cells(args)
+    counts = format_counts(cell.protocol for cell in cells)
     if args.dry_run:
-        list_calls(cells, call)
+        show("\n".join([f"# {counts}", *(command_line(args, cell) for cell in cells)]))
         return DONE
     out = os.environ.get("OUTPUT") or "output"
-    grid = Grid(cells, call, build_slots(args), Path(out) / "reproduce")
-    say(f"{format_counts(cell.protocol for cell in cells)}; {len(grid.slots)} at a time, with output in {grid.folder}")
+    grid = Grid(cells, args, build_slots(args), Path(out) / "reproduce")
+    say(f"{counts}; {len(grid.slots)} at a time, with output in {grid.folder}")
     try:
         grid.folder.mkdir(parents=True, exist_ok=True)
         grid.run()
     except OSError as error:  # of this process, such as a full disk
         print(f"error: {error}", file=sys.stderr)
         return FAILED
-    return report(grid, args, out)
+    return report(grid, out)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from download_fixtures import Drive, files_below, no_drive, start, tar_of, until
 from messages import naming
 
 from p2c.cli.data import main, parse_args
+from p2c.datasets.base import Sizes
 from p2c.datasets.dtd import DescribableTextures as DTD
-from p2c.datasets.splits import Sizes
 from p2c.datasets.trees import images_below
 from p2c.download.sources import SOURCES
 
@@ -49,8 +49,8 @@ def test_download_then_verify_then_list(command):
     status, said = command("download", "dtd")
     assert status == 0 and said.splitlines()[0] == "== dtd" and said.splitlines()[-1] == "dtd: complete"
     status, said = command("verify", "dtd", "--full")
-    assert status == 0 and "unpacked from dtd-r1.0.1.tar.gz, sha256:" in said
-    assert "3 classes, 9 training, 6 validation and 6 test images" in said and "21 of 21 images opened" in said
+    assert status == 0 and "3 classes, 9 training, 6 validation and 6 test images" in said
+    assert "21 of 21 images opened" in said
     status, said = command("list")
     assert status == 0 and "complete" in said
 
@@ -115,7 +115,7 @@ def test_verify_names_other_numbers_than_the_published(command, monkeypatch):
     assert status == 1 and re.search(naming("[9, 6, 6]", "[9, 6, 7]"), said)
 
 
-def test_verify_opens_a_seeded_sample_or_with_full_all_in_several_processes(command, monkeypatch):
+def test_verify_opens_a_seeded_sample_or_with_full_all(command, monkeypatch):
     monkeypatch.setattr("p2c.download.verify.SAMPLE", 5)
     assert "5 of 5 images opened" in command("download", "dtd")[1]
     assert "21 of 21 images opened" in command("verify", "dtd", "--full")[1]

@@ -1,6 +1,5 @@
 """Each dataset on a miniature of its real tree, and what each must refuse."""
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -12,8 +11,8 @@ from messages import naming
 
 from p2c import registry
 from p2c.config import extend_cfg
+from p2c.datasets.base import Sizes
 from p2c.datasets.draws import draw
-from p2c.datasets.splits import Sizes
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 from p2c.grid.families import FAMILIES
 
@@ -178,37 +177,6 @@ def test_an_aircraft_of_no_variant_is_named(tmp_path):
         load("fgvc_aircraft", tmp_path)
 
 
-# Listings
-
-def test_a_listing_is_kept_and_a_changed_folder_is_listed_again(tmp_path, monkeypatch):
-    from p2c.datasets import trees
-
-    folder = write_imagenet(tmp_path)
-    for place in folder.glob("images/*/*"):
-        os.utime(place, (1, 1))  # long ago, so that the time of change tells
-    first = load("imagenet", tmp_path)
-    listed = []
-    real = trees.list_images
-    monkeypatch.setattr(trees, "list_images", lambda place: listed.append(place.name) or real(place))
-    assert [item.impath for item in load("imagenet", tmp_path).train_x] == [item.impath for item in first.train_x]
-    assert not listed
-    save_image(folder / "images/train/n03041632/new.JPEG")
-    again = load("imagenet", tmp_path)
-    assert listed == ["n03041632"] and len(again.train_x) == len(first.train_x) + 1
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{\"format\": \"p2c-listing\"}", "{\"folders\": 3}",
-                                     json.dumps({"format": "p2c-listing", "version": 1, "folders": {
-                                         "n01440764": {"changed": 1, "images": ["../../secret.jpg"]}}})])
-def test_a_damaged_listing_is_made_anew(tmp_path, content):
-    folder = write_imagenet(tmp_path)
-    for place in folder.glob("images/*/*"):
-        os.utime(place, (1e-9, 1e-9))
-    (folder / "split_fewshot").mkdir()
-    (folder / "split_fewshot/listing_train.json").write_text(content)
-    assert len(load("imagenet", tmp_path).train_x) == len(WNIDS) * COUNTS["train"]
-
-
 # The real split files
 
 GOLDEN = {  # first 12 digits of SHA-256 of the draws: train, val for 1 shot and seeds 1, 2, 3, then for 16 shots
@@ -248,7 +216,7 @@ def test_draws_from_the_published_split_are_coops(name, monkeypatch):
     for module in ("base", "fgvc_aircraft"):
         monkeypatch.setattr(f"p2c.datasets.{module}.check_images_exist", lambda *arguments: None)
     split = load(name, root, "DATASET.CHECKS", "published").read()
-    drawn = [digest(items) for shots in (1, 16) for seed in (1, 2, 3) for items in draw(split, shots, seed)]
+    drawn = [digest(items) for shots in (1, 16) for seed in (1, 2, 3) for items in draw(split, shots, seed)[:2]]
     assert drawn == GOLDEN[name].split()
 
 

@@ -8,6 +8,7 @@ import pytest
 from download_fixtures import files_below, start, tar_of, until, zip_of
 from messages import naming
 
+from p2c.datasets.trees import draft
 from p2c.download import extract as extracting
 from p2c.download import places
 from p2c.download.extract import extract
@@ -194,9 +195,9 @@ def test_nothing_of_a_users_is_taken_for_a_draft(tmp_path):
     for name in ("images", ".hidden", ".images.backup", ".images.0123456789abcdef"):
         (tmp_path / name).mkdir()
     (tmp_path / f".file.{'0' * 32}").touch()
-    with places.draft(tmp_path / "images") as draft:
-        (tmp_path / f".link.{'0' * 32}").symlink_to(draft)
-        assert places.drafts_in(tmp_path) == [draft]
+    with draft(tmp_path / "images") as work:
+        (tmp_path / f".link.{'0' * 32}").symlink_to(work)
+        assert places.drafts_in(tmp_path) == [work]
     assert places.drafts_in(tmp_path) == [] == places.drafts_in(tmp_path / "nothing")
 
 

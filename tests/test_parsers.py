@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from run_folders import NEW_BLOCK, OLD_BLOCK, log_text
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from p2c.datasets.folder import read_csv, read_names
-from p2c.datasets.splits import PARTS, Item, check_items, read_split, sha256
+from p2c.datasets.folder import read_csv
+from p2c.datasets.splits import PARTS, Item, Split, check_items, read_names, read_split
 from p2c.engine import build_evaluator
 from p2c.engine.curves import CurveWriter, truncate_curves
 from p2c.engine.files import write_json
@@ -131,15 +131,14 @@ def make_split(names, images):
     labelled = [(part, label) for part in ("train", "test") for label in range(len(names))] + images
     items = [(part, Item(f"{names[label]}/{number}.jpg".replace("\\", "_").replace("..", "_"), label, names[label]))
              for number, (part, label) in enumerate(labelled)]
-    return {part: [item for chosen, item in items if chosen == part] for part in PARTS}
+    return Split(*([item for chosen, item in items if chosen == part] for part in PARTS))
 
 
 @given(SPLIT)
 def test_a_split_is_read_as_it_was_written(place, drawn):
-    parts, path = make_split(*drawn), place / "split.json"
-    write_json(parts, path)
-    split = read_split(path, place, "mend it")
-    assert dict(zip(PARTS, split.parts, strict=True)) == parts and split.digest == sha256(path.read_bytes())
+    split, path = make_split(*drawn), place / "split.json"
+    write_json(split._asdict(), path)
+    assert read_split(path, place, "mend it") == split
 
 
 @given(JSON | st.fixed_dictionaries(dict.fromkeys(PARTS, st.lists(st.lists(JSON, max_size=4), max_size=4))))
@@ -151,25 +150,25 @@ def test_any_json_is_a_split_or_refused_by_name(place, tree):
     except ValueError as error:
         assert str(error).startswith(f"{path}: ") and str(error).endswith("; mend it")
     else:
-        check_items(dict(zip(PARTS, split.parts, strict=True)), place, ValueError)
+        check_items(split, place, path, "mend it")
 
 
 @given(SPLIT, st.booleans())
 def test_a_csv_is_read_as_it_was_written(place, drawn, with_parts):
     names, images = drawn
-    parts = make_split(sorted(names), images)
-    rows = [(item.path, item.classname, part) for part in PARTS for item in parts[part]]
+    split = make_split(sorted(names), images)
+    rows = [(item.path, item.classname, part) for part, items in split._asdict().items() for item in items]
     if not with_parts:  # enough images of each class to divide
         rows = [(f"{copy}/{path}", name) for path, name, _ in rows for copy in range(2)]
     path = place / "split.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "class", "split")[:len(rows[0])], *rows])
     if with_parts:
-        assert read_csv(path) == parts
+        assert read_csv(path) == split
         return
     read = read_csv(path)
-    assert sorted((item.path, item.classname) for part in PARTS for item in read[part]) == sorted(rows)
-    assert all({item.label for item in read[part]} == set(range(len(names))) for part in PARTS)
+    assert sorted((item.path, item.classname) for part in read for item in part) == sorted(rows)
+    assert all({item.label for item in part} == set(range(len(names))) for part in read)
 
 
 @given(st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace")) | st.binary(max_size=40),
@@ -178,11 +177,11 @@ def test_any_text_is_a_csv_of_images_or_refused_by_name(place, content, header):
     path = place / "any.csv"
     path.write_bytes(header + content)
     try:
-        parts = read_csv(path)
+        split = read_csv(path)
     except ValueError as error:
         assert str(error).startswith(f"{path}")
     else:
-        assert sum(map(len, parts.values())) > 0
+        assert split.paths
 
 
 def test_a_csv_of_a_field_beyond_reading_is_named(tmp_path):
@@ -193,7 +192,7 @@ def test_a_csv_of_a_field_beyond_reading_is_named(tmp_path):
 
 def test_a_csv_keeps_characters_that_end_lines_elsewhere(tmp_path):
     (tmp_path / "any.csv").write_text("path,class,split\na\x85.jpg,oak\u2028tree,test\n", encoding="utf-8")
-    assert read_csv(tmp_path / "any.csv")["test"] == [Item("a\x85.jpg", 0, "oak\u2028tree")]
+    assert read_csv(tmp_path / "any.csv").test == [Item("a\x85.jpg", 0, "oak\u2028tree")]
 
 
 @given(st.dictionaries(WORDS, st.lists(WORDS, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=6),

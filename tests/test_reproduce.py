@@ -288,8 +288,8 @@ def test_runs_at_the_same_time_share_the_cores(here):
 
 @pytest.mark.parametrize("words, named", [
     (("P3C", "all"), ("trainer", "'P3C'", "CoCoOp, CoOp, IVLP, MaPLe, P2C, PromptSRC, VPT")),
-    (("P2C", "base2novel"), ("protocol", "'base2novel'", "base2new, xd, dg, fewshot, all")),
-    (("P2C", "xd", "--family", "circles"), ("'circles'", "standard, shapes")),
+    (("P2C", "base2novel"), ("PROTOCOL", "'base2novel'", "base2new", "xd", "dg", "fewshot", "all")),
+    (("P2C", "xd", "--family", "circles"), ("'circles'", "standard", "shapes")),
     (("P2C", "dg", "--datasets", "dtd"), ("'dtd'", "dg", "imagenet, imagenetv2")),
     (("P2C", "all", "--datasets", "oxford_cats"), ("'oxford_cats'", "base2new, xd, dg, fewshot")),
     (("P2C", "xd", "--datasets", "folder:/x"), ("'folder:/x'", "xd")),

@@ -309,7 +309,7 @@ def test_settings_of_validation_that_nothing_reads_stop_nothing(call, tmp_path):
 def test_test_images_in_the_place_of_validation_images_choose_no_model(call, capsys, tmp_path, monkeypatch):
     from p2c.datasets.oxford_pets import OxfordPets
 
-    monkeypatch.setattr(OxfordPets, "draw_shots", lambda self, split, shots, seed: (split.train, split.test))
+    monkeypatch.setattr(OxfordPets, "draw_shots", lambda self, split, shots, seed: split._replace(val=split.test))
     monkeypatch.setattr(OxfordPets, "sizes", OxfordPets.sizes._replace(val=0))
     assert call(pairs=("TEST.FINAL_MODEL", "best_val")) == train.MISTAKE
     assert re.search(naming("TEST.FINAL_MODEL best_val", "validation"), capsys.readouterr().err)

@@ -13,8 +13,9 @@ from pathlib import Path
 from p2c import config, configs
 from p2c.engine import config as engine
 from p2c.utils.console import DONE, MISTAKE, command_parser, say, show
-from p2c.utils.ranges import Range, flatten
+from p2c.utils.ranges import flatten
 
+# docs/configuration.md
 PAGE = """\
 # Configuration
 Every setting with its default, its range and its meaning. Settings come from YAML files and from `KEY VALUE` pairs at
@@ -28,35 +29,22 @@ writes this page from the tables in `p2c/config.py` and `p2c/engine/config.py`.
 {engines}"""
 
 
-def settings_page() -> str:
-    """Return the text of docs/configuration.md."""
-    return PAGE.format(ours=markdown(config.SETTINGS), engines=markdown(engine.SETTINGS))
-
-
 def markdown(table: Mapping) -> str:
     """Return a table of settings as Markdown."""
-    rows = [("Setting", "Default", "Range", "Meaning"), ("---",) * 4]
-    rows += [(f"`{key}`", f"`{shown(setting.default)}`", in_words(setting.range), setting.meaning)
-             for key, setting in flatten(table).items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def shown(default) -> str:
-    """Return a default as it is written on the command line."""
-    return default if isinstance(default, str) and default else repr(default).replace("'", '"')
-
-
-def in_words(range_: Range) -> str:
-    """Return a range in words, without those that make it a sentence."""
-    return range_.words.removeprefix("it must be ").removeprefix("choose from ")
+    rows = ["| Setting | Default | Range | Meaning |", "| --- | --- | --- | --- |"]
+    for key, (default, allowed, meaning) in flatten(table).items():
+        if not isinstance(default, str) or default == "":
+            default = repr(default).replace("'", '"')  # as on the command line
+        words = allowed.words.removeprefix("it must be ").removeprefix("choose from ")
+        rows.append(f"| `{key}` | `{default}` | {words} | {meaning} |")
+    return "\n".join(rows)
 
 
 def shipped() -> list[str]:
     """Return the names of the installed configurations."""
     root = Path(list(configs.__path__)[0])
-    trainers = sorted(path.relative_to(root / "trainers") for path in root.glob("trainers/*/*.yaml"))
-    datasets = sorted(path.relative_to(root) for path in root.glob("datasets/*.yaml"))
-    return [path.with_suffix("").as_posix() for path in trainers + datasets]
+    paths = [*root.glob("trainers/*/*.yaml"), *root.glob("datasets/*.yaml")]
+    return sorted(path.relative_to(root).with_suffix("").as_posix().removeprefix("trainers/") for path in paths)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     commands.add_parser("settings", help="print every setting")
     args = parser.parse_args(argv)
     if args.command == "settings":
-        show(settings_page())
+        show(PAGE.format(ours=markdown(config.SETTINGS), engines=markdown(engine.SETTINGS)))
         return DONE
     names, name = shipped(), args.name.removesuffix(".yaml").removeprefix("trainers/")
     if name not in names:

@@ -9,7 +9,6 @@ one Linear that maps the trained context to the same visual prompts. The layout 
 
 Exit status: 0 written, 1 the file could not be written, 2 a usage error.
 """
-import argparse
 import copy
 import os
 import shlex
@@ -31,45 +30,34 @@ from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, exit_on, run_pars
 
 FOLDER = "MultiModalPromptLearner"  # the name under which MaPLe registers its learner
 PREFIX = "prompt_learner."  # of the learner's keys in MaPLe's model
+KEYS = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")  # settings with which MaPLe makes the same predictions
 TOLERANCE = 1e-5  # largest error of a folded mapper, relative to the largest element of the visual prompts
-
-
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = run_parser("convert", __doc__)
-    parser.add_argument("out", metavar="OUT", help="folder to write to")
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    args = parse_args(argv)
+    parser = run_parser("convert", __doc__)
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    args = parser.parse_args(argv)
     with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
-        check_target(args.out)
+        if read_results(args.out) is not None:  # checkpoints must not be mixed with others
+            raise ValueError(f"{args.out} is the folder of a run; choose another one to write to")
         run = RecordedRun(args.run, args.load_epoch, device="cpu")
         state, notes = maple_state(run)
         path = Path(args.out, FOLDER, f"model.pth.tar-{run.epoch}")
         if path.exists():
             raise ValueError(f"{path} exists already; choose another folder, or delete it")
-    checkpoint = {"state_dict": state, "epoch": run.epoch, "optimizer": None, "scheduler": None,
-                  "val_result": None}
+    checkpoint = {"state_dict": state, "epoch": run.epoch, "optimizer": None, "scheduler": None, "val_result": None}
     with exit_on(OSError, status=FAILED), only_warnings():
         save_checkpoint(checkpoint, os.fspath(path.parent))
-    print("\n".join([f"Written to {path}", *notes, f"Its settings: {maple_settings(run)}"]))
+    settings = run.cfg.TRAINER[run.trainer.node]
+    pairs = [word for key in KEYS for word in (f"TRAINER.MAPLE.{key}", str(settings[key]))]
+    print("\n".join([f"Written to {path}", *notes, f"Its settings: {shlex.join(pairs)}"]))
     return DONE
 
 
-def check_target(out: str) -> None:
-    """Raise ValueError if a folder is that of a run, whose checkpoints must not be mixed with others."""
-    if read_results(out) is not None:
-        raise ValueError(f"{out} is the folder of a run; choose another one to write to")
-
-
 def maple_state(run: RecordedRun) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what a run has learned under the keys of MaPLe's model, and notes for the user.
-
-    Raises:
-        ValueError: MaPLe's layout has no place for these prompts.
-    """
+    """Return what a run has learned under the keys of MaPLe's model, and notes for the user."""
     prompts = run.model().learner if issubclass(run.trainer, PromptTrainer) else None
     if not isinstance(prompts, MultiModalPromptLearner):
         raise ValueError(f"What {run.cfg.TRAINER.NAME} learns cannot be written in MaPLe's layout; runs of MaPLe and "
@@ -115,10 +103,3 @@ def fold(mapper: nn.Module, context: Tensor) -> tuple[Tensor, Tensor, float]:
         raise ValueError(f"No Linear equals the run's mapper on its context: the {len(points)} tokens are affinely "
                          f"dependent, and their visual prompts are not (relative error {error:.0e})")
     return weight, bias, error.item()
-
-
-def maple_settings(run: RecordedRun) -> str:
-    """Return, as KEY VALUE pairs, the settings with which MaPLe's trainer makes the same predictions."""
-    keys = ("N_CTX", "CTX_INIT", "PROMPT_DEPTH", "PREC")
-    settings = run.cfg.TRAINER[run.trainer.node]
-    return shlex.join(word for key in keys for word in (f"TRAINER.MAPLE.{key}", str(settings[key])))

@@ -8,10 +8,9 @@ NAMEs are those of configs/datasets/NAME.yaml, or all; verify also takes your ow
 Exit status: 0 complete, 1 something is missing or wrong, 2 a usage error, 75 interrupted and resumable.
 """
 import argparse
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gdown
@@ -27,11 +26,6 @@ from p2c.grid.families import FAMILIES, unique_names
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, command_parser
 
 
-def folder(text: str) -> Path:
-    """Convert an option to a path, expanding ~ as the loaders do."""
-    return Path(text).expanduser()
-
-
 def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.Namespace:
     """Parse the command line and check its names; `all` is expanded, generated datasets are left out."""
     parser = command_parser("data", __doc__)
@@ -44,12 +38,13 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
     verify_parser.add_argument("--full", action="store_true", help="open every image, not only a sample")
     list_parser = commands.add_parser("list", help="show the state of each dataset")
     for command in (download_parser, verify_parser, list_parser):
-        command.add_argument("--root", type=folder, default=os.environ.get("DATA") or "data",
+        command.add_argument("--root", type=Path, default=os.environ.get("DATA") or "data",
                              help="folder that holds all datasets (default: $DATA, else data/)")
     choices = f"all, or some of {', '.join(sources)}"
     download_parser.add_argument("names", nargs="+", metavar="NAME", help=choices)
     verify_parser.add_argument("names", nargs="+", metavar="NAME", help=f"{choices}; or folder:PATH")
     args = parser.parse_args(argv)
+    args.root = args.root.expanduser()
     if args.root.exists() and not args.root.is_dir():
         parser.error(f"--root must be a folder, but {args.root} is a file")
     generated = FAMILIES["shapes"].members
@@ -71,17 +66,11 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
 def main(argv: Sequence[str], sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
     """Run the command and return the exit status; `sources` and `drive` are for tests."""
     args = parse_args(argv, sources)
-    with silenced(logging.getLogger("p2c.datasets")):  # without the lines about reading a dataset
-        return run_command(args, sources, drive)
-
-
-@contextlib.contextmanager
-def silenced(logger: logging.Logger) -> Iterator[None]:
-    """Let a logger emit only warnings and errors."""
+    logger = logging.getLogger("p2c.datasets")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.WARNING)  # without the lines about reading a dataset
     try:
-        yield
+        return run_command(args, sources, drive)
     finally:
         logger.setLevel(level)
 
@@ -106,16 +95,18 @@ def run_command(args: argparse.Namespace, sources: Mapping[str, Source], drive: 
 
 
 def process(name: str, source: Source | None, args: argparse.Namespace, drive: Drive) -> bool:
-    """Download a dataset, if asked to, and verify it; return whether it is complete.
+    """Download a dataset, if asked to, verify it and print the findings; return whether it is complete.
 
     If it cannot be read or downloaded, print what to do by hand.
     """
     try:
-        faults: list[str] = []
-        if args.command == "download" and source:
-            faults = install(name, source, args.root, args.mirror, drive)
+        faults = install(name, source, args.root, args.mirror, drive) if source and args.command == "download" else []
         if not faults:
-            return verify_and_report(name, source, args)
+            report = verify(name, source, args.root, getattr(args, "full", False))
+            print("\n".join((*report.facts, *(f"error: {name}: {fault}" for fault in report.faults))))
+            remedy = f"; `python -m p2c data download {name}` downloads what is missing" if source else ""
+            print(f"{name}: NOT COMPLETE{remedy}" if report.faults else f"{name}: complete", flush=True)
+            return not report.faults
     except OSError as error:
         faults = [str(error)]
     for fault in faults:
@@ -127,27 +118,14 @@ def process(name: str, source: Source | None, args: argparse.Namespace, drive: D
     return False
 
 
-def verify_and_report(name: str, source: Source | None, args: argparse.Namespace) -> bool:
-    """Verify a dataset, print the findings and return whether it is complete."""
-    report = verify(name, source, args.root, getattr(args, "full", False))
-    print("\n".join((*report.facts, *(f"error: {name}: {fault}" for fault in report.faults))))
-    remedy = f"; `python -m p2c data download {name}` downloads what is missing" if source else ""
-    print(f"{name}: NOT COMPLETE{remedy}" if report.faults else f"{name}: complete", flush=True)
-    return not report.faults
-
-
 def table(sources: Mapping[str, Source], root: Path) -> str:
     """Return a table of all datasets: state, folder, size and origin."""
     rows = []
     for name, source in sources.items():
         sizes = [part[0].expected or 0 for part in source.parts]  # 0: unknown
         archives = [archive for part in source.parts for archive in part]
-        hosts = dict.fromkeys(host(address) for archive in archives for address in archive.sources)
+        hosts = dict.fromkeys("Google Drive" if address.startswith(DRIVE) else address.split("/")[2]
+                              for archive in archives for address in archive.sources)
         rows.append((name, state_of(name, source, root), str(root / class_of(name).folder),
                      format_size(sum(sizes)) if all(sizes) else "?", source.note or ", ".join(hosts)))
     return tabulate(rows, headers=("dataset", "state", "folder", "download", "from"), tablefmt="plain")
-
-
-def host(source: str) -> str:
-    """Return the host of an address."""
-    return "Google Drive" if source.startswith(DRIVE) else source.split("/")[2]

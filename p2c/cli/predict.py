@@ -13,7 +13,6 @@ Exit status: 0 all predicted, 1 some images could not be read (they are named an
 usage error.
 """
 import argparse
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,10 +74,9 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
         best = probabilities.topk(min(args.top, len(names)))
         for index, values, labels in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
             path = printable(paths[index])
-            named = ", ".join(f"{names[label]} {value:.1%}" for value, label in zip(values, labels, strict=True))
-            show(f"{path}: {named}")
-            rows += [(path, rank, names[label], label, value)
-                     for rank, (value, label) in enumerate(zip(values, labels, strict=True), 1)]
+            ranking = [(names[label], label, value) for label, value in zip(labels, values, strict=True)]
+            show(f"{path}: {', '.join(f'{name} {value:.1%}' for name, _, value in ranking)}")
+            rows += [(path, rank, *entry) for rank, entry in enumerate(ranking, 1)]
     if args.csv:
         write_csv(args.csv, COLUMNS, rows)
     if unreadable:
@@ -87,12 +85,7 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
 
 
 def read_classes(words: str) -> list[str]:
-    """Return class names that are separated by commas, or those of a .txt file with one a line.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not text, or does not end in .txt.
-    """
+    """Return class names that are separated by commas, or those of a .txt file with one a line."""
     if not words.endswith(".txt"):
         if os.path.isfile(words):
             raise ValueError(f"--classes {words} is a file, but not a .txt file with one class name a line; save it as "
@@ -108,21 +101,17 @@ def find_images(places: Sequence[str]) -> list[str]:
 
     In a folder the names are sorted, and hidden files and other kinds of files are left out. A folder that several
     links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
-
-    Raises:
-        FileNotFoundError: one of the places does not exist, or none has an image.
     """
     def fail(error: OSError) -> None:
         raise error
 
-    real = functools.cache(os.path.realpath)
     found: dict[tuple[str, str], str] = {}  # (folder, name) -> path as given
     for place in places:
         if not os.path.lexists(place):
             raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
         for path in images_below(place, fail) if os.path.isdir(place) else [place]:
             folder, name = os.path.split(path)
-            found.setdefault((real(folder), name), path)
+            found.setdefault((os.path.realpath(folder), name), path)
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}")

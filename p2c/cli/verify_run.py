@@ -59,8 +59,10 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
             record = read_record(args.run)
-            check_complete(record, args.run)
             model_dir, epoch = recorded_model(record, args.run, None)
+            if missing := [name for name in NEEDED if name not in record]:
+                raise ValueError(f"{args.run} does not record {', '.join(missing)}, so there is nothing to compare "
+                                 "with; metrics are missing if there was no test (TEST.NO_TEST)")
             trainer = rebuild(record, args, scratch)
         with (exit_on(ValueError, OSError, torch.OutOfMemoryError, status=FAILED, line="Not confirmed: {}"),
               exit_on(FileNotFoundError, status=MISTAKE), only_warnings()):
@@ -74,27 +76,13 @@ def main(argv: Sequence[str]) -> int:
     return DONE if all(row.same for row in rows) else FAILED
 
 
-def check_complete(record: dict, run: str) -> None:
-    """Raise ValueError if a run is not finished or its record holds nothing to compare with."""
-    if not record["finished"]:
-        raise ValueError(f"{run} is not finished: repeat its command, which continues it")
-    if missing := [name for name in NEEDED if name not in record]:
-        raise ValueError(f"{run} does not record {', '.join(missing)}, so there is nothing to compare with; metrics "
-                         "are missing if there was no test (TEST.NO_TEST)")
-
-
 def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrainer:
-    """Build the untrained trainer of a run with its data; it writes to the folder `scratch`.
-
-    Raises:
-        FileNotFoundError, ValueError: the data are missing, or the record does not fit this version.
-    """
+    """Build the untrained trainer of a run with its data; it writes to the folder `scratch`."""
     cfg = recorded_cfg(record, args.run)
     was_gpu = record["device"].startswith("cuda") and torch.cuda.is_available()
     cfg.USE_CUDA = use_cuda(args.device or ("cuda" if was_gpu else "cpu"))
     cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = scratch, "", ""  # the checkpoint holds everything
-    cfg.TEST.SPLIT = record["split"]
-    cfg.SEED, cfg.VERBOSE = record["seed"], False
+    cfg.TEST.SPLIT, cfg.SEED, cfg.VERBOSE = record["split"], record["seed"], False
     cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
     cfg.freeze()
     registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())

@@ -4,16 +4,15 @@ from pathlib import Path
 
 from p2c import registry
 from p2c.config import config_file, extend_cfg
-from p2c.datasets.base import FewShotDataset
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.datasets.fgvc_aircraft import LISTS
-from p2c.datasets.imagenet import CLASSNAMES, ImageNet, read_classnames
-from p2c.datasets.splits import Sizes, read_lines, read_split
+from p2c.datasets.imagenet import CLASSNAMES, ImageNet
+from p2c.datasets.imagenet_variants import ImageNetV2
+from p2c.datasets.splits import read_lines, read_names, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
-from p2c.engine.files import read_json
 from p2c.framework import DATASET_REGISTRY, get_cfg_default
 
 FOLDER_PREFIX = "folder:"
-MARKER = ".complete.json"  # in a dataset's folder: the archives it was unpacked from
 
 
 def load_cfg(name: str, root: Path):
@@ -48,20 +47,11 @@ def sizes_of(kind: type[FewShotDataset]) -> Sizes:
     return kind.sizes
 
 
-def read_marker(folder: Path) -> dict[str, dict]:
-    """Return the archives that a dataset's folder was unpacked from, as far as known: name -> bytes, hash and parts."""
-    try:
-        return dict(read_json(folder / MARKER))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def find_split(kind: type[FewShotDataset], root: Path) -> Path | None:
     """Find a dataset's split file or file of class names; ImageNet's variants may use ImageNet's file."""
-    folders = [kind.folder]
+    paths = [root / kind.folder / kind.split]
     if kind.split == CLASSNAMES:
-        folders.append(ImageNet.folder)
-    paths = [root / folder / kind.split for folder in folders]
+        paths.append(root / ImageNet.folder / CLASSNAMES)
     return next(filter(Path.is_file, paths), None)
 
 
@@ -72,12 +62,12 @@ def check_split(kind: type[FewShotDataset], path: Path) -> None:
         ValueError: it is not, or its numbers differ from the published ones.
     """
     if kind.split == CLASSNAMES:
-        found, expected = len(read_classnames(path)), sizes_of(ImageNet).classes
+        found, expected = len(read_names(path)), sizes_of(ImageNet).classes
         if found != expected:
             raise ValueError(f"{path}: it has {found} class names, expected {expected}")
     elif kind.split.endswith(".json"):
-        split = read_split(path, Path(kind.images), "fetch it again")
-        listed, published = list(map(len, split.parts)), list(sizes_of(kind)[1:])
+        listed = [len(part) for part in read_split(path, Path(kind.images), "fetch it again")]
+        published = list(sizes_of(kind)[1:])
         if listed != published:
             raise ValueError(f"{path}: it lists {listed} images for training, validation and test, expected "
                              f"{published}")
@@ -94,52 +84,58 @@ def find_valid_split(kind: type[FewShotDataset], root: Path) -> Path | None:
     return path
 
 
-def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, folder: Path) -> str:
+def fault_of(kind: type[FewShotDataset], split: Path | None, part: str, place: Path) -> str:
     """Return what is wrong with a folder or file that is, or is to become, `part` of a dataset; "" if nothing.
 
     Only names are checked; no image is opened.
+
+    Args:
+        split: what `find_valid_split` returns.
     """
     holds_images = not kind.images or part == kind.images or part.startswith(f"{kind.images}/")
-    if not (folder.is_dir() if holds_images else folder.is_file()):
-        return f"{folder} is missing"
+    if not (place.is_dir() if holds_images else place.is_file()):
+        return f"{place} is missing"
     if not holds_images:
         return ""
     try:
         if kind.split == CLASSNAMES:
-            listing = list_classes(folder, kind.__name__)
-            found = sum(map(len, listing.values())), len(listing)
-            sizes = sizes_of(kind)
-            images = {"train": sizes.train, "val": sizes.test}.get(Path(part).name, sum(sizes[1:]))
-            expected = images, sizes.classes
-            if found == expected:
-                return ""
-            return "{} holds {} images in {} class folders, expected {} in {}".format(folder, *found, *expected)
-        listed = _listed_in_split(kind, split, part) if kind.split.endswith(".json") else _listed_by_aircraft(folder)
-        check_images_exist(folder, listed, kind.__name__, "the split lists them")
+            return _fault_of_classes(kind, part, place)
+        check_images_exist(place, _listed(kind, split, part, place), kind.__name__, "the split lists them")
     except (OSError, ValueError) as error:
         return str(error)
-    return "" if any(folder.iterdir()) else f"{folder} is empty"
+    return "" if any(place.iterdir()) else f"{place} is empty"
 
 
-def faults_of_parts(kind: type[FewShotDataset], split: Path | None, root: Path, parts: Iterable[str]) -> Iterator[str]:
-    """Yield what is wrong with each faulty one of `parts` of the dataset's folder below `root`."""
-    return filter(None, (fault_of(kind, split, part, root / kind.folder / part) for part in parts))
+def _fault_of_classes(kind: type[FewShotDataset], part: str, folder: Path) -> str:
+    """Return what is wrong with class folders of ImageNet or a variant, by the published numbers; "" if nothing."""
+    sizes = sizes_of(kind)
+    listing = list_classes(folder, kind.__name__)
+    if kind is ImageNetV2 and listing.keys() != {str(label) for label in range(sizes.classes)}:
+        return (f"{folder} should hold the folders 0 to {sizes.classes - 1}, but holds {', '.join(list(listing)[:5])} "
+                "...: this is another version of ImageNetV2")
+    images = sum(map(len, listing.values()))
+    expected = {"train": sizes.train, "val": sizes.test}.get(Path(part).name, sum(sizes[1:]))
+    if (images, len(listing)) == (expected, sizes.classes):
+        return ""
+    return (f"{folder} holds {images} images in {len(listing)} class folders, expected {expected} in "
+            f"{sizes.classes}")
 
 
-def _listed_by_aircraft(images: Path) -> list[str]:
-    """Return the names of the images in FGVC Aircraft's lists, which lie next to the image folder."""
-    lists = [images.parent / name for name in LISTS.values()]
-    lines = [line for path in lists if path.is_file() for line in read_lines(path)]
-    return [f"{line.partition(' ')[0]}.jpg" for line in lines]
+def _listed(kind: type[FewShotDataset], split: Path | None, part: str, folder: Path) -> list[str]:
+    """Return the paths, relative to a part, of the images that belong there; none without a split.
 
-
-def _listed_in_split(kind: type[FewShotDataset], split: Path | None, part: str) -> list[str]:
-    """Return the paths, relative to a part, of the images that a split lists there; none for an invalid split."""
+    FGVC Aircraft's lists are next to the folder of images.
+    """
+    if not kind.split.endswith(".json"):
+        lists = filter(Path.is_file, (folder.parent / name for name in LISTS.values()))
+        return [f"{line.partition(' ')[0]}.jpg" for path in lists for line in read_lines(path)]
     if not split:
         return []
-    try:
-        listed = read_split(split, Path(kind.images), "")
-    except ValueError:  # `check_split` reports it
-        return []
-    paths = (f"{kind.images}/{path}".lstrip("/") for path in listed.paths)
+    paths = (f"{kind.images}/{path}".lstrip("/") for path in read_split(split, Path(kind.images), "").paths)
     return [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
+
+
+def faults_of_parts(kind: type[FewShotDataset], root: Path, parts: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with each faulty one of `parts` of the dataset's folder below `root`."""
+    split = find_valid_split(kind, root)
+    return filter(None, (fault_of(kind, split, part, root / kind.folder / part) for part in parts))

@@ -1,12 +1,12 @@
 """Safe extraction of archives.
 
-Only plain files and folders are written; owners, modes, devices and links in the archive are ignored or refused. An
-archive with a member name that leads out of the target folder is refused as a whole. The format is detected from the
-content, not from the file name.
+Only plain files and folders are written: owners and modes are ignored, a link becomes a copy, a device is refused. An
+archive with a member or a link that leads out of the target folder is refused as a whole. The format is detected from
+the content, not from the file name.
 """
 import fnmatch
+import functools
 import gzip
-import io
 import lzma
 import posixpath
 import re
@@ -16,16 +16,17 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
+
+from tqdm.utils import CallbackIOWrapper
 
 from p2c.download.fetch import CHUNK, InvalidFile, bar
 from p2c.download.places import check_space, format_size
+from p2c.engine.files import errors_naming
 
 GROWTH, SLACK = 4, 64 * 2**20  # an archive may unpack to 4 times its size plus 64 MiB; images hardly compress
 MEMBERS = 1_500_000  # ImageNet, the largest dataset, has 1.3 million images
-STEP = 256 * 2**20  # bytes written between checks of the disk's free space
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # added by file managers, as are names that begin with ._
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError,
           gzip.BadGzipFile, RuntimeError,  # encrypted, or an unknown compression
@@ -33,47 +34,22 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAE
 DRIVE_LETTER = re.compile(r"[A-Za-z]:")
 
 
-@dataclass(frozen=True)
-class Member:
-    """One entry of an archive.
-
-    Attributes:
-        kind: file, folder, link, or another kind, which is refused.
-        target: the target of a link, relative to the archive's root.
-        open: opens the content of a file.
-    """
-
-    name: str
-    kind: str
-    size: int = 0
-    target: str = ""
-    open: Callable[[], IO[bytes]] = io.BytesIO
-
-
 class Budget:
-    """The limits on what an archive may write: bytes, members and free disk space.
-
-    Raises:
-        InvalidFile: the archive exceeds a limit.
-        NoSpace: the disk is too full.
-    """
+    """The limits on what an archive may write, bytes and members; NoSpace if the disk is too full for its own size."""
 
     def __init__(self, archive: Path, folder: Path):
         size = archive.stat().st_size
-        self.folder, self.limit, self.what = folder, GROWTH * size + SLACK, f"unpacking {archive.name}"
-        self.members = self.written = self.checked = 0  # `checked`: bytes written at the last check of the disk
-        check_space(folder, size, self.what)
+        self.limit = GROWTH * size + SLACK
+        self.members = self.written = 0
+        check_space(folder, size, f"unpacking {archive.name}")
 
-    def charge(self, member: Member, size: int) -> None:
-        """Count a member of `size` bytes before it is written."""
+    def charge(self, name: str, size: int) -> None:
+        """Count a member of `size` bytes before it is written; raise InvalidFile if the archive exceeds a limit."""
         self.members += 1
         self.written += size
         if self.members > MEMBERS or self.written > self.limit:
-            raise InvalidFile(f"it unpacks to more than {MEMBERS:,} files or {format_size(self.limit)} (at "
-                              f"{member.name!r}), too much for an archive of its size")
-        if size > STEP or self.written - self.checked > STEP:
-            check_space(self.folder, size, self.what)
-            self.checked = self.written
+            raise InvalidFile(f"it unpacks to more than {MEMBERS:,} files or {format_size(self.limit)} (at {name!r}), "
+                              "too much for an archive of its size")
 
 
 def extract(archive: Path, folder: Path, inner: str = "") -> None:
@@ -87,45 +63,45 @@ def extract(archive: Path, folder: Path, inner: str = "") -> None:
         OSError: a file cannot be written.
     """
     with open(archive, "rb") as file, bar(archive.stat().st_size, f"unpacking {archive.name}") as progress:
+        counted = cast(IO[bytes], CallbackIOWrapper(progress.update, file))
         try:
-            _unpack(file, folder, Budget(archive, folder), inner,
-                    lambda: progress.update(max(0, file.tell() - progress.n)))
+            _unpack(counted, folder, Budget(archive, folder), inner)
         except DAMAGE as error:
             raise InvalidFile(f"it is damaged ({error or type(error).__name__})") from error
 
 
-def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "",
-            advance: Callable[[], object] = lambda: None) -> None:
-    """Unpack an open archive; `advance` is called after each member, to show progress."""
+def _unpack(file: IO[bytes], folder: Path, budget: Budget, inner: str = "") -> None:
+    """Unpack an open archive."""
     links = []
-    for member in _members(file):
+    for member, open_member in _members(file):
         parts = _parts(member.name, member.name)
-        if member.kind not in ("file", "folder", "link"):
-            raise InvalidFile(f"its member {member.name!r} is a {member.kind}")
-        if member.kind == "link":
-            links.append((member, parts, _parts(posixpath.normpath(member.target), member.name)))
+        if member.issym() or member.islnk():
+            base = posixpath.dirname(member.name) if member.issym() else ""
+            target = posixpath.normpath(posixpath.join(base, member.linkname))
+            links.append((member.name, parts, _parts(target, member.name)))
+        elif not (member.isreg() or member.isdir()):
+            raise InvalidFile(f"its member {member.name!r} is a device or of an unknown kind")
         if not parts or parts[-1].startswith("._") or any(part in JUNK for part in parts):
             continue
         path = folder.joinpath(*parts)
-        if member.kind == "file":
+        if member.isdir():
+            budget.charge(member.name, 0)
+            path.mkdir(parents=True, exist_ok=True)
+        elif member.isreg():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as stream:
+            with open_member() as stream:
                 if inner and fnmatch.fnmatchcase(member.name, inner):
                     within = path.with_name(path.name[:path.name.index(".tar")])
                     within.mkdir(exist_ok=True)
                     _unpack(stream, within, budget)
                 else:
-                    budget.charge(member, member.size)
-                    with open(path, "wb") as file_out:
-                        shutil.copyfileobj(stream, file_out, CHUNK)
-        elif member.kind == "folder":
-            budget.charge(member, 0)
-            path.mkdir(parents=True, exist_ok=True)
-        advance()
-    for member, parts, target in links:  # a link becomes a copy, so that no path in the folder leads out of it
-        source, path = folder.joinpath(*target), folder.joinpath(*parts)
+                    budget.charge(member.name, member.size)
+                    with errors_naming(path), open(path, "wb") as unpacked:
+                        shutil.copyfileobj(stream, unpacked, CHUNK)
+    for name, parts, target_parts in links:  # a link becomes a copy, so that no path in the folder leads out of it
+        source, path = folder.joinpath(*target_parts), folder.joinpath(*parts)
         if source.is_file() and source != path:
-            budget.charge(member, source.stat().st_size)
+            budget.charge(name, source.stat().st_size)
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path)
 
@@ -138,53 +114,38 @@ def _parts(name: str, member: str) -> list[str]:
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or any(map(DRIVE_LETTER.match, parts)):
-        leads = "" if name == member else f", a link to {name!r},"
-        raise InvalidFile(f"its member {member!r}{leads} leads out of the folder")
+        raise InvalidFile(f"its member {member!r} leads out of the folder")
     return parts
 
 
-def _members(file: IO[bytes]) -> Iterator[Member]:
-    """Yield the members of a tar or zip in order; once exhausted, all checksums have been verified."""
+def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, Callable[[], IO[bytes]]]]:
+    """Yield each member of a tar or zip and a function that opens it; at the end all checksums have been verified."""
     try:
         tar = tarfile.open(fileobj=file, mode="r:*")
     except tarfile.ReadError:
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
-            yield from (_zip_member(archive, info) for info in archive.infolist())
+            for info in archive.infolist():
+                yield _zip_member(archive, info), functools.partial(archive.open, info)
         return
     with tar:
-        for info in tar:
-            yield _tar_member(tar, info)
+        for member in tar:
+            yield member, functools.partial(cast(Callable[..., IO[bytes]], tar.extractfile), member)
         while tar.fileobj.read(CHUNK):  # read to the end: the compression's checksum follows the last member
             pass
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    if info.isdir():
-        return Member(info.name, "folder")
-    if info.issym():
-        return Member(info.name, "link", target=posixpath.join(posixpath.dirname(info.name), info.linkname))
-    if info.islnk():
-        return Member(info.name, "link", target=info.linkname)
-    if info.isreg():
-        return Member(info.name, "file", info.size, open=lambda: _open_file(tar, info))
-    return Member(info.name, "device" if info.isdev() else "member of an unknown kind")
-
-
-def _open_file(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = tar.extractfile(info)
-    assert stream is not None, "a plain file has content"
-    return stream
-
-
-def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    name, mode = info.orig_filename, info.external_attr >> 16  # the name as stored; Unix permissions, if any
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tarfile.TarInfo:
+    """Describe a member of a zip as one of a tar."""
+    member = tarfile.TarInfo(info.orig_filename)  # the name as stored
+    member.size = info.file_size
+    mode = info.external_attr >> 16  # Unix permissions, if any
     if stat.S_ISLNK(mode):
+        member.type = tarfile.SYMTYPE
         with archive.open(info) as stream:
-            target = stream.read(CHUNK).decode("utf-8", "surrogateescape")
-        return Member(name, "link", target=posixpath.join(posixpath.dirname(name), target))
-    if info.is_dir():
-        return Member(name, "folder")
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-        return Member(name, "device")
-    return Member(name, "file", info.file_size, open=lambda: archive.open(info))
+            member.linkname = stream.read(CHUNK).decode("utf-8", "surrogateescape")
+    elif info.is_dir():
+        member.type = tarfile.DIRTYPE
+    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        member.type = tarfile.CHRTYPE
+    return member

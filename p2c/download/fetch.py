@@ -7,7 +7,6 @@ import hashlib
 import http
 import http.client
 import os
-import re
 import shutil
 import tarfile
 import textwrap
@@ -31,7 +30,6 @@ log = get_logger(__name__)
 DRIVE = "drive:"
 CHUNK = 2**20
 TIMEOUT = 60  # seconds to wait for an answer
-RESUMPTIONS = 50  # of one transfer, as long as each makes progress
 HEADERS = {"User-Agent": "p2c", "Accept-Encoding": "identity"}  # the stored bytes: their size and hash are known
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
 
@@ -46,7 +44,6 @@ class Remote:
         sources: URLs, or drive:ID for a file on Google Drive, tried in turn.
         size: exact number of bytes, if known; a file of another size is refused.
         digest: "sha256:..." or "md5:...", if known; a file with another digest is refused.
-        certain: False if the digest is that of another copy; a mismatch is then only a warning.
         about: approximate number of bytes.
     """
 
@@ -54,7 +51,6 @@ class Remote:
     sources: tuple[str, ...] = ()
     size: int | None = None
     digest: str = ""
-    certain: bool = True
     about: int | None = None
 
     @property
@@ -62,13 +58,14 @@ class Remote:
         """The exact or approximate number of bytes, if known."""
         return self.size or self.about
 
+    @property
+    def description(self) -> str:
+        """The name, with the size if that is known."""
+        return f"{self.name} ({format_size(self.expected)})" if self.expected else self.name
+
 
 class InvalidFile(ValueError):
     """A file is not the expected one."""
-
-
-class SourceError(OSError):
-    """A source does not provide its file."""
 
 
 class ConnectionDropped(OSError):
@@ -76,7 +73,7 @@ class ConnectionDropped(OSError):
 
 
 class FetchError(OSError):
-    """None of a file's sources provided it; the reasons have been logged."""
+    """A file, or a part of a dataset, cannot be had from a source, or from any of them."""
 
 
 def address(source: str) -> str:
@@ -96,27 +93,54 @@ def fetch(remote: Remote, target: Path, accept: Callable[[Path], None] | None = 
         FetchError: no source provided the file.
         OSError: the file cannot be written.
     """
-    def check(path: Path) -> None:
-        check_file(path, remote)
-        if accept:
-            accept(path)
-
     for source in remote.sources:
-        size = f" ({format_size(remote.expected)})" if remote.expected else ""
-        log.info(f"Fetching {target.name}{size} from {address(source)}")
+        log.info(f"Fetching {remote.description} from {address(source)}")
         try:
-            if source.startswith(DRIVE):
-                arrived = _from_drive(source.removeprefix(DRIVE), target, remote, check, drive)
-            else:
-                arrived = _from_url(source, target.with_name(f"{target.name}.part"), remote, check)
-        except (SourceError, ValueError) as error:
+            arrived = _download(source, target, remote, accept, drive)
+        except (FetchError, ValueError) as error:
             log.info(f"  failed: {error}")
             continue
         os.replace(arrived, target)
-        shutil.rmtree(_drive_folder(target), ignore_errors=True)
-        target.with_name(f"{target.name}.part").unlink(missing_ok=True)
+        for partial in _partial(target):
+            _discard(partial)
         return
     raise FetchError(f"none of the sources of {target.name} provided it")
+
+
+def _partial(target: Path) -> tuple[Path, Path]:
+    """Return the file of a partial download from a URL, and the folder of one from Google Drive."""
+    return target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.drive.part")
+
+
+def _download(source: str, target: Path, remote: Remote, accept: Callable[[Path], None] | None, drive: Drive) -> Path:
+    """Download a file, check it and return its path for now; one that was resumed and is wrong is downloaded again."""
+    part, folder = _partial(target)
+    from_drive = source.startswith(DRIVE)
+    partial, arrived = (folder, folder / target.name) if from_drive else (part, part)
+    while True:
+        resumed = any(folder.glob("*")) if from_drive else part.exists()
+        try:
+            if from_drive:
+                _transfer_from_drive(source.removeprefix(DRIVE), arrived, remote, drive)
+            else:
+                _transfer_resuming(source, part, remote)
+            check_file(arrived, remote)
+            if accept:
+                accept(arrived)
+            return arrived
+        except ValueError as error:
+            _discard(partial)
+            if not resumed:
+                raise
+            log.info(f"  {error}; downloading it again from the start")
+
+
+def _discard(partial: Path) -> None:
+    """Remove a partial download."""
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
 
 
 def check_file(path: Path, remote: Remote) -> None:
@@ -137,23 +161,20 @@ def check_file(path: Path, remote: Remote) -> None:
     if remote.name.endswith(ARCHIVES) and not (tarfile.is_tarfile(path) or zipfile.is_zipfile(path)):
         raise InvalidFile("it is not an archive, or an incomplete one")
     if remote.digest:
-        algorithm = remote.digest.partition(":")[0]
+        algorithm, _, expected = remote.digest.partition(":")
         found = digest(path, algorithm)
-        if found != remote.digest:
-            text = f"its {algorithm.upper()} is {found.partition(':')[2]}, expected {remote.digest.partition(':')[2]}"
-            if remote.certain:
-                raise InvalidFile(text)
-            log.warning(f"{remote.name}: {text}; the expected hash is that of another copy, so the file may be right")
+        if found != expected:
+            raise InvalidFile(f"its {algorithm.upper()} is {found}, expected {expected}")
 
 
-def digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return a file's hash as "algorithm:hexadecimal"."""
+def digest(path: Path, algorithm: str) -> str:
+    """Return a file's hash in hexadecimal digits."""
     hasher = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file, bar(path.stat().st_size, f"checking {path.name}") as progress:
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
             progress.update(len(chunk))
-    return f"{algorithm}:{hasher.hexdigest()}"
+    return hasher.hexdigest()
 
 
 def bar(total: int | None, what: str, initial: int = 0) -> tqdm:
@@ -164,32 +185,16 @@ def bar(total: int | None, what: str, initial: int = 0) -> tqdm:
 
 # HTTP
 
-def _from_url(url: str, part: Path, remote: Remote, check: Callable[[Path], None]) -> Path:
-    """Download a URL to `part`, check it and return `part`; a resumed file that is wrong is downloaded once more."""
-    resumed = part.exists()
-    _transfer_resuming(url, part, remote)
-    try:
-        check(part)
-    except ValueError as error:
-        part.unlink()
-        if not resumed:
-            raise
-        log.info(f"  {error}; downloading it again from the start")
-        return _from_url(url, part, remote, check)
-    return part
-
-
 def _transfer_resuming(url: str, part: Path, remote: Remote) -> None:
-    """Transfer a file, resuming whenever the connection breaks."""
-    for _ in range(RESUMPTIONS):
+    """Transfer a file, resuming whenever the connection breaks, as long as some bytes arrive each time."""
+    while True:
         before = _size(part)
         try:
             return _transfer(url, part, remote)
         except ConnectionDropped as error:
             if _size(part) <= before:
-                raise SourceError(f"{error}; the next call resumes {part}") from error
+                raise FetchError(f"{error}; the next call resumes {part}") from error
             log.info(f"  {error}; resuming")
-    raise SourceError(f"the connection broke {RESUMPTIONS} times; the next call resumes {part}")
 
 
 def _transfer(url: str, part: Path, remote: Remote) -> None:
@@ -197,28 +202,27 @@ def _transfer(url: str, part: Path, remote: Remote) -> None:
     have = _size(part)
     if remote.size and have == remote.size:  # complete; its digest is checked later
         return
-    if remote.size and have > remote.size:  # another file: start again
-        have = 0
     headers = {**HEADERS, "Range": f"bytes={have}-"} if have else HEADERS
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:  # no bytes follow those we have
-            if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-                return
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:  # it is another, shorter file
             part.unlink()
             return _transfer(url, part, remote)
-        raise SourceError(f"the server answers {error.code} {error.reason}") from error
+        raise FetchError(f"the server answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise SourceError(f"cannot connect ({getattr(error, 'reason', error)})") from error
+        raise FetchError(f"cannot connect ({getattr(error, 'reason', error)})") from error
     with response:
-        if url.startswith("https:") and response.url.startswith("http:") and not (remote.digest and remote.certain):
-            raise SourceError(f"it redirects to {response.url}, which is not encrypted, and no hash of it is known")
-        start, total = _range_of(response, have)
-        if remote.size and total and total != remote.size:
+        if url.startswith("https:") and response.url.startswith("http:") and not remote.digest:
+            raise FetchError(f"it redirects to {response.url}, which is not encrypted, and no hash of it is known")
+        if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+            raise FetchError("the server answers with a web page instead of the file")
+        start = have if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdigit() else remote.size
+        if remote.size and total != remote.size:
             raise InvalidFile(f"the server has a file of {total} bytes, expected {remote.size}")
-        total = total or remote.size
         check_space(part.parent, (total or remote.expected or start) - start, part.name.removesuffix(".part"))
         with open(part, "r+b" if start else "wb") as file, bar(total, part.name, start) as progress:
             file.seek(start)
@@ -230,23 +234,6 @@ def _transfer(url: str, part: Path, remote: Remote) -> None:
             arrived = file.tell()
     if total and arrived != total:
         raise ConnectionDropped(f"the connection ended after {arrived} of {total} bytes")
-
-
-def _range_of(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
-    """Return the offset of a response's first byte and, if announced, the size of the whole file.
-
-    Raises:
-        SourceError: the response is a web page, or another range than requested.
-    """
-    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        raise SourceError("the server answers with a web page instead of the file")
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-        length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdigit() else None
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if not found or int(found[1]) != have:
-        raise SourceError(f"the server does not answer with the requested bytes, from {have} on")
-    return have, int(found[3]) if found[3] != "*" else int(found[2]) + 1
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -263,38 +250,19 @@ def _size(path: Path) -> int:
 
 # Google Drive
 
-def _drive_folder(target: Path) -> Path:
-    return target.with_name(f"{target.name}.drive.part")
-
-
-def _from_drive(file_id: str, target: Path, remote: Remote, check: Callable[[Path], None], drive: Drive) -> Path:
-    """Download a file from Google Drive to its own folder, check it and return its path.
-
-    A resumed file that is wrong is downloaded once more.
-    """
-    folder = _drive_folder(target)
-    folder.mkdir(exist_ok=True)
-    path = folder / target.name
-    resumed = any(folder.iterdir())
-    if not path.exists():
-        check_space(folder, remote.expected or 0, target.name)
-        try:
-            # gdown resumes a partial file in the folder whose name begins with that of `output`.
-            drive(id=file_id, output=str(path), quiet=not on_terminal(), resume=True)
-        except Exception as error:  # gdown raises its own errors, those of requests, and those of parsing a page
-            if resumed and "range" in str(error):  # the file has changed, or cannot be resumed
-                shutil.rmtree(folder)
-                return _from_drive(file_id, target, remote, check, drive)
-            reason = textwrap.shorten(str(error), 300) or type(error).__name__
-            raise SourceError(f"Google Drive does not provide it ({reason})") from error
-        if not path.is_file():
-            raise SourceError("Google Drive does not provide it (gdown wrote no file)")
+def _transfer_from_drive(file_id: str, path: Path, remote: Remote, drive: Drive) -> None:
+    """Download a file from Google Drive to `path`, in a folder of its own, unless it is there."""
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        return
+    check_space(path.parent, remote.expected or 0, path.name)
     try:
-        check(path)
-    except ValueError as error:
-        shutil.rmtree(folder)
-        if not resumed:
-            raise
-        log.info(f"  {error}; downloading it again from the start")
-        return _from_drive(file_id, target, remote, check, drive)
-    return path
+        # gdown resumes a partial file in the folder whose name begins with that of `output`.
+        drive(id=file_id, output=str(path), quiet=not on_terminal(), resume=True)
+    except Exception as error:  # gdown raises its own errors, those of requests, and those of parsing a page
+        reason = textwrap.shorten(str(error), 300) or type(error).__name__
+        if "range" in reason:
+            raise InvalidFile(f"Google Drive does not resume it ({reason})") from error
+        raise FetchError(f"Google Drive does not provide it ({reason})") from error
+    if not path.is_file():
+        raise FetchError("Google Drive does not provide it (gdown wrote no file)")

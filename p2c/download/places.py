@@ -4,7 +4,6 @@ import filecmp
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,54 +48,35 @@ def format_size(size: int) -> str:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a dataset's folder, waiting for other processes; a killed process releases its lock."""
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire()
+        held = lock.acquire(timeout=0)
     except Timeout:
         log.info(f"Another process is fetching {folder}; waiting for it")
-        lock.acquire(timeout=-1)
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def draft(target: Path) -> Iterator[Path]:
-    """Create a folder next to a target, in which to build it; remove that folder afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def drafts_in(folder: Path) -> list[Path]:
     """List the drafts in a folder. For the holder of the lock these are leftovers of killed processes."""
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir()
+    return [path for path in folder.glob(".*")
             if DRAFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Rename a file or folder to its final name, unless an equal file has it; set anything else of that name aside."""
+    """Rename a file or folder to its final name, unless an equal file has it.
+
+    Anything else of that name is renamed to the first free name TARGET.old-N; an empty folder is removed.
+    """
     if source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
-    with contextlib.suppress(OSError):  # an empty folder need not be kept
+    with contextlib.suppress(OSError):  # not an empty folder
         target.rmdir()
-    set_aside(target)
+    if os.path.lexists(target):
+        number = 1
+        while os.path.lexists(kept := target.with_name(f"{target.name}.old-{number}")):
+            number += 1
+        os.rename(target, kept)
+        log.info(f"{target} was there already and differs; it is kept as {kept.name}")
     os.rename(source, target)
-
-
-def set_aside(path: Path) -> None:
-    """Rename the file or folder at a path, if any, to the first free name PATH.old-N."""
-    if not os.path.lexists(path):
-        return
-    number = 1
-    while os.path.lexists(kept := path.with_name(f"{path.name}.old-{number}")):
-        number += 1
-    os.rename(path, kept)
-    log.info(f"{path} was there already and differs; it is kept as {kept.name}")

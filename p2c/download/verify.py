@@ -1,25 +1,14 @@
 """Verification that a dataset is as published: it compares the counts and opens images."""
-import multiprocessing
 import random
-import signal
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from tqdm import tqdm
 
-from p2c.datasets.base import FewShotDataset
-from p2c.datasets.splits import Sizes
+from p2c.datasets.base import FewShotDataset, Sizes
 from p2c.datasets.trees import images_below
-from p2c.download.contents import (
-    check_split,
-    class_of,
-    faults_of_parts,
-    find_split,
-    find_valid_split,
-    load_cfg,
-    read_marker,
-)
+from p2c.download.contents import check_split, class_of, faults_of_parts, find_split, find_valid_split, load_cfg
 from p2c.download.sources import Source
 from p2c.engine.files import UnreadableImage, read_image
 from p2c.engine.logger import on_terminal
@@ -39,11 +28,10 @@ class Report:
 def state_of(name: str, source: Source, root: Path) -> str:
     """Return the state of a dataset, judged by names alone: complete, split missing, images missing or absent."""
     kind = class_of(name)
-    split = find_valid_split(kind, root)
-    if any(faults_of_parts(kind, split, root, source.targets)):
+    if any(faults_of_parts(kind, root, source.targets)):
         found = any((root / kind.folder / part).exists() for part in (*source.targets, kind.split))
         return "images missing" if found else "absent"
-    return "complete" if split else "split missing"
+    return "complete" if find_valid_split(kind, root) else "split missing"
 
 
 def verify(name: str, source: Source | None, root: Path, full: bool = False) -> Report:
@@ -56,8 +44,7 @@ def verify(name: str, source: Source | None, root: Path, full: bool = False) -> 
     cfg = load_cfg(name, root)
     kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     folder = Path(cfg.DATASET.ROOT) / kind.folder
-    report = Report([f"unpacked from {archive}, {record.get('hash')}"
-                     for archive, record in read_marker(folder).items()])
+    report = Report()
     try:
         data = kind(cfg)
     except (OSError, ValueError) as error:
@@ -69,7 +56,7 @@ def verify(name: str, source: Source | None, root: Path, full: bool = False) -> 
         paths = list(dict.fromkeys(item.impath for part in parts for item in part))
     if not full:
         paths = random.Random(0).sample(paths, min(SAMPLE, len(paths)))
-    unreadable = list(filter(None, open_images(paths, name)))
+    unreadable = open_images(paths, name)
     report.faults += unreadable
     if paths:
         report.facts.append(f"{len(paths) - len(unreadable):,} of {len(paths):,} images opened")
@@ -80,34 +67,24 @@ def faults_of(kind: type[FewShotDataset], source: Source, root: Path) -> list[st
     """Return all faults of a dataset's split and file names; building the dataset reports only the first."""
     if not (root / kind.folder).is_dir():
         return []
-    split = find_split(kind, root)
-    faults = [] if split else [f"{root / kind.folder / kind.split} is missing"]
+    faults = []
     try:
-        if split:
-            check_split(kind, split)
+        if path := find_split(kind, root):
+            check_split(kind, path)
+        else:
+            faults.append(f"{root / kind.folder / kind.split} is missing")
     except ValueError as error:
         faults.append(str(error))
-    return [*faults, *faults_of_parts(kind, split, root, source.targets)]
+    return [*faults, *faults_of_parts(kind, root, source.targets)]
 
 
-def open_images(paths: list[str], name: str) -> Iterator[str]:
-    """Decode images, in several processes if there are many; yield the fault of each, or ""."""
-    progress = tqdm(total=len(paths), desc=f"opening images of {name}", unit="image", leave=False,
-                    disable=not on_terminal())
-    with progress:
-        for fault in _in_processes(paths) if len(paths) > SAMPLE else map(fault_of_image, paths):
-            progress.update()
-            yield fault
-
-
-def _in_processes(paths: list[str]) -> Iterable[str]:
-    with multiprocessing.Pool(initializer=_leave_signals_to_parent) as pool:
-        yield from pool.imap(fault_of_image, paths, chunksize=64)
-
-
-def _leave_signals_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def open_images(paths: list[str], name: str) -> list[str]:
+    """Decode images, in several threads; return the faults of those that cannot be decoded."""
+    with ThreadPool() as pool:
+        faults = pool.imap(fault_of_image, paths, chunksize=64)
+        shown = tqdm(faults, f"opening images of {name}", len(paths), leave=False, unit="image",
+                     disable=not on_terminal())
+        return list(filter(None, shown))
 
 
 def fault_of_image(path: str) -> str:

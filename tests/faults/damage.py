@@ -2,7 +2,6 @@
 which file is damaged; never a traceback, never other numbers."""
 import csv
 import json
-import os
 import random
 import re
 import shutil
@@ -59,7 +58,6 @@ CASES = (
     Case("results.json, resumed from", "out/results.json", "half", cut=True),
     Case("curves, resumed from", "out/tensorboard/*", "half"),
     Case("owner of the lock", "out/run.owner", "half"),
-    Case("few-shot draw", "data/oxford_pets/split_fewshot/*.json", "half", cut=True),
     Case("split JSON", "data/oxford_pets/split_zhou_OxfordPets.json", "half"),
     Case("image", "data/oxford_pets/images/*_train_*.png", "half", unseen=True),
     Case("YAML", "config.yaml", "half"),
@@ -67,7 +65,6 @@ CASES = (
     Case("CSV split", "data/split.csv", "folder"),
     Case("class names of a folder", "data/classnames.txt", "folder"),
     Case("class names of ImageNet", "data/imagenet/classnames.txt", "imagenet"),
-    Case("listing", "data/imagenet/split_fewshot/listing_*.json", "imagenet", cut=True),
     Case("checkpoint, verified", f"out/{LEARNER}/model-best.pth.tar", "verify_run"),
     Case("results.json, verified", "out/results.json", "verify_run", cut=True),
     Case("checkpoint, predicted with", f"out/{LEARNER}/model-best.pth.tar", "predict"),
@@ -84,7 +81,7 @@ def main(seed: int, quick: bool) -> bool:
     total, faults = Counter(), []
     with tempfile.TemporaryDirectory() as scratch:
         scenes = Scenes(Path(scratch))
-        for case in random.Random(f"{seed}.cases").sample(CASES[:9], 2) if quick else CASES:
+        for case in random.Random(f"{seed}.cases").sample(CASES[:8], 2) if quick else CASES:
             rng = random.Random(f"{seed}.{case.name}")
             counts = Counter()
             for number in range(2 if quick else TIMES):
@@ -173,8 +170,6 @@ class Scenes:
             write_csv(data)
         if scene == "imagenet":
             data_trees.write_imagenet(data)
-            for folder in (data / "imagenet/images").glob("*/*"):
-                os.utime(folder, (1e9, 1e9))  # long ago, or its listing would not be trusted
         shutil.copyfile(processes.ROOT / "configs/trainers/P2C/tiny_shapes.yaml", self.place / "config.yaml")
         ended = processes.run(lambda: torch.save(load_backbone("tiny-shapes", "random").model.state_dict(),
                                                  self.place / "clip.pt"))
