@@ -24,13 +24,16 @@ def dry_run(monkeypatch, capsys):
 
 
 def test_our_step_and_the_plain_one_agree_in_loss_and_gradients(start):
-    """Of ImageNet's first ten names, with "." and [EOT], five have 3 tokens, three 4 and two 5; 5 are shared."""
+    """Of ImageNet's first ten names, with "." and [EOT], five have 3 tokens, three 4 and two 5; 5 are shared.
+
+    Padding all names to 5 tokens costs less than a second bucket.
+    """
     done = start(ROOT / "benchmarks/step.py", "--quick", "--classes", "10", "--device", "cpu",
                  env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     _, plain, ours = [line.split() for line in done.stdout.splitlines() if line.startswith(" ")]
-    assert plain[2:4] == ["plain", str(77 * 10)] and ours[2:4] == ["ours", str(5 + 5 * 3 + 5 * 5)]
-    fewer_operations, loss_differs, gradients_differ = map(float, ours[9:])
+    assert plain[2:4] == ["plain", str(77 * 10)] and ours[2:4] == ["ours", str(5 + 10 * 5)]
+    fewer_operations, loss_differs, gradients_differ = map(float, ours[-3:])
     assert fewer_operations > 1 and loss_differs <= 1e-5 and gradients_differ <= 1e-4
 
 
