@@ -12,8 +12,8 @@ from clip_files import make_pets
 from messages import naming
 
 from p2c.engine import distributed
-from p2c.engine.distributed import ShardBatchSampler, ShardSampler
 from p2c.engine.results import read_results
+from p2c.engine.samplers import ShardBatchSampler, ShardSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 FAILING = """

@@ -9,8 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from p2c.engine import distributed
-from p2c.engine.distributed import ShardBatchSampler, ShardSampler
-from p2c.engine.samplers import FULL_PASS, SAMPLERS
+from p2c.engine.samplers import FULL_PASS, SAMPLERS, ShardBatchSampler, ShardSampler, build_sampler
 
 SEEDS, EPOCHS = st.integers(0, (1 << 63) - 1), st.integers(0, 300) | st.sampled_from(["val", "u.3"])
 
@@ -28,7 +27,7 @@ def samplers(draw, names=tuple(SAMPLERS)):
     seed, epoch = draw(SEEDS), draw(EPOCHS)
 
     def make():
-        sampler = SAMPLERS[name](images, batch_size, n_domain, n_ins, seed)
+        sampler = build_sampler(name, SimpleNamespace(SEED=seed), images, batch_size, n_domain, n_ins)
         sampler.set_epoch(epoch)
         return sampler
 

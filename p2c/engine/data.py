@@ -3,34 +3,30 @@
 A batch is a function of (seed, epoch, index of each image): it depends neither on the number of workers nor on other
 uses of random numbers, and a resumed run gets the same.
 """
-import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from p2c.engine.datasets import DatasetBase, Datum
-from p2c.engine.distributed import ShardBatchSampler, ShardSampler, processes
+from p2c.engine.datasets import Datum
+from p2c.engine.distributed import processes
 from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
-from p2c.engine.samplers import build_sampler
+from p2c.engine.samplers import ShardBatchSampler, ShardSampler, build_sampler
 from p2c.engine.seeds import preserve_random_state, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
 from p2c.utils.logs import get_logger
 from p2c.utils.streams import seed_of
-
-__all__ = [
-    "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "build_data_loader", "build_transform", "set_epoch"
-]
 
 log = get_logger(__name__)
 
@@ -85,8 +81,7 @@ class DatasetWrapper(Dataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         image = read_image(item.impath)
         if self.is_train:
-            in_worker = get_worker_info() is not None  # where nothing else draws random numbers
-            with contextlib.nullcontext() if in_worker else preserve_random_state(gpu=False):
+            with preserve_random_state(gpu=False):
                 self._seed_augmentation(idx)
                 output.update(self._images(image))
         else:
@@ -178,7 +173,8 @@ def _exit_on_sigterm_from(trainer: int) -> None:
 
 def set_epoch(loader, epoch: int | str) -> None:
     """Pass the new epoch to those parts of a loader that have a `set_epoch`."""
-    for part in (loader, *(getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler"))):
+    batches = getattr(loader, "batch_sampler", None)
+    for part in (loader, getattr(loader, "dataset", None), batches, getattr(batches, "sampler", None)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
@@ -204,30 +200,20 @@ class DataManager:
         for split in ("train_x", "test"):
             if not getattr(self.dataset, split):
                 raise ValueError(f"{cfg.DATASET.NAME}: the list {split} is empty")
-        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.num_classes: int = self.dataset.num_classes
+        self.lab2cname: dict[int, str] = self.dataset.lab2cname
 
-        if custom_tfm_train is None:
-            tfm_train = build_transform(cfg, is_train=True)
-        else:
-            log.info("* Using custom transform for training")
-            tfm_train = custom_tfm_train
-        if custom_tfm_test is None:
-            tfm_test = build_transform(cfg, is_train=False)
-        else:
-            log.info("* Using custom transform for testing")
-            tfm_test = custom_tfm_test
+        tfm_train = _transform(cfg, custom_tfm_train, is_train=True)
+        tfm_test = _transform(cfg, custom_tfm_test, is_train=False)
+        build = partial(build_data_loader, cfg, dataset_wrapper=dataset_wrapper)
 
         def train_loader(data_source, opts):
-            return build_data_loader(
-                cfg, opts.SAMPLER, data_source, opts.BATCH_SIZE, opts.N_DOMAIN, opts.N_INS,
-                tfm=tfm_train, is_train=True, dataset_wrapper=dataset_wrapper,
-            )
+            return build(opts.SAMPLER, data_source, opts.BATCH_SIZE, opts.N_DOMAIN, opts.N_INS, tfm=tfm_train)
 
         def test_loader(data_source):
-            return build_data_loader(
-                cfg, cfg.DATALOADER.TEST.SAMPLER, data_source, cfg.DATALOADER.TEST.BATCH_SIZE,
-                tfm=tfm_test, is_train=False, dataset_wrapper=dataset_wrapper,
-            )
+            opts = cfg.DATALOADER.TEST
+            return build(opts.SAMPLER, data_source, opts.BATCH_SIZE, tfm=tfm_test, is_train=False)
 
         opts_x, opts_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
         self.train_loader_x = train_loader(self.dataset.train_x, opts_x)
@@ -239,19 +225,10 @@ class DataManager:
 
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
-        self._report_dropped_images()
-
-    @property
-    def num_classes(self) -> int:
-        return self.dataset.num_classes
-
-    @property
-    def num_source_domains(self) -> int:
-        return self._num_source_domains
-
-    @property
-    def lab2cname(self) -> dict[int, str]:
-        return self.dataset.lab2cname
+        batches: Any = self.train_loader_x.batch_sampler
+        if len(batches) and (dropped := len(batches.sampler) % batches.batch_size):
+            log.info(f"Each epoch leaves out {dropped} of {len(self.dataset.train_x)} training images: they do not "
+                     "fill a batch")
 
     def show_dataset_summary(self, cfg) -> None:
         """Log a table of the dataset's sizes."""
@@ -266,9 +243,9 @@ class DataManager:
                 rows.append([f"# {split}", f"{len(items):,}"])
         log.info(tabulate(rows))
 
-    def _report_dropped_images(self) -> None:
-        batches: Any = self.train_loader_x.batch_sampler
-        total = len(self.dataset.train_x)
-        dropped = len(batches.sampler) % batches.batch_size
-        if dropped and len(batches):
-            log.info(f"Each epoch leaves out {dropped} of {total} training images: they do not fill a batch")
+
+def _transform(cfg, custom: Callable | list | None, is_train: bool) -> Callable | list | None:
+    if custom is None:
+        return build_transform(cfg, is_train)
+    log.info(f"* Using custom transform for {'training' if is_train else 'testing'}")
+    return custom
