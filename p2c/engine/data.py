@@ -174,7 +174,8 @@ def _exit_on_sigterm_from(trainer: int) -> None:
 def set_epoch(loader, epoch: int | str) -> None:
     """Pass the new epoch to those parts of a loader that have a `set_epoch`."""
     batches = getattr(loader, "batch_sampler", None)
-    for part in (loader, getattr(loader, "dataset", None), batches, getattr(batches, "sampler", None)):
+    parts: list[Any] = [loader, getattr(loader, "dataset", None), batches, getattr(batches, "sampler", None)]
+    for part in parts:
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
@@ -200,9 +201,7 @@ class DataManager:
         for split in ("train_x", "test"):
             if not getattr(self.dataset, split):
                 raise ValueError(f"{cfg.DATASET.NAME}: the list {split} is empty")
-        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
-        self.num_classes: int = self.dataset.num_classes
-        self.lab2cname: dict[int, str] = self.dataset.lab2cname
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
 
         tfm_train = _transform(cfg, custom_tfm_train, is_train=True)
         tfm_test = _transform(cfg, custom_tfm_test, is_train=False)
@@ -229,6 +228,18 @@ class DataManager:
         if len(batches) and (dropped := len(batches.sampler) % batches.batch_size):
             log.info(f"Each epoch leaves out {dropped} of {len(self.dataset.train_x)} training images: they do not "
                      "fill a batch")
+
+    @property
+    def num_classes(self) -> int:
+        return self.dataset.num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self.dataset.lab2cname
 
     def show_dataset_summary(self, cfg) -> None:
         """Log a table of the dataset's sizes."""
