@@ -53,13 +53,12 @@ else:
 
         def register(self, obj=None, force: bool = False):
             """Add an object unless its name is taken; usable as a decorator."""
-            if obj is None:
-                def decorator(decorated):
-                    self.register(decorated, force)
-                    return decorated
-                return decorator
-            if force or obj.__name__ not in self._registry.registered_names():
-                self._registry.register(obj, force=force)
+            def add(obj):
+                if force or obj.__name__ not in self._registry.registered_names():
+                    self._registry.register(obj, force=force)
+                return obj
+
+            return add if obj is None else add(obj)
 
         def __getattr__(self, name: str):
             return getattr(self._registry, name)
