@@ -214,7 +214,7 @@ def _provided(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-def _datum(*fields):
+def _datum(impath: str, label: int, domain: int, classname: str):
     from p2c.engine.datasets import Datum
 
-    return Datum(*fields, check=False)
+    return Datum(impath, label, domain, classname, check=False)

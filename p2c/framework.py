@@ -14,20 +14,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or compat.engine() == compat.OURS:
-    from p2c.engine import (
-        DATASET_REGISTRY,
-        EVALUATOR_REGISTRY,
-        TRAINER_REGISTRY,
-        DataManager,
-        DatasetBase,
-        DatasetWrapper,
-        SimpleTrainer,
-        TrainerBase,
-        TrainerX,
-        build_trainer,
-        build_transform,
-        get_cfg_default,
-    )
+    from p2c.engine.config import get_cfg_default
+    from p2c.engine.data import DataManager, DatasetWrapper
+    from p2c.engine.datasets import DatasetBase
+    from p2c.engine.registry import DATASET_REGISTRY, EVALUATOR_REGISTRY, TRAINER_REGISTRY, build_trainer
+    from p2c.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
+    from p2c.engine.transforms import build_transform
 else:
     from dassl.config import get_cfg_default
     from dassl.data import DataManager, DatasetWrapper

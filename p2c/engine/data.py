@@ -66,12 +66,6 @@ class DatasetWrapper(Dataset):
     def __len__(self) -> int:
         return len(self.data_source)
 
-    @property
-    def epoch(self) -> int | str:
-        """Return the last label given to `set_epoch`."""
-        label = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
-        return int(label) if label.isdigit() else label
-
     def set_epoch(self, epoch: int | str) -> None:
         """Choose the augmentations, also in worker processes; equal labels give equal augmentations."""
         self._epoch.numpy()[:] = list(str(epoch).encode().ljust(len(self._epoch), b"\0"))
@@ -91,22 +85,19 @@ class DatasetWrapper(Dataset):
         return output
 
     def _seed_augmentation(self, idx: int) -> None:
-        seed = seed_of(self.seed, f"augment.{self.epoch}", idx)
+        epoch = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
+        seed = seed_of(self.seed, f"augment.{epoch}", idx)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
 
     def _images(self, image) -> dict:
-        if not isinstance(self.transform, list | tuple):
-            return {"img": self._transform_image(self.transform, image)}
-        names = ["img", *(f"img{i}" for i in range(2, len(self.transform) + 1))]
-        return {name: self._transform_image(tfm, image) for name, tfm in zip(names, self.transform, strict=True)}
-
-    def _transform_image(self, tfm: Callable | None, image):
-        if tfm is None:
-            return image
-        draws = [tfm(image) for _ in range(self.k_tfm)]
-        return draws if self.k_tfm > 1 else draws[0]
+        images = {}
+        transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
+        for number, tfm in enumerate(transforms, 1):
+            draws = [image if tfm is None else tfm(image) for _ in range(self.k_tfm)]
+            images["img" if number == 1 else f"img{number}"] = draws if self.k_tfm > 1 else draws[0]
+        return images
 
 
 class TrainingLoader(DataLoader):

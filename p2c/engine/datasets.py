@@ -3,6 +3,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 from p2c.utils.logs import get_logger
@@ -69,21 +70,10 @@ class DatasetBase:
                 f"num_classes is {self._num_classes} but there are {len(self._classnames)} class names"
             )
 
-    @property
-    def train_x(self):
-        return self._train_x
-
-    @property
-    def train_u(self):
-        return self._train_u
-
-    @property
-    def val(self):
-        return self._val
-
-    @property
-    def test(self):
-        return self._test
+    train_x = property(attrgetter("_train_x"))
+    train_u = property(attrgetter("_train_u"))
+    val = property(attrgetter("_val"))
+    test = property(attrgetter("_test"))
 
     @property
     def lab2cname(self) -> dict[int, str]:
