@@ -30,7 +30,7 @@ class EngineError(ImportError):
 @functools.cache
 def engine() -> str:
     """Return the engine of this process, decided once: "dassl" if real Dassl is imported already, else "p2c"."""
-    return DASSL if real_dassl() else OURS
+    return DASSL if has_real_dassl() else OURS
 
 
 def choose_engine() -> None:
@@ -47,10 +47,9 @@ def choose_engine() -> None:
         engine.cache_clear()
 
 
-def real_dassl() -> ModuleType | None:
-    """Return real Dassl's module dassl.engine if this process has imported it, else None."""
-    module = sys.modules.get("dassl.engine")
-    return None if module is None or isinstance(module, Provided) else module
+def has_real_dassl() -> bool:
+    """Return whether this process has imported real Dassl's engine."""
+    return not isinstance(sys.modules.get("dassl.engine"), Provided | None)
 
 
 def dassl_version() -> str | None:
@@ -93,7 +92,7 @@ def _importable(name: str) -> bool:
 
 def check_cfg(cfg) -> None:
     """Raise EngineError if a configuration is real Dassl's although our trainers run on this package's engine."""
-    if "p2c.framework" in sys.modules and engine() == OURS and real_dassl() and "MCD" in cfg.TRAINER:
+    if has_real_dassl() and engine() == OURS and "MCD" in cfg.TRAINER:
         raise EngineError("p2c was imported before Dassl, so its trainers do not run on Dassl; move `import "
                           "p2c.trainers.p2c` below all imports of dassl")
 

@@ -96,11 +96,7 @@ def from_main(function: Callable):
 
 def any_process(flag: bool) -> bool:
     """Return whether a flag is set in any process."""
-    if processes() == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    dist.all_reduce(flags)
-    return bool(flags)
+    return bool(average(torch.tensor(float(flag))))
 
 
 def average(numbers: Tensor) -> Tensor:

@@ -128,10 +128,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor) -> Tensor:
 
 def macro_f1(matrix: Tensor) -> float:
     """Return the mean F1, 0 to 1, over the classes with samples, from a confusion matrix (C, C)."""
-    matrix = matrix.double()
-    hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-    occurs = true > 0
-    return (2 * hits / (true + predicted))[occurs].mean().item()
+    true, predicted = matrix.sum(1), matrix.sum(0)
+    return (2 * matrix.diag().double() / (true + predicted))[true > 0].mean().item()
 
 
 def compute_accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:

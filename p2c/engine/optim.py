@@ -3,7 +3,6 @@
 Learning rates are closed-form functions of the epoch e = 0, 1, 2, ..., so the state of a schedule is one number.
 """
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
 import torch
@@ -13,7 +12,6 @@ from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
-
 
 # Their fused kernels skip a step on the device itself; for the others loss scaling has to wait for the device.
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
@@ -113,10 +111,8 @@ def _staged_groups(model: nn.Module | Iterable, opts) -> list[dict]:
             layers.setdefault(name.partition(".")[0], []).append(parameter)
     unmatched = [name for name in new_layers if name not in layers]
     if unmatched or not new_layers:
-        log.warning(
-            f"OPTIM.NEW_LAYERS {new_layers} does not name layers that train ({', '.join(layers)}); "
-            f"those not named train at {opts.BASE_LR_MULT} times the rate"
-        )
+        log.warning(f"OPTIM.NEW_LAYERS {new_layers} does not name layers that train ({', '.join(layers)}); "
+                    f"those not named train at {opts.BASE_LR_MULT} times the rate")
     base = [parameter for name, group in layers.items() if name not in new_layers for parameter in group]
     new = [parameter for name, group in layers.items() if name in new_layers for parameter in group]
     return [{"params": base, "lr": opts.LR * opts.BASE_LR_MULT}, {"params": new}]
@@ -182,13 +178,12 @@ def _multi_step(opts) -> Factor:
     """Return the factor that is multiplied by GAMMA at each epoch of STEPSIZE from 0 on."""
     if not isinstance(opts.STEPSIZE, list | tuple):
         raise TypeError(f"OPTIM.STEPSIZE must be a list of epochs for multi_step, but got {opts.STEPSIZE!r}")
-    milestones = sorted(milestone for milestone in opts.STEPSIZE if milestone >= 0)
 
-    def factor(e: int, start: int) -> float:
-        before = bisect_right(milestones, start) if start else 0  # a milestone at 0 counts against the base rate
-        return opts.GAMMA ** (bisect_right(milestones, e) - before)
+    def steps(e: int) -> int:
+        return sum(0 <= milestone <= e for milestone in opts.STEPSIZE)
 
-    return factor
+    # A milestone at 0 counts against the base rate.
+    return lambda e, start: opts.GAMMA ** (steps(e) - steps(start or -1))
 
 
 SCHEDULES = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}

@@ -95,11 +95,7 @@ class RandomDomainSampler(EpochSampler):
 
 
 class SeqDomainSampler(RandomDomainSampler):
-    """Batches with equally many random images of each domain, in sorted order; no image is repeated.
-
-    Raises:
-        ValueError: the batch size is not a multiple of the number of domains.
-    """
+    """Batches with equally many random images of each domain, in sorted order; no image is repeated."""
 
     def __init__(self, data_source: Sequence, batch_size: int, seed: int = 0):
         super().__init__(data_source, batch_size, 0, seed)
@@ -124,9 +120,7 @@ class RandomClassSampler(EpochSampler):
         self.n_ins = n_ins
         self.n_classes = batch_size // n_ins
         if len(self.indices) < self.n_classes:
-            raise ValueError(
-                f"Batches of {self.n_classes} classes need as many classes, but the data have {len(self.indices)}"
-            )
+            raise ValueError(f"Batches of {self.n_classes} classes need as many, but the data have {len(self.indices)}")
 
     def order(self) -> list[int]:
         rng = self.rng()
