@@ -28,8 +28,7 @@ def take_part(setting: Setting, steps: int) -> None:
     """Run one of the processes; the main one prints the seconds of a step and the bytes of its memory."""
     join(use_cuda=setting.device != "cpu")
     trainer = build(P2C, setting)
-    mine = shard(setting.batch)
-    images, labels = (some[mine.start:mine.stop] for some in made_up(trainer, setting.batch, setting.classes))
+    images, labels = (shard(some) for some in made_up(trainer, setting.batch, setting.classes))
     batch = {"img": images, "label": labels}
 
     def train(count: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from p2c.engine import distributed
-from p2c.engine.samplers import FULL_PASS, SAMPLERS, ShardBatchSampler, ShardSampler, build_sampler
+from p2c.engine.samplers import FULL_PASS, SAMPLERS, ShardBatchSampler, build_sampler
 
 SEEDS, EPOCHS = st.integers(0, (1 << 63) - 1), st.integers(0, 300) | st.sampled_from(["val", "u.3"])
 
@@ -97,11 +97,10 @@ def in_each_process(processes, function):
     return given
 
 
-@given(samplers(), st.integers(1, 5))
-def test_the_parts_of_an_order_follow_each_other_and_are_the_whole(case, processes):
-    parts = in_each_process(processes, lambda: list(ShardSampler(case.make())))
-    assert sum(parts, []) == list(case.make())
-    assert in_each_process(processes, lambda: len(ShardSampler(case.make()))) == list(map(len, parts))
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_the_parts_of_an_order_follow_each_other_and_are_the_whole(order, processes):
+    parts = in_each_process(processes, lambda: distributed.shard(order))
+    assert sum(parts, []) == order
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

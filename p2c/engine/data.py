@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from p2c.engine.datasets import Datum
-from p2c.engine.distributed import processes
+from p2c.engine.distributed import processes, shard
 from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
-from p2c.engine.samplers import ShardBatchSampler, ShardSampler, build_sampler
+from p2c.engine.samplers import ShardBatchSampler, build_sampler
 from p2c.engine.seeds import preserve_random_state, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
 from p2c.utils.logs import get_logger
@@ -139,7 +139,7 @@ def build_data_loader(
     if processes() > 1 and is_train:
         options["batch_sampler"] = ShardBatchSampler(sampler, batch_size)
     else:
-        options |= {"sampler": ShardSampler(sampler) if processes() > 1 else sampler, "batch_size": batch_size,
+        options |= {"sampler": shard(list(sampler)) if processes() > 1 else sampler, "batch_size": batch_size,
                     "drop_last": is_train and len(data_source) >= batch_size}
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     return TrainingLoader(dataset, **options) if keep_workers else DataLoader(dataset, **options)
@@ -192,7 +192,7 @@ class DataManager:
         for split in ("train_x", "test"):
             if not getattr(self.dataset, split):
                 raise ValueError(f"{cfg.DATASET.NAME}: the list {split} is empty")
-        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
 
         tfm_train = _transform(cfg, custom_tfm_train, is_train=True)
         tfm_test = _transform(cfg, custom_tfm_test, is_train=False)
@@ -223,10 +223,6 @@ class DataManager:
     @property
     def num_classes(self) -> int:
         return self.dataset.num_classes
-
-    @property
-    def num_source_domains(self) -> int:
-        return self._num_source_domains
 
     @property
     def lab2cname(self) -> dict[int, str]:

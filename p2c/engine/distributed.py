@@ -5,7 +5,7 @@ rank 0, writes files and logs. With one process all of this does nothing.
 """
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -135,6 +135,6 @@ def parallel(module: nn.Module, some_unused: bool) -> nn.Module:
     return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 
-def shard(size: int) -> range:
-    """Return the positions of this process's shard of `size` items: contiguous, and at most 1 longer than any other."""
-    return range(size * rank() // processes(), size * (rank() + 1) // processes())
+def shard(items: Sequence) -> Sequence:
+    """Return this process's shard of some items: contiguous, and at most 1 longer than any other."""
+    return items[len(items) * rank() // processes():len(items) * (rank() + 1) // processes()]

@@ -1,4 +1,4 @@
-"""Samplers whose order is a function of (seed, epoch), drawn from a generator of their own; shards for processes."""
+"""Samplers whose order is a function of (seed, epoch), drawn from a generator of their own."""
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -172,20 +172,6 @@ def build_sampler(
     return SAMPLERS[sampler_type](data_source, **options)
 
 
-class ShardSampler(Sampler):
-    """This process's shard of a sampler's indices: over all processes, each index once."""
-
-    def __init__(self, sampler: EpochSampler):
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[int]:
-        indices = list(self.sampler)
-        return iter([indices[position] for position in distributed.shard(len(indices))])
-
-    def __len__(self) -> int:
-        return len(distributed.shard(len(self.sampler)))
-
-
 class ShardBatchSampler(BatchSampler):
     """This process's shard of each batch of `batch_size` indices of a sampler.
 
@@ -204,4 +190,4 @@ class ShardBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in super().__iter__():
-            yield [batch[position] for position in distributed.shard(len(batch))]
+            yield list(distributed.shard(batch))
