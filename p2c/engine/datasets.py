@@ -121,16 +121,15 @@ class DatasetBase:
             if domain not in self.domains:
                 raise ValueError(f"Input domain must belong to {self.domains}, but got [{domain}]")
 
-    def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False, rng=random):
+    def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False):
         """Draw `sample_shots` from each source: a list for one source, a list of lists for several.
 
-        With num_shots below 1 the sources are returned unchanged. `rng` is a random.Random or, as in Dassl, the module
-        `random` with its global generator. random.Random(seed) draws what Dassl draws for that seed.
+        With num_shots below 1 the sources are returned unchanged.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
         log.info(f"Creating a {num_shots}-shot dataset")
-        samples = [sample_shots(source, num_shots, repeat, rng) for source in data_sources]
+        samples = [sample_shots(source, num_shots, repeat) for source in data_sources]
         return samples[0] if len(samples) == 1 else samples
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
@@ -146,7 +145,7 @@ def sample_shots(items: Sequence[T], num_shots: int, repeat: bool = False, rng=r
     """Draw `num_shots` items of each label, the labels in order of first appearance.
 
     A label with fewer items contributes all of them in order or, with `repeat`, a draw with replacement. `rng` is a
-    random.Random, or the module `random` with its global generator.
+    random.Random, or the module `random`; random.Random(seed) draws what Dassl draws for that seed.
     """
     chosen: list[T] = []
     for group in _group_by(items, "label").values():

@@ -3,7 +3,7 @@
 They are applied in a fixed order, whatever the order of the names. Sizes are (height, width) in pixels.
 """
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -76,69 +76,64 @@ def build_transform(cfg, is_train: bool = True, choices: Sequence[str] | None = 
         raise ValueError(f"Unknown transform {', '.join(unknown)}; choose from "
                          f"{', '.join(AVAILABLE_CHOICES)} as INPUT.TRANSFORMS")
     if cfg.INPUT.INTERPOLATION not in INTERPOLATION_MODES:
-        raise KeyError(
-            f"INPUT.INTERPOLATION is {cfg.INPUT.INTERPOLATION!r}; choose from {', '.join(INTERPOLATION_MODES)}"
-        )
+        raise KeyError(f"INPUT.INTERPOLATION is {cfg.INPUT.INTERPOLATION!r}; choose from "
+                       f"{', '.join(INTERPOLATION_MODES)}")
     log.info(f"Building transform_{'train' if is_train else 'test'}")
-    steps = _train_steps(cfg.INPUT, choices) if is_train else _test_steps(cfg.INPUT, choices)
+    steps = list(_train_steps(cfg.INPUT, choices) if is_train else _test_steps(cfg.INPUT, choices))
     for text, _ in steps:
         log.info(f"+ {text}")
     return T.Compose([operation for _, operation in steps])
 
 
-def _train_steps(opts, choices: Sequence[str]) -> list[Step]:
+def _train_steps(opts, choices: Sequence[str]) -> Iterator[Step]:
     size, mode = tuple(opts.SIZE), INTERPOLATION_MODES[opts.INTERPOLATION]
-    steps: list[Step] = []
     if "random_crop" not in choices and "random_resized_crop" not in choices:
-        steps.append((f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=mode)))
+        yield f"resize to {size[0]}x{size[1]}", T.Resize(size, interpolation=mode)
     if "random_translation" in choices:
-        steps.append(("random translation", partial(random_translation, size=size)))
+        yield "random translation", partial(random_translation, size=size)
     if "random_crop" in choices:
-        steps.append((f"random crop (padding={opts.CROP_PADDING})", T.RandomCrop(size, padding=opts.CROP_PADDING)))
+        yield f"random crop (padding={opts.CROP_PADDING})", T.RandomCrop(size, padding=opts.CROP_PADDING)
     if "random_resized_crop" in choices:
         scale = tuple(opts.RRCROP_SCALE)
-        steps.append((f"random resized crop (size={size}, scale={scale})",
-                      T.RandomResizedCrop(size, scale=scale, interpolation=mode)))
+        crop = T.RandomResizedCrop(size, scale=scale, interpolation=mode)
+        yield f"random resized crop (size={size}, scale={scale})", crop
     if "random_flip" in choices:
-        steps.append(("random flip", T.RandomHorizontalFlip()))
+        yield "random flip", T.RandomHorizontalFlip()
     for policy in ("imagenet", "cifar10", "svhn"):
         if f"{policy}_policy" in choices:
-            steps.append((f"{policy} auto augment policy", T.AutoAugment(T.AutoAugmentPolicy(policy))))
+            yield f"{policy} auto augment policy", T.AutoAugment(T.AutoAugmentPolicy(policy))
     if "randaugment" in choices:
-        steps.append((f"randaugment (n={opts.RANDAUGMENT_N}, m={opts.RANDAUGMENT_M})",
-                      T.RandAugment(opts.RANDAUGMENT_N, opts.RANDAUGMENT_M)))
+        number, magnitude = opts.RANDAUGMENT_N, opts.RANDAUGMENT_M
+        yield f"randaugment (n={number}, m={magnitude})", T.RandAugment(number, magnitude)
     if "colorjitter" in choices:
         values = opts.COLORJITTER_B, opts.COLORJITTER_C, opts.COLORJITTER_S, opts.COLORJITTER_H
-        steps.append(("color jitter (brightness={}, contrast={}, saturation={}, hue={})".format(*values),
-                      T.ColorJitter(*values)))
+        text = "color jitter (brightness={}, contrast={}, saturation={}, hue={})".format(*values)
+        yield text, T.ColorJitter(*values)
     if "randomgrayscale" in choices:
-        steps.append((f"random gray scale (p={opts.RGS_P})", T.RandomGrayscale(opts.RGS_P)))
+        yield f"random gray scale (p={opts.RGS_P})", T.RandomGrayscale(opts.RGS_P)
     if "gaussian_blur" in choices:
-        steps.append((f"gaussian blur (kernel={opts.GB_K}, p={opts.GB_P})",
-                      T.RandomApply([T.GaussianBlur(opts.GB_K)], p=opts.GB_P)))
-    return steps + _tensor_steps(opts, choices)
+        blur = T.RandomApply([T.GaussianBlur(opts.GB_K)], p=opts.GB_P)
+        yield f"gaussian blur (kernel={opts.GB_K}, p={opts.GB_P})", blur
+    yield from _tensor_steps(opts, choices)
 
 
-def _tensor_steps(opts, choices: Sequence[str]) -> list[Step]:
-    steps: list[Step] = [("to torch tensor of range [0, 1]", T.ToTensor())]
+def _tensor_steps(opts, choices: Sequence[str]) -> Iterator[Step]:
+    yield "to torch tensor of range [0, 1]", T.ToTensor()
     if "cutout" in choices:
-        steps.append((f"cutout (n_holes={opts.CUTOUT_N}, length={opts.CUTOUT_LEN})",
-                      partial(cutout, n_holes=opts.CUTOUT_N, length=opts.CUTOUT_LEN)))
+        number, length = opts.CUTOUT_N, opts.CUTOUT_LEN
+        yield f"cutout (n_holes={number}, length={length})", partial(cutout, n_holes=number, length=length)
     if "normalize" in choices:
         mean, std = list(opts.PIXEL_MEAN), list(opts.PIXEL_STD)
-        steps.append((f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)))
+        yield f"normalization (mean={mean}, std={std})", T.Normalize(mean, std)
     if "gaussian_noise" in choices:
-        noise = GaussianNoise(opts.GN_MEAN, opts.GN_STD, clip=False)
-        steps.append((f"gaussian noise (mean={opts.GN_MEAN}, std={opts.GN_STD})", T.RandomApply([noise], p=0.5)))
+        noise = T.RandomApply([GaussianNoise(opts.GN_MEAN, opts.GN_STD, clip=False)], p=0.5)
+        yield f"gaussian noise (mean={opts.GN_MEAN}, std={opts.GN_STD})", noise
     if "instance_norm" in choices:
-        steps.append(("instance normalization", instance_norm))
-    return steps
+        yield "instance normalization", instance_norm
 
 
-def _test_steps(opts, choices: Sequence[str]) -> list[Step]:
+def _test_steps(opts, choices: Sequence[str]) -> Iterator[Step]:
     size, mode = tuple(opts.SIZE), INTERPOLATION_MODES[opts.INTERPOLATION]
-    steps: list[Step] = [
-        (f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=mode)),
-        (f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)),
-    ]
-    return steps + _tensor_steps(opts, [name for name in choices if name in ("normalize", "instance_norm")])
+    yield f"resize the smaller edge to {max(size)}", T.Resize(max(size), interpolation=mode)
+    yield f"{size[0]}x{size[1]} center crop", T.CenterCrop(size)
+    yield from _tensor_steps(opts, [name for name in choices if name in ("normalize", "instance_norm")])
