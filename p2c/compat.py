@@ -101,12 +101,11 @@ def check_cfg(cfg) -> None:
 
 
 def patch_dassl() -> None:
-    """Fix real Dassl in place, for trainers that are written for it.
+    """Fix real Dassl in place, for trainers that are written for it; docs/dassl.md lists the faults.
 
-    On current torch its warm-up schedules raise, its checkpoints with warm-up cannot be read back, a resumed run keeps
-    the learning rate that it resumes with, and top-k accuracy raises for k > 1. The faulty functions are replaced by
-    this package's, in Dassl and in every module that has imported them by name. A second call changes nothing. If wilds
-    is missing, call it before anything imports Dassl. If this package's engine stands in for Dassl, it does nothing.
+    The faulty functions are replaced by this package's, in Dassl and in every module that has imported them by name. A
+    second call changes nothing. If wilds is missing, call it before anything imports Dassl. If this package's engine
+    stands in for Dassl, it does nothing.
 
     Raises:
         EngineError: real Dassl cannot be imported.

@@ -50,7 +50,7 @@ def test_an_order_depends_on_seed_and_epoch_alone(case, other):
 def test_an_order_begun_late_is_the_tail_of_the_whole_one_until_the_next_epoch(case, start):
     sampler = case.make()
     order, length, epoch = list(sampler), len(sampler), sampler.epoch
-    sampler.start_at(start)
+    sampler.start = start
     assert list(sampler) == order[start:] and len(sampler) == length
     sampler.set_epoch(epoch)
     assert list(sampler) == order
@@ -113,7 +113,7 @@ def test_the_parts_of_batches_make_the_batches_of_one_process_also_when_begun_la
     def part():
         batches = ShardBatchSampler(case.make(), batch_size)
         whole = list(batches)
-        batches.sampler.start_at(start * batches.batch_size)
+        batches.sampler.start = start * batches.batch_size
         assert list(batches) == whole[start:] and len(batches) == len(whole)
         return whole
 

@@ -130,7 +130,7 @@ def build_data_loader(
     If several processes train together, it loads this process's shard of each training batch, or of the test images.
     """
     if not data_source:
-        raise ValueError("There are no images to load: the list of this split is empty")
+        raise ValueError(f"{cfg.DATASET.NAME} has no {'training' if is_train else 'test'} images: the list is empty")
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     workers = cfg.DATALOADER.NUM_WORKERS
     keep_workers = is_train and workers > 0 and dataset_wrapper is None  # a wrapper may rely on new workers
@@ -174,7 +174,7 @@ def set_epoch(loader, epoch: int | str) -> None:
 def start_at(loader: DataLoader, batch: int) -> None:
     """Start the epoch set by `set_epoch` at this batch, without reading those before it."""
     batches: Any = loader.batch_sampler  # a BatchSampler or ShardBatchSampler
-    batches.sampler.start_at(batch * batches.batch_size)
+    batches.sampler.start = batch * batches.batch_size
 
 
 def end_workers(loader: DataLoader) -> None:
@@ -189,9 +189,6 @@ class DataManager:
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         with preserve_random_state():
             self.dataset = build_dataset(cfg)
-        for split in ("train_x", "test"):
-            if not getattr(self.dataset, split):
-                raise ValueError(f"{cfg.DATASET.NAME}: the list {split} is empty")
         self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
 
         tfm_train = _transform(cfg, custom_tfm_train, is_train=True)

@@ -65,10 +65,8 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
         if gaps := [str(label) for label in range(self._num_classes) if label not in self._lab2cname]:
-            log.warning(
-                f"{type(self).__name__}: no training image has label {', '.join(gaps)}: "
-                f"num_classes is {self._num_classes} but there are {len(self._classnames)} class names"
-            )
+            log.warning(f"{type(self).__name__}: no training image has label {', '.join(gaps)}: num_classes is "
+                        f"{self._num_classes} but there are {len(self._classnames)} class names")
 
     train_x = property(attrgetter("_train_x"))
     train_u = property(attrgetter("_train_u"))

@@ -170,7 +170,6 @@ def calibration(confidence: Tensor, correct: Tensor, likelihood: Tensor) -> dict
     return {
         "ece": 100 * ((confidences - hits).abs().sum() / len(bins)).item(),
         "nll": -likelihood.mean().item(),
-        "reliability": {
-            "count": count.tolist(), "confidence": percentages(confidences), "accuracy": percentages(hits),
-        },
+        "reliability": {"count": count.tolist(), "confidence": percentages(confidences),
+                        "accuracy": percentages(hits)},
     }

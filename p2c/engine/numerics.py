@@ -68,9 +68,8 @@ def save_nonfinite_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] =
             log.warning(f"The state for debugging could not be written to {path}: {problem}")
         else:
             places.append(path)
-    if not places:
-        return error
-    return NonFiniteLoss(f"{error}; the state for debugging is in {', '.join(places)}", error.step)
+    where = f"; the state for debugging is in {', '.join(places)}" if places else ""
+    return NonFiniteLoss(f"{error}{where}", error.step)
 
 
 class SkippedSteps:

@@ -18,14 +18,10 @@ class EpochSampler(Sampler):
         self.data_source = data_source
         self.seed = seed
         self.epoch: int | str = 0
-        self.start = 0
+        self.start = 0  # images to skip in the epoch set by `set_epoch`; the length is still that of the whole epoch
 
     def set_epoch(self, epoch: int | str) -> None:
         self.epoch, self.start = epoch, 0
-
-    def start_at(self, position: int) -> None:
-        """Skip the first images of the epoch set by `set_epoch`; the length is still that of the whole epoch."""
-        self.start = position
 
     def order(self) -> list[int]:
         """Return the indices of the epoch's images in order."""

@@ -17,11 +17,7 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-INTERPOLATION_MODES = {
-    "bilinear": T.InterpolationMode.BILINEAR,
-    "bicubic": T.InterpolationMode.BICUBIC,
-    "nearest": T.InterpolationMode.NEAREST,
-}
+INTERPOLATION_MODES = {name: T.InterpolationMode(name) for name in ("bilinear", "bicubic", "nearest")}
 
 
 Step = tuple[str, Callable]  # line to log, operation
