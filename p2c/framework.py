@@ -43,14 +43,14 @@ else:
         def __init__(self, registry):
             self._registry = registry
 
-        def register(self, obj=None, force: bool = False):
-            """Add an object unless its name is taken; usable as a decorator."""
+        def register(self):
+            """Return a decorator that adds an object unless its name is taken."""
             def add(obj):
-                if force or obj.__name__ not in self._registry.registered_names():
-                    self._registry.register(obj, force=force)
+                if obj.__name__ not in self._registry.registered_names():
+                    self._registry.register(obj)
                 return obj
 
-            return add if obj is None else add(obj)
+            return add
 
         def __getattr__(self, name: str):
             return getattr(self._registry, name)

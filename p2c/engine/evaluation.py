@@ -157,8 +157,7 @@ def calibration(confidence: Tensor, correct: Tensor, likelihood: Tensor) -> dict
             confidence of their bin; nll: mean negative log-likelihood in nats; reliability: count, mean confidence and
             accuracy (in percent, None for an empty bin) of each bin.
     """
-    ends = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
-    bins = torch.bucketize(confidence, ends)
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1])
     count = torch.bincount(bins, minlength=BINS)
     confidences, hits = (torch.bincount(bins, weights=values.double(), minlength=BINS)
                          for values in (confidence, correct))
