@@ -104,9 +104,8 @@ class TrainingLoader(DataLoader):
     """A loader whose workers persist from epoch to epoch, since starting them takes longer than many batches.
 
     Workers hold the dataset as it was when they started, except for its epoch; they are restarted if one of its
-    attributes has been replaced. Each pass draws one number from the global generator, as in any DataLoader. With
-    persistent workers torch draws in the first pass only, so that a trainer's random numbers would depend on the number
-    of workers and on resumes.
+    attributes has been replaced. Each pass draws one number from the global generator, as a DataLoader whose workers do
+    not persist, so that a trainer's own random numbers depend neither on the number of workers nor on resumes.
     """
 
     def __init__(self, dataset: Dataset, **options):

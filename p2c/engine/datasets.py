@@ -47,9 +47,6 @@ class Datum:
     def classname(self) -> str:
         return self._classname
 
-    def __repr__(self) -> str:
-        return f"Datum({self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
-
 
 class DatasetBase:
     """Lists of Datum for labeled and unlabeled training, validation (may be None) and test."""
@@ -108,10 +105,8 @@ class DatasetBase:
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
         """Raise AssertionError if either is empty, ValueError for a domain that the dataset does not have."""
-        assert source_domains, "source_domains is empty"
-        assert target_domains, "target_domains is empty"
-        self.is_input_domain_valid(source_domains)
-        self.is_input_domain_valid(target_domains)
+        assert source_domains and target_domains, "source_domains or target_domains is empty"
+        self.is_input_domain_valid([*source_domains, *target_domains])
 
     def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
         """Raise ValueError for a domain that the dataset does not have."""
