@@ -21,7 +21,7 @@ WILDS = "dassl.data.datasets.dg.wilds"  # three datasets of real Dassl that need
 
 
 class EngineError(ImportError):
-    """The requested engine cannot run here, or no longer in this process."""
+    """The requested engine cannot run here."""
 
 
 # Which engine
@@ -30,29 +30,26 @@ class EngineError(ImportError):
 @functools.cache
 def engine() -> str:
     """Return the engine of this process, decided once: "dassl" if real Dassl is imported already, else "p2c"."""
-    return DASSL if real_dassl() else OURS
+    return DASSL if has_real_dassl() else OURS
 
 
 def choose_engine() -> None:
     """Follow the environment variable P2C_ENGINE ("p2c" or "dassl"); a program calls it first.
 
     Raises:
-        EngineError: another value, or real Dassl cannot be imported, or no longer; the message says why.
+        EngineError: another value, or real Dassl cannot be imported; the message says why.
     """
     asked = os.environ.get(VARIABLE) or OURS
     if asked not in (OURS, DASSL):
         raise EngineError(f"{VARIABLE} is '{asked}'; choose from {OURS}, {DASSL}")
     if asked == DASSL:
-        if "p2c.framework" in sys.modules and engine() == OURS:
-            raise EngineError(f"{VARIABLE}=dassl comes too late: this process already uses the engine of p2c")
         import_dassl()
         engine.cache_clear()
 
 
-def real_dassl() -> ModuleType | None:
-    """Return real Dassl's module dassl.engine if this process has imported it, else None."""
-    module = sys.modules.get("dassl.engine")
-    return None if module is None or isinstance(module, Provided) else module
+def has_real_dassl() -> bool:
+    """Return whether this process has imported real Dassl's engine."""
+    return not isinstance(sys.modules.get("dassl.engine"), Provided | None)
 
 
 def dassl_version() -> str | None:
@@ -73,16 +70,13 @@ def import_dassl() -> None:
     Raises:
         EngineError: it cannot be imported; the message says why.
     """
-    disabled, before = logging.root.manager.disable, set(sys.modules)
+    disabled = logging.root.manager.disable
     if not (_importable("wilds") and _importable("pandas")):
         sys.modules.setdefault(WILDS, ModuleType(WILDS))  # empty, so that `from .wilds import *` adds nothing
     try:
         for name in ("dassl.engine", "dassl.data.datasets", "dassl.config", "dassl.evaluation", "dassl.optim"):
             importlib.import_module(name)
     except Exception as error:  # a third party's package may raise anything when it is imported
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] == "dassl":
-                del sys.modules[name]
         raise EngineError(f"Real Dassl cannot be imported ({type(error).__name__}: {error}); install it from "
                           f"github.com/KaiyangZhou/Dassl.pytorch, or leave {VARIABLE} unset to run on the engine of "
                           "this package") from error
@@ -98,7 +92,7 @@ def _importable(name: str) -> bool:
 
 def check_cfg(cfg) -> None:
     """Raise EngineError if a configuration is real Dassl's although our trainers run on this package's engine."""
-    if "p2c.framework" in sys.modules and engine() == OURS and real_dassl() and "MCD" in cfg.TRAINER:
+    if has_real_dassl() and engine() == OURS and "MCD" in cfg.TRAINER:
         raise EngineError("p2c was imported before Dassl, so its trainers do not run on Dassl; move `import "
                           "p2c.trainers.p2c` below all imports of dassl")
 
@@ -107,12 +101,11 @@ def check_cfg(cfg) -> None:
 
 
 def patch_dassl() -> None:
-    """Fix real Dassl in place, for trainers that are written for it.
+    """Fix real Dassl in place, for trainers that are written for it; docs/dassl.md lists the faults.
 
-    On current torch its warm-up schedules raise, its checkpoints with warm-up cannot be read back, a resumed run keeps
-    the learning rate that it resumes with, and top-k accuracy raises for k > 1. The faulty functions are replaced by
-    this package's, in Dassl and in every module that has imported them by name. A second call changes nothing. If wilds
-    is missing, call it before anything imports Dassl. If this package's engine stands in for Dassl, it does nothing.
+    The faulty functions are replaced by this package's, in Dassl and in every module that has imported them by name. A
+    second call changes nothing. If wilds is missing, call it before anything imports Dassl. If this package's engine
+    stands in for Dassl, it does nothing.
 
     Raises:
         EngineError: real Dassl cannot be imported.
@@ -148,35 +141,22 @@ def _replace(old, new) -> None:
 
 # Standing in for Dassl
 
-# Dassl's modules -> the modules of p2c.engine with the same contents.
+# The modules of p2c.engine -> Dassl's modules that have their contents.
 MODULES = {
-    "dassl": (),
-    "dassl.config": ("config",),
-    "dassl.data": ("data",),
-    "dassl.data.data_manager": ("data",),
-    "dassl.data.datasets": ("datasets", "registry"),
-    "dassl.data.datasets.base_dataset": ("datasets",),
-    "dassl.data.datasets.build": ("registry",),
-    "dassl.data.samplers": ("samplers",),
-    "dassl.data.transforms": ("transforms",),
-    "dassl.data.transforms.transforms": ("transforms",),
-    "dassl.engine": ("trainer", "registry"),
-    "dassl.engine.build": ("registry",),
-    "dassl.engine.trainer": ("trainer",),
-    "dassl.evaluation": ("evaluation",),
-    "dassl.evaluation.build": ("evaluation",),
-    "dassl.evaluation.evaluator": ("evaluation",),
-    "dassl.metrics": ("evaluation",),
-    "dassl.metrics.accuracy": ("evaluation",),
-    "dassl.optim": ("optim",),
-    "dassl.optim.lr_scheduler": ("optim",),
-    "dassl.optim.optimizer": ("optim",),
-    "dassl.utils": ("utils",),
-    "dassl.utils.logger": ("logger",),
-    "dassl.utils.meters": ("meters",),
-    "dassl.utils.registry": ("registry",),
-    "dassl.utils.tools": ("utils",),
-    "dassl.utils.torchtools": ("utils",),
+    "config": ("dassl.config",),
+    "data": ("dassl.data", "dassl.data.data_manager"),
+    "datasets": ("dassl.data.datasets", "dassl.data.datasets.base_dataset"),
+    "evaluation": ("dassl.evaluation", "dassl.evaluation.build", "dassl.evaluation.evaluator", "dassl.metrics",
+                   "dassl.metrics.accuracy"),
+    "logger": ("dassl.utils.logger",),
+    "meters": ("dassl.utils.meters",),
+    "optim": ("dassl.optim", "dassl.optim.lr_scheduler", "dassl.optim.optimizer"),
+    "registry": ("dassl.data.datasets", "dassl.data.datasets.build", "dassl.engine", "dassl.engine.build",
+                 "dassl.utils.registry"),
+    "samplers": ("dassl.data.samplers",),
+    "trainer": ("dassl.engine", "dassl.engine.trainer"),
+    "transforms": ("dassl.data.transforms", "dassl.data.transforms.transforms"),
+    "utils": ("dassl.utils", "dassl.utils.tools", "dassl.utils.torchtools"),
 }
 
 
@@ -208,33 +188,31 @@ def provide_dassl() -> None:
     if present is not None:
         raise EngineError("Real Dassl has been imported already, so this package's engine cannot stand in for it; call "
                           "provide_dassl() before anything imports dassl")
-    for name, sources in MODULES.items():
-        module = sys.modules[name] = Provided(name, f"{name}, by the engine of p2c.")
-        if any(other.startswith(f"{name}.") for other in MODULES):
-            module.__path__ = []
-        for source in sources:
-            ours = importlib.import_module(f"p2c.engine.{source}")
-            module.__dict__.update({key: value for key, value in vars(ours).items() if not key.startswith("_")})
-        parent, _, leaf = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], leaf, module)
-    sys.meta_path.insert(0, _MissingModules())
-    _pickle_datum_as_dassl()
-
-
-def _pickle_datum_as_dassl() -> None:
-    """Pickle `Datum` under Dassl's name, so that real Dassl reads few-shot files; worker processes get our class."""
     from p2c.engine.datasets import Datum
 
+    for source, names in MODULES.items():
+        ours = importlib.import_module(f"p2c.engine.{source}")
+        for name in names:
+            module = _provided(name)
+            module.__dict__.update({key: value for key, value in vars(ours).items() if not key.startswith("_")})
+    sys.meta_path.insert(0, _MissingModules())
+    # Real Dassl reads the few-shot files that a plugin pickles; worker processes, which may lack dassl, get our class.
     Datum.__module__ = "dassl.data.datasets.base_dataset"
-    ForkingPickler.register(Datum, _reduce_datum)
+    ForkingPickler.register(Datum, lambda item: (_datum, (item.impath, item.label, item.domain, item.classname)))
 
 
-def _reduce_datum(item) -> tuple:
-    return _rebuild_datum, (item.impath, item.label, item.domain, item.classname)
+def _provided(name: str) -> ModuleType:
+    """Return Dassl's module of this name, made with its parents if need be."""
+    if not isinstance(sys.modules.get(name), Provided):
+        module = sys.modules[name] = Provided(name, f"{name}, by the engine of p2c.")
+        module.__path__ = []
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(_provided(parent), leaf, module)
+    return sys.modules[name]
 
 
-def _rebuild_datum(impath: str, label: int, domain: int, classname: str):
+def _datum(impath: str, label: int, domain: int, classname: str):
     from p2c.engine.datasets import Datum
 
     return Datum(impath, label, domain, classname, check=False)

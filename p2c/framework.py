@@ -14,20 +14,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or compat.engine() == compat.OURS:
-    from p2c.engine import (
-        DATASET_REGISTRY,
-        EVALUATOR_REGISTRY,
-        TRAINER_REGISTRY,
-        DataManager,
-        DatasetBase,
-        DatasetWrapper,
-        SimpleTrainer,
-        TrainerBase,
-        TrainerX,
-        build_trainer,
-        build_transform,
-        get_cfg_default,
-    )
+    from p2c.engine.config import get_cfg_default
+    from p2c.engine.data import DataManager, DatasetWrapper
+    from p2c.engine.datasets import DatasetBase
+    from p2c.engine.registry import DATASET_REGISTRY, EVALUATOR_REGISTRY, TRAINER_REGISTRY, build_trainer
+    from p2c.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
+    from p2c.engine.transforms import build_transform
 else:
     from dassl.config import get_cfg_default
     from dassl.data import DataManager, DatasetWrapper
@@ -51,15 +43,14 @@ else:
         def __init__(self, registry):
             self._registry = registry
 
-        def register(self, obj=None, force: bool = False):
-            """Add an object unless its name is taken; usable as a decorator."""
-            if obj is None:
-                def decorator(decorated):
-                    self.register(decorated, force)
-                    return decorated
-                return decorator
-            if force or obj.__name__ not in self._registry.registered_names():
-                self._registry.register(obj, force=force)
+        def register(self):
+            """Return a decorator that adds an object unless its name is taken."""
+            def add(obj):
+                if obj.__name__ not in self._registry.registered_names():
+                    self._registry.register(obj)
+                return obj
+
+            return add
 
         def __getattr__(self, name: str):
             return getattr(self._registry, name)

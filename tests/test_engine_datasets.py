@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from p2c.engine import DatasetBase, Datum
+from p2c.engine import DatasetBase, Datum, sample_shots
 from p2c.engine import datasets as datasets_module
 
 
@@ -51,7 +51,7 @@ def test_a_separate_generator_draws_what_the_global_one_does():
     random.seed(3)
     expected = [dataset.generate_fewshot_dataset(source, num_shots=4) for _ in range(2)]
     rng, state = random.Random(3), random.getstate()
-    assert [dataset.generate_fewshot_dataset(source, num_shots=4, rng=rng) for _ in range(2)] == expected
+    assert [sample_shots(source, 4, rng=rng) for _ in range(2)] == expected
     assert random.getstate() == state
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from engine_fixtures import tiny_config, write_images
 
-from p2c.engine import DataManager, DatasetWrapper, Datum, build_data_loader
+from p2c.engine import DataManager, Datum, build_data_loader
 from p2c.engine.data import set_epoch
 
 EPOCHS = (0, 1, "unlabeled.2")
@@ -96,11 +96,12 @@ def test_workers_stay_for_all_epochs_unless_the_dataset_is_changed(config):
 
 
 def test_the_epochs_label_may_be_text(config):
-    cfg = config()
-    dataset = DatasetWrapper(cfg, [], is_train=True)
-    for label in (0, 12, "unlabeled.3.1", 5):
-        dataset.set_epoch(label)
-        assert dataset.epoch == label
+    dataset, other = (DataManager(config()).train_loader_x.dataset for _ in range(2))
+    dataset.set_epoch("unlabeled.3.1")
+    text = dataset[3]["img"]
+    for each in (dataset, other):
+        each.set_epoch(12)
+    assert dataset[3]["img"].equal(other[3]["img"]) and not dataset[3]["img"].equal(text)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

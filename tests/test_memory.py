@@ -11,10 +11,10 @@ GIB = 1 << 30
 def machine(monkeypatch, tmp_path):
     """machine(limit): 8 GiB, in a container with this limit if any."""
     def make(limit):
-        (tmp_path / "meminfo").write_text(f"MemTotal: {8 << 20} kB\nMemAvailable:  {6 << 20} kB\n")
+        sizes = {"SC_PHYS_PAGES": 8 * GIB >> 12, "SC_PAGE_SIZE": 1 << 12}
         if limit:
             (tmp_path / "memory.max").write_text(f"{limit}\n")
-        monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(memory.os, "sysconf", sizes.get)
         monkeypatch.setattr(memory, "CGROUP", tmp_path)
     return make
 
@@ -25,7 +25,6 @@ def test_memory_is_what_the_machine_and_the_container_have(machine, limit, total
     assert memory.total_memory(torch.device("cpu")) == total
 
 
-def test_where_the_system_does_not_say_a_little_is_assumed(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+def test_where_the_system_does_not_say_a_little_is_assumed(monkeypatch):
+    monkeypatch.delattr(memory.os, "sysconf")
     assert memory.total_memory(torch.device("cpu")) == 4 * GIB

@@ -6,7 +6,7 @@ from p2c import merging
 from p2c.config import check_settings
 from p2c.engine.config import check_values
 from p2c.engine.results import changed_keys, to_plain
-from p2c.utils.ranges import flatten, lookup
+from p2c.utils.ranges import flatten
 
 FLOATS = [key for key, value in flatten(whole_tree()).items() if type(value) is float]
 NUMBERS = ("OPTIM.SGD_DAMPNING", "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT", "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT",
@@ -19,13 +19,13 @@ def from_file(tmp_path, key, text):
     path = tmp_path / "settings.yaml"
     path.write_text(": {".join(sections) + f": {text}" + "}" * (len(sections) - 1))
     assert merging.merge_file(cfg, str(path)) == [key]
-    return lookup(cfg, key)
+    return flatten(cfg)[key]
 
 
 def from_pairs(tmp_path, key, text):
     cfg = whole_tree()
     assert merging.merge_pairs(cfg, [key, text]) == [key]
-    return lookup(cfg, key)
+    return flatten(cfg)[key]
 
 
 @pytest.mark.parametrize("merge", [from_file, from_pairs])

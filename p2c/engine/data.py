@@ -3,34 +3,30 @@
 A batch is a function of (seed, epoch, index of each image): it depends neither on the number of workers nor on other
 uses of random numbers, and a resumed run gets the same.
 """
-import contextlib
 import multiprocessing
 import os
 import random
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from p2c.engine.datasets import DatasetBase, Datum
-from p2c.engine.distributed import ShardBatchSampler, ShardSampler, processes
+from p2c.engine.datasets import Datum
+from p2c.engine.distributed import processes, shard
 from p2c.engine.files import read_image
 from p2c.engine.registry import build_dataset
-from p2c.engine.samplers import build_sampler
+from p2c.engine.samplers import ShardBatchSampler, build_sampler
 from p2c.engine.seeds import preserve_random_state, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
 from p2c.utils.logs import get_logger
 from p2c.utils.streams import seed_of
-
-__all__ = [
-    "DataManager", "DatasetBase", "DatasetWrapper", "Datum", "build_data_loader", "build_transform", "set_epoch"
-]
 
 log = get_logger(__name__)
 
@@ -70,12 +66,6 @@ class DatasetWrapper(Dataset):
     def __len__(self) -> int:
         return len(self.data_source)
 
-    @property
-    def epoch(self) -> int | str:
-        """Return the last label given to `set_epoch`."""
-        label = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
-        return int(label) if label.isdigit() else label
-
     def set_epoch(self, epoch: int | str) -> None:
         """Choose the augmentations, also in worker processes; equal labels give equal augmentations."""
         self._epoch.numpy()[:] = list(str(epoch).encode().ljust(len(self._epoch), b"\0"))
@@ -85,8 +75,7 @@ class DatasetWrapper(Dataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         image = read_image(item.impath)
         if self.is_train:
-            in_worker = get_worker_info() is not None  # where nothing else draws random numbers
-            with contextlib.nullcontext() if in_worker else preserve_random_state(gpu=False):
+            with preserve_random_state(gpu=False):
                 self._seed_augmentation(idx)
                 output.update(self._images(image))
         else:
@@ -96,31 +85,27 @@ class DatasetWrapper(Dataset):
         return output
 
     def _seed_augmentation(self, idx: int) -> None:
-        seed = seed_of(self.seed, f"augment.{self.epoch}", idx)
+        epoch = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
+        seed = seed_of(self.seed, f"augment.{epoch}", idx)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
 
     def _images(self, image) -> dict:
-        if not isinstance(self.transform, list | tuple):
-            return {"img": self._transform_image(self.transform, image)}
-        names = ["img", *(f"img{i}" for i in range(2, len(self.transform) + 1))]
-        return {name: self._transform_image(tfm, image) for name, tfm in zip(names, self.transform, strict=True)}
-
-    def _transform_image(self, tfm: Callable | None, image):
-        if tfm is None:
-            return image
-        draws = [tfm(image) for _ in range(self.k_tfm)]
-        return draws if self.k_tfm > 1 else draws[0]
+        images = {}
+        transforms = self.transform if isinstance(self.transform, list | tuple) else [self.transform]
+        for number, tfm in enumerate(transforms, 1):
+            draws = [image if tfm is None else tfm(image) for _ in range(self.k_tfm)]
+            images["img" if number == 1 else f"img{number}"] = draws if self.k_tfm > 1 else draws[0]
+        return images
 
 
 class TrainingLoader(DataLoader):
     """A loader whose workers persist from epoch to epoch, since starting them takes longer than many batches.
 
     Workers hold the dataset as it was when they started, except for its epoch; they are restarted if one of its
-    attributes has been replaced. Each pass draws one number from the global generator, as in any DataLoader. With
-    persistent workers torch draws in the first pass only, so that a trainer's random numbers would depend on the number
-    of workers and on resumes.
+    attributes has been replaced. Each pass draws one number from the global generator, as a DataLoader whose workers do
+    not persist, so that a trainer's own random numbers depend neither on the number of workers nor on resumes.
     """
 
     def __init__(self, dataset: Dataset, **options):
@@ -144,7 +129,7 @@ def build_data_loader(
     If several processes train together, it loads this process's shard of each training batch, or of the test images.
     """
     if not data_source:
-        raise ValueError("There are no images to load: the list of this split is empty")
+        raise ValueError(f"{cfg.DATASET.NAME} has no {'training' if is_train else 'test'} images: the list is empty")
     sampler = build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins)
     workers = cfg.DATALOADER.NUM_WORKERS
     keep_workers = is_train and workers > 0 and dataset_wrapper is None  # a wrapper may rely on new workers
@@ -153,7 +138,7 @@ def build_data_loader(
     if processes() > 1 and is_train:
         options["batch_sampler"] = ShardBatchSampler(sampler, batch_size)
     else:
-        options |= {"sampler": ShardSampler(sampler) if processes() > 1 else sampler, "batch_size": batch_size,
+        options |= {"sampler": shard(list(sampler)) if processes() > 1 else sampler, "batch_size": batch_size,
                     "drop_last": is_train and len(data_source) >= batch_size}
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     return TrainingLoader(dataset, **options) if keep_workers else DataLoader(dataset, **options)
@@ -178,7 +163,9 @@ def _exit_on_sigterm_from(trainer: int) -> None:
 
 def set_epoch(loader, epoch: int | str) -> None:
     """Pass the new epoch to those parts of a loader that have a `set_epoch`."""
-    for part in (loader, *(getattr(loader, name, None) for name in ("dataset", "sampler", "batch_sampler"))):
+    batches = getattr(loader, "batch_sampler", None)
+    parts: list[Any] = [loader, getattr(loader, "dataset", None), batches, getattr(batches, "sampler", None)]
+    for part in parts:
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
@@ -186,7 +173,7 @@ def set_epoch(loader, epoch: int | str) -> None:
 def start_at(loader: DataLoader, batch: int) -> None:
     """Start the epoch set by `set_epoch` at this batch, without reading those before it."""
     batches: Any = loader.batch_sampler  # a BatchSampler or ShardBatchSampler
-    batches.sampler.start_at(batch * batches.batch_size)
+    batches.sampler.start = batch * batches.batch_size
 
 
 def end_workers(loader: DataLoader) -> None:
@@ -201,33 +188,18 @@ class DataManager:
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         with preserve_random_state():
             self.dataset = build_dataset(cfg)
-        for split in ("train_x", "test"):
-            if not getattr(self.dataset, split):
-                raise ValueError(f"{cfg.DATASET.NAME}: the list {split} is empty")
-        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
 
-        if custom_tfm_train is None:
-            tfm_train = build_transform(cfg, is_train=True)
-        else:
-            log.info("* Using custom transform for training")
-            tfm_train = custom_tfm_train
-        if custom_tfm_test is None:
-            tfm_test = build_transform(cfg, is_train=False)
-        else:
-            log.info("* Using custom transform for testing")
-            tfm_test = custom_tfm_test
+        tfm_train = _transform(cfg, custom_tfm_train, is_train=True)
+        tfm_test = _transform(cfg, custom_tfm_test, is_train=False)
+        build = partial(build_data_loader, cfg, dataset_wrapper=dataset_wrapper)
 
         def train_loader(data_source, opts):
-            return build_data_loader(
-                cfg, opts.SAMPLER, data_source, opts.BATCH_SIZE, opts.N_DOMAIN, opts.N_INS,
-                tfm=tfm_train, is_train=True, dataset_wrapper=dataset_wrapper,
-            )
+            return build(opts.SAMPLER, data_source, opts.BATCH_SIZE, opts.N_DOMAIN, opts.N_INS, tfm=tfm_train)
 
         def test_loader(data_source):
-            return build_data_loader(
-                cfg, cfg.DATALOADER.TEST.SAMPLER, data_source, cfg.DATALOADER.TEST.BATCH_SIZE,
-                tfm=tfm_test, is_train=False, dataset_wrapper=dataset_wrapper,
-            )
+            opts = cfg.DATALOADER.TEST
+            return build(opts.SAMPLER, data_source, opts.BATCH_SIZE, tfm=tfm_test, is_train=False)
 
         opts_x, opts_u = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U
         self.train_loader_x = train_loader(self.dataset.train_x, opts_x)
@@ -239,15 +211,14 @@ class DataManager:
 
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
-        self._report_dropped_images()
+        batches: Any = self.train_loader_x.batch_sampler
+        if len(batches) and (dropped := len(batches.sampler) % batches.batch_size):
+            log.info(f"Each epoch leaves out {dropped} of {len(self.dataset.train_x)} training images: they do not "
+                     "fill a batch")
 
     @property
     def num_classes(self) -> int:
         return self.dataset.num_classes
-
-    @property
-    def num_source_domains(self) -> int:
-        return self._num_source_domains
 
     @property
     def lab2cname(self) -> dict[int, str]:
@@ -266,9 +237,9 @@ class DataManager:
                 rows.append([f"# {split}", f"{len(items):,}"])
         log.info(tabulate(rows))
 
-    def _report_dropped_images(self) -> None:
-        batches: Any = self.train_loader_x.batch_sampler
-        total = len(self.dataset.train_x)
-        dropped = len(batches.sampler) % batches.batch_size
-        if dropped and len(batches):
-            log.info(f"Each epoch leaves out {dropped} of {total} training images: they do not fill a batch")
+
+def _transform(cfg, custom: Callable | list | None, is_train: bool) -> Callable | list | None:
+    if custom is None:
+        return build_transform(cfg, is_train)
+    log.info(f"* Using custom transform for {'training' if is_train else 'testing'}")
+    return custom

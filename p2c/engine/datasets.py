@@ -3,6 +3,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 from p2c.utils.logs import get_logger
@@ -46,9 +47,6 @@ class Datum:
     def classname(self) -> str:
         return self._classname
 
-    def __repr__(self) -> str:
-        return f"Datum({self.impath!r}, label={self.label}, domain={self.domain}, classname={self.classname!r})"
-
 
 class DatasetBase:
     """Lists of Datum for labeled and unlabeled training, validation (may be None) and test."""
@@ -64,26 +62,13 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
         if gaps := [str(label) for label in range(self._num_classes) if label not in self._lab2cname]:
-            log.warning(
-                f"{type(self).__name__}: no training image has label {', '.join(gaps)}: "
-                f"num_classes is {self._num_classes} but there are {len(self._classnames)} class names"
-            )
+            log.warning(f"{type(self).__name__}: no training image has label {', '.join(gaps)}: num_classes is "
+                        f"{self._num_classes} but there are {len(self._classnames)} class names")
 
-    @property
-    def train_x(self):
-        return self._train_x
-
-    @property
-    def train_u(self):
-        return self._train_u
-
-    @property
-    def val(self):
-        return self._val
-
-    @property
-    def test(self):
-        return self._test
+    train_x = property(attrgetter("_train_x"))
+    train_u = property(attrgetter("_train_u"))
+    val = property(attrgetter("_val"))
+    test = property(attrgetter("_test"))
 
     @property
     def lab2cname(self) -> dict[int, str]:
@@ -120,10 +105,8 @@ class DatasetBase:
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
         """Raise AssertionError if either is empty, ValueError for a domain that the dataset does not have."""
-        assert source_domains, "source_domains is empty"
-        assert target_domains, "target_domains is empty"
-        self.is_input_domain_valid(source_domains)
-        self.is_input_domain_valid(target_domains)
+        assert source_domains and target_domains, "source_domains or target_domains is empty"
+        self.is_input_domain_valid([*source_domains, *target_domains])
 
     def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
         """Raise ValueError for a domain that the dataset does not have."""
@@ -131,16 +114,15 @@ class DatasetBase:
             if domain not in self.domains:
                 raise ValueError(f"Input domain must belong to {self.domains}, but got [{domain}]")
 
-    def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False, rng=random):
+    def generate_fewshot_dataset(self, *data_sources, num_shots: int = -1, repeat: bool = False):
         """Draw `sample_shots` from each source: a list for one source, a list of lists for several.
 
-        With num_shots below 1 the sources are returned unchanged. `rng` is a random.Random or, as in Dassl, the module
-        `random` with its global generator. random.Random(seed) draws what Dassl draws for that seed.
+        With num_shots below 1 the sources are returned unchanged.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
         log.info(f"Creating a {num_shots}-shot dataset")
-        samples = [sample_shots(source, num_shots, repeat, rng) for source in data_sources]
+        samples = [sample_shots(source, num_shots, repeat) for source in data_sources]
         return samples[0] if len(samples) == 1 else samples
 
     def split_dataset_by_label(self, data_source: list[Datum]) -> dict[int, list[Datum]]:
@@ -156,7 +138,7 @@ def sample_shots(items: Sequence[T], num_shots: int, repeat: bool = False, rng=r
     """Draw `num_shots` items of each label, the labels in order of first appearance.
 
     A label with fewer items contributes all of them in order or, with `repeat`, a draw with replacement. `rng` is a
-    random.Random, or the module `random` with its global generator.
+    random.Random, or the module `random`; random.Random(seed) draws what Dassl draws for that seed.
     """
     chosen: list[T] = []
     for group in _group_by(items, "label").values():

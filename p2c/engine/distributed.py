@@ -5,14 +5,12 @@ rank 0, writes files and logs. With one process all of this does nothing.
 """
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Sampler
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
@@ -98,11 +96,7 @@ def from_main(function: Callable):
 
 def any_process(flag: bool) -> bool:
     """Return whether a flag is set in any process."""
-    if processes() == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    dist.all_reduce(flags)
-    return bool(flags)
+    return bool(average(torch.tensor(float(flag))))
 
 
 def average(numbers: Tensor) -> Tensor:
@@ -141,65 +135,6 @@ def parallel(module: nn.Module, some_unused: bool) -> nn.Module:
     return DistributedDataParallel(module, find_unused_parameters=some_unused)
 
 
-# Shards
-
-
-class Indices(Protocol):
-    """Dataset indices in some order, such as a sampler with a length."""
-
-    def __iter__(self) -> Iterator[int]: ...
-
-    def __len__(self) -> int: ...
-
-
-def shard(size: int) -> range:
-    """Return the positions of this process's shard of `size` items: contiguous, and at most 1 longer than any other."""
-    return range(size * rank() // processes(), size * (rank() + 1) // processes())
-
-
-class ShardSampler(Sampler):
-    """This process's shard of a sampler's indices: over all processes, each index once."""
-
-    def __init__(self, sampler: Indices):
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[int]:
-        indices = list(self.sampler)
-        return iter([indices[position] for position in shard(len(indices))])
-
-    def __len__(self) -> int:
-        return len(shard(len(self.sampler)))
-
-
-class ShardBatchSampler(Sampler):
-    """This process's shard of each batch of `batch_size` indices of a sampler.
-
-    An incomplete last batch is dropped, unless it is the only one.
-
-    Raises:
-        ValueError: the batch size is not a multiple of the number of processes.
-    """
-
-    def __init__(self, sampler: Indices, batch_size: int):
-        self.sampler = sampler
-        self.batch_size = min(batch_size, len(sampler))
-        if self.batch_size % processes():
-            key = "DATALOADER.TRAIN_X.BATCH_SIZE" if self.batch_size == batch_size else "The number of training images"
-            raise ValueError(f"{key} is {self.batch_size}, which {processes()} processes cannot divide equally; choose "
-                             "a multiple, or another number of processes (torchrun --nproc-per-node)")
-
-    def set_epoch(self, epoch: int | str) -> None:
-        """Pass the epoch on to the sampler, if it takes one."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for index in self.sampler:
-            batch.append(index)
-            if len(batch) == self.batch_size:
-                yield [batch[position] for position in shard(len(batch))]
-                batch = []
-
-    def __len__(self) -> int:
-        return len(self.sampler) // self.batch_size
+def shard(items: Sequence) -> Sequence:
+    """Return this process's shard of some items: contiguous, and at most 1 longer than any other."""
+    return items[len(items) * rank() // processes():len(items) * (rank() + 1) // processes()]

@@ -1,5 +1,7 @@
 """Evaluation of predictions: accuracy, macro F1, per-class accuracy, confusion matrix, calibration.
 
+Calibration is that of Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 2.
+
 Shapes: N samples, C classes.
 """
 import os
@@ -8,7 +10,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from p2c.engine.calibration import calibration
 from p2c.engine.checkpoint import serialize
 from p2c.engine.files import write_atomically
 from p2c.engine.registry import EVALUATOR_REGISTRY, build_evaluator
@@ -17,6 +18,8 @@ from p2c.utils.logs import get_logger
 __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evaluator", "compute_accuracy"]
 
 log = get_logger(__name__)
+
+BINS = 15  # of equal width over confidence, each with its upper end
 
 
 class EvaluatorBase:
@@ -42,8 +45,8 @@ class EvaluatorBase:
 class Classification(EvaluatorBase):
     """Top-1 classification.
 
-    After `evaluate`, `correct` and `total` hold the counts, and `calibration` the result of p2c.engine.calibration with
-    the scores as logits, empty if these are not finite.
+    After `evaluate`, `correct` and `total` hold the counts, and `calibration` the result of `calibration` with the
+    scores as logits, empty if these are not finite.
     """
 
     def __init__(self, cfg, lab2cname: dict[int, str] | None = None, **kwargs):
@@ -56,30 +59,22 @@ class Classification(EvaluatorBase):
     def reset(self) -> None:
         self.correct = self.total = 0
         self.calibration: dict = {}
-        self._predictions: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._nan_rows: list[Tensor] = []
-        self._confidences: list[Tensor] = []
-        self._likelihoods: list[Tensor] = []
+        self._batches: list[tuple[Tensor, ...]] = []  # what evaluate reads, (N,) each
 
     def process(self, output: Tensor, label: Tensor) -> None:
         """Add scores (N, C) and labels (N,), without a copy to the host."""
-        self._predictions.append(output.max(1)[1])
-        self._labels.append(label)
-        self._nan_rows.append(output.isnan().any(1).sum())
         likelihood = output.double().log_softmax(1)
-        self._confidences.append(likelihood.max(1)[0].exp())
-        self._likelihoods.append(likelihood.gather(1, label[:, None]).flatten())
+        self._batches.append((label, output.max(1)[1], output.isnan().any(1), likelihood.max(1)[0].exp(),
+                              likelihood.gather(1, label[:, None]).flatten()))
 
     def evaluate(self) -> OrderedDict:
         """Return accuracy, error_rate, macro_f1 and, with TEST.PER_CLASS_RESULT, perclass_accuracy, in percent."""
-        if not self._labels or not sum(len(label) for label in self._labels):
+        self.total = sum(len(label) for label, *_ in self._batches)
+        if not self.total:
             raise ValueError("There is nothing to evaluate: no sample was processed")
-        truth = torch.cat(self._labels).cpu()
-        prediction = torch.cat(self._predictions).cpu()
-        self.total = len(truth)
+        columns = (torch.cat(column).cpu() for column in zip(*self._batches, strict=True))
+        truth, prediction, has_nan, confidence, likelihood = columns
         self.correct = int((prediction == truth).sum())
-        confidence, likelihood = torch.cat(self._confidences).cpu(), torch.cat(self._likelihoods).cpu()
         if confidence.isfinite().all() and likelihood.isfinite().all():
             self.calibration = calibration(confidence, prediction == truth, likelihood)
         accuracy = 100.0 * self.correct / self.total
@@ -92,7 +87,7 @@ class Classification(EvaluatorBase):
         log.info(f"* accuracy: {results['accuracy']:.1f}%")
         log.info(f"* error: {results['error_rate']:.1f}%")
         log.info(f"* macro_f1: {results['macro_f1']:.1f}%")
-        if nan_rows := int(sum(self._nan_rows)):
+        if nan_rows := int(has_nan.sum()):
             log.warning(f"{nan_rows:,} of {self.total:,} samples have NaN among their scores: do not trust this result")
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._per_class(matrix)
@@ -110,10 +105,8 @@ class Classification(EvaluatorBase):
                 raise KeyError(f"The test data have label {label}, but class names only for {sorted(self.lab2cname)}")
             correct = int(matrix[label, label])
             accuracies.append(100.0 * correct / total)
-            log.info(
-                f"* class: {label} ({self.lab2cname[label]})\ttotal: {total:,}\t"
-                f"correct: {correct:,}\tacc: {accuracies[-1]:.1f}%"
-            )
+            log.info(f"* class: {label} ({self.lab2cname[label]})\ttotal: {total:,}\tcorrect: {correct:,}\t"
+                     f"acc: {accuracies[-1]:.1f}%")
         average = sum(accuracies) / len(accuracies)
         log.info(f"* average: {average:.1f}%")
         return average
@@ -135,10 +128,8 @@ def confusion_matrix(truth: Tensor, prediction: Tensor) -> Tensor:
 
 def macro_f1(matrix: Tensor) -> float:
     """Return the mean F1, 0 to 1, over the classes with samples, from a confusion matrix (C, C)."""
-    matrix = matrix.double()
-    hits, true, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-    occurs = true > 0
-    return (2 * hits / (true + predicted))[occurs].mean().item()
+    true, predicted = matrix.sum(1), matrix.sum(0)
+    return (2 * matrix.diag().double() / (true + predicted))[true > 0].mean().item()
 
 
 def compute_accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[Tensor]:
@@ -151,3 +142,33 @@ def compute_accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,
     ranked = output.topk(max(topk), dim=1).indices  # (N, K)
     hits = ranked == target[:, None]
     return [hits[:, :k].any(1, keepdim=True).float().mean(0) * 100 for k in topk]
+
+
+def calibration(confidence: Tensor, correct: Tensor, likelihood: Tensor) -> dict:
+    """Measure the calibration of predictions on the CPU, in float64.
+
+    Args:
+        confidence: (N,) probabilities of the predicted classes, finite.
+        correct: (N,) True where the predicted class is the true one.
+        likelihood: (N,) log-probabilities of the true classes.
+
+    Returns:
+        ece: expected calibration error in percent, the mean over samples of the gap between the accuracy and the mean
+            confidence of their bin; nll: mean negative log-likelihood in nats; reliability: count, mean confidence and
+            accuracy (in percent, None for an empty bin) of each bin.
+    """
+    bins = torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1])
+    count = torch.bincount(bins, minlength=BINS)
+    confidences, hits = (torch.bincount(bins, weights=values.double(), minlength=BINS)
+                         for values in (confidence, correct))
+
+    def percentages(totals: Tensor) -> list[float | None]:
+        return [100 * total / number if number else None
+                for total, number in zip(totals.tolist(), count.tolist(), strict=True)]
+
+    return {
+        "ece": 100 * ((confidences - hits).abs().sum() / len(bins)).item(),
+        "nll": -likelihood.mean().item(),
+        "reliability": {"count": count.tolist(), "confidence": percentages(confidences),
+                        "accuracy": percentages(hits)},
+    }

@@ -45,9 +45,8 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             _INITIALISERS[init_type](module.weight.data, gain)
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.InstanceNorm1d | nn.InstanceNorm2d):
-            if module.weight is not None:
-                nn.init.ones_(module.weight)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.affine:
+            nn.init.ones_(module.weight)
         else:
             continue
         if module.bias is not None:

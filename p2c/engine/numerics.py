@@ -2,14 +2,12 @@
 import math
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from p2c.engine.checkpoint import plain, serialize
 from p2c.engine.distributed import is_main
 from p2c.engine.files import write_atomically
-from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
@@ -49,20 +47,15 @@ def check_finite(summary: dict, epoch: tuple[int, int], batch: tuple[int, int], 
 def save_nonfinite_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] = ()) -> NonFiniteLoss:
     """Write a trainer's state to FILE in each model's folder; return the error to raise, which names the files.
 
-    They hold plain values: state_dict, optimizer, scheduler, scaler, `nonfinite` (epoch, batch and step of the loss,
-    from 0), steps_done (steps before the state was written), and `recent`, the numbers that the last steps reported.
+    They hold what a checkpoint does, but for the epoch, `nonfinite` (epoch, batch and step of the loss, from 0),
+    steps_done (steps before the state was written), and `recent`, the numbers that the last steps reported.
     """
     if not is_main():
         return error
-    scaler: Any = getattr(trainer, "scaler", None)
     places = []
     for name in trainer.get_model_names():
-        optim, sched = trainer._optims[name], trainer._scheds[name]
         state = {
-            "state_dict": trainable.state_dict(trainer._models[name]),
-            "optimizer": None if optim is None else optim.state_dict(),
-            "scheduler": None if sched is None else sched.state_dict(),
-            "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
+            **trainer.model_state(name),
             "nonfinite": error.step,
             "steps_done": trainer.epoch * trainer.num_batches + trainer.batch_idx + 1,
             "recent": list(recent),
@@ -75,9 +68,8 @@ def save_nonfinite_state(trainer, error: NonFiniteLoss, recent: Iterable[dict] =
             log.warning(f"The state for debugging could not be written to {path}: {problem}")
         else:
             places.append(path)
-    if not places:
-        return error
-    return NonFiniteLoss(f"{error}; the state for debugging is in {', '.join(places)}", error.step)
+    where = f"; the state for debugging is in {', '.join(places)}" if places else ""
+    return NonFiniteLoss(f"{error}{where}", error.step)
 
 
 class SkippedSteps:

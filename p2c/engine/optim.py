@@ -3,7 +3,6 @@
 Learning rates are closed-form functions of the epoch e = 0, 1, 2, ..., so the state of a schedule is one number.
 """
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,34 +13,27 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-
-def _adam(opts) -> dict:
-    return {"weight_decay": opts.WEIGHT_DECAY, "betas": (opts.ADAM_BETA1, opts.ADAM_BETA2)}
-
-
-def _sgd(opts) -> dict:
-    return {
-        "weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "dampening": opts.SGD_DAMPNING,
-        "nesterov": opts.SGD_NESTEROV,
-    }
-
-
-def _rmsprop(opts) -> dict:
-    return {"weight_decay": opts.WEIGHT_DECAY, "momentum": opts.MOMENTUM, "alpha": opts.RMSPROP_ALPHA}
-
-
 # Their fused kernels skip a step on the device itself; for the others loss scaling has to wait for the device.
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 KERNELS = ("fused", "foreach", "capturable")  # options that select how a step is computed
 
-OPTIMIZERS = {
-    "adam": (torch.optim.Adam, _adam),
-    "amsgrad": (torch.optim.Adam, lambda opts: {**_adam(opts), "amsgrad": True}),
-    "sgd": (torch.optim.SGD, _sgd),
-    "rmsprop": (torch.optim.RMSprop, _rmsprop),
-    "radam": (torch.optim.RAdam, _adam),
-    "adamw": (torch.optim.AdamW, _adam),
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam, "amsgrad": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop,
+    "radam": torch.optim.RAdam, "adamw": torch.optim.AdamW,
 }
+
+
+def _options(opts) -> dict:
+    """Return the arguments of the optimiser NAME."""
+    options = {"lr": opts.LR, "weight_decay": opts.WEIGHT_DECAY}
+    if opts.NAME == "sgd":
+        return options | {"momentum": opts.MOMENTUM, "dampening": opts.SGD_DAMPNING, "nesterov": opts.SGD_NESTEROV}
+    if opts.NAME == "rmsprop":
+        return options | {"momentum": opts.MOMENTUM, "alpha": opts.RMSPROP_ALPHA}
+    options["betas"] = (opts.ADAM_BETA1, opts.ADAM_BETA2)
+    if opts.NAME == "amsgrad":
+        options["amsgrad"] = True
+    return options
 
 
 def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -> torch.optim.Optimizer:
@@ -56,18 +48,22 @@ def build_optimizer(model: nn.Module | Iterable, optim_cfg, param_groups=None) -
     """
     if optim_cfg.NAME not in OPTIMIZERS:
         raise ValueError(f"optim must be one of {list(OPTIMIZERS)}, but got {optim_cfg.NAME}")
-    if optim_cfg.STAGED_LR and param_groups is not None:
-        log.warning("STAGED_LR is ignored, since param_groups is given")
-    if param_groups is None:
-        param_groups = _groups(model, optim_cfg)
-    optimizer_class, arguments = OPTIMIZERS[optim_cfg.NAME]
-    param_groups = [{**group, "params": _as_list(group["params"])} if isinstance(group, dict) else group
-                    for group in param_groups]
-    options = arguments(optim_cfg)
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            log.warning("STAGED_LR is ignored, since param_groups is given")
+    elif optim_cfg.STAGED_LR:
+        param_groups = _staged_groups(model, optim_cfg)
+    else:
+        param_groups = trainable.parameters(model) if isinstance(model, nn.Module) else model
+    groups = list(param_groups)
+    if groups and not isinstance(groups[0], dict):
+        groups = [{"params": groups}]
+    groups = [{**group, "params": _as_list(group["params"])} for group in groups]
+    optimizer_class, options = OPTIMIZERS[optim_cfg.NAME], _options(optim_cfg)
     # torch's first step ignores dampening; with the initial momentum of _start_momentum there is no such step.
-    if optimizer_class in FUSED and not options.get("dampening") and _all_on_gpu(param_groups):
+    if optimizer_class in FUSED and not options.get("dampening") and _all_on_gpu(groups):
         options["fused"] = True
-    optimizer = optimizer_class(param_groups, lr=optim_cfg.LR, **options)
+    optimizer = optimizer_class(groups, **options)
     optimizer.register_load_state_dict_pre_hook(_keep_kernels)
     optimizer.register_load_state_dict_post_hook(_start_momentum)
     _start_momentum(optimizer)
@@ -100,38 +96,26 @@ def _as_list(parameters) -> list:
     return [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
 
 
-def _all_on_gpu(param_groups: list) -> bool:
-    parameters = [parameter for group in param_groups
-                  for parameter in (group["params"] if isinstance(group, dict) else [group])]
-    return bool(parameters) and all(parameter.is_cuda and parameter.is_floating_point() for parameter in parameters)
+def _all_on_gpu(groups: list[dict]) -> bool:
+    return all(parameter.is_cuda and parameter.is_floating_point() for group in groups for parameter in group["params"])
 
 
-def _groups(model: nn.Module | Iterable, optim_cfg) -> Iterable:
-    if optim_cfg.STAGED_LR:
-        return _staged_groups(model, optim_cfg.LR, optim_cfg.BASE_LR_MULT, optim_cfg.NEW_LAYERS)
-    return trainable.parameters(model) if isinstance(model, nn.Module) else model
-
-
-def _staged_groups(
-    model: nn.Module | Iterable, lr: float, base_lr_mult: float, new_layers: str | Iterable[str]
-) -> list[dict]:
+def _staged_groups(model: nn.Module | Iterable, opts) -> list[dict]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"STAGED_LR needs a module, whose children have names, but got {type(model).__name__}")
     module = model.module if isinstance(model, nn.DataParallel) else model
-    new_layers = [new_layers] if isinstance(new_layers, str) else list(new_layers)
+    new_layers = [opts.NEW_LAYERS] if isinstance(opts.NEW_LAYERS, str) else list(opts.NEW_LAYERS)
     layers: dict[str, list] = {}  # child, or parameter of the module itself -> its trainable parameters
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             layers.setdefault(name.partition(".")[0], []).append(parameter)
     unmatched = [name for name in new_layers if name not in layers]
     if unmatched or not new_layers:
-        log.warning(
-            f"OPTIM.NEW_LAYERS {new_layers} does not name layers that train ({', '.join(layers)}); "
-            f"those not named train at {base_lr_mult} times the rate"
-        )
+        log.warning(f"OPTIM.NEW_LAYERS {new_layers} does not name layers that train ({', '.join(layers)}); "
+                    f"those not named train at {opts.BASE_LR_MULT} times the rate")
     base = [parameter for name, group in layers.items() if name not in new_layers for parameter in group]
     new = [parameter for name, group in layers.items() if name in new_layers for parameter in group]
-    return [{"params": base, "lr": lr * base_lr_mult}, {"params": new}]
+    return [{"params": base, "lr": opts.LR * opts.BASE_LR_MULT}, {"params": new}]
 
 
 class EpochSchedule:
@@ -173,45 +157,36 @@ class EpochSchedule:
 Factor = Callable[[int, int], float]
 
 
-def cosine(epochs: int) -> Factor:
-    """Return the factor that falls from 1 at epoch 0 to 0 at `epochs`; `start` must differ from `epochs`."""
-    return lambda e, start: (1 + math.cos(math.pi * e / epochs)) / (1 + math.cos(math.pi * start / epochs))
+def _cosine(opts) -> Factor:
+    """Return the factor that falls from 1 at epoch 0 to 0 at MAX_EPOCH; `start` must differ from MAX_EPOCH."""
+    def height(e: int) -> float:
+        return 1 + math.cos(math.pi * e / opts.MAX_EPOCH)
+
+    return lambda e, start: height(e) / height(start)
 
 
-def single_step(size: int, gamma: float) -> Factor:
-    """Return the factor that is multiplied by gamma every `size` epochs."""
-    return lambda e, start: gamma ** (e // size - start // size)
-
-
-def multi_step(milestones: Iterable[int], gamma: float) -> Factor:
-    """Return the factor that is multiplied by gamma at each milestone from 0 on; negative milestones are ignored."""
-    milestones = sorted(milestone for milestone in milestones if milestone >= 0)
-
-    def factor(e: int, start: int) -> float:
-        before = bisect_right(milestones, start) if start else 0  # a milestone at 0 counts against the base rate
-        return gamma ** (bisect_right(milestones, e) - before)
-
-    return factor
-
-
-def _build_single_step(opts):
+def _single_step(opts) -> Factor:
+    """Return the factor that is multiplied by GAMMA every STEPSIZE epochs."""
     size = opts.STEPSIZE[-1] if isinstance(opts.STEPSIZE, list | tuple) else opts.STEPSIZE
     if not isinstance(size, int):
         raise TypeError(f"OPTIM.STEPSIZE must be an integer (or end with one) for single_step, but got {size!r}")
-    return single_step(size if size > 0 else opts.MAX_EPOCH, opts.GAMMA)
+    period = size if size > 0 else opts.MAX_EPOCH
+    return lambda e, start: opts.GAMMA ** (e // period - start // period)
 
 
-def _build_multi_step(opts):
+def _multi_step(opts) -> Factor:
+    """Return the factor that is multiplied by GAMMA at each epoch of STEPSIZE from 0 on."""
     if not isinstance(opts.STEPSIZE, list | tuple):
         raise TypeError(f"OPTIM.STEPSIZE must be a list of epochs for multi_step, but got {opts.STEPSIZE!r}")
-    return multi_step(opts.STEPSIZE, opts.GAMMA)
+
+    def steps(e: int) -> int:
+        return sum(0 <= milestone <= e for milestone in opts.STEPSIZE)
+
+    # A milestone at 0 counts against the base rate.
+    return lambda e, start: opts.GAMMA ** (steps(e) - steps(start or -1))
 
 
-SCHEDULES = {
-    "single_step": _build_single_step,
-    "multi_step": _build_multi_step,
-    "cosine": lambda opts: cosine(opts.MAX_EPOCH),
-}
+SCHEDULES = {"single_step": _single_step, "multi_step": _multi_step, "cosine": _cosine}
 
 # (OPTIM node, base learning rate, epoch) -> learning rate of a warm-up epoch.
 WARMUPS = {

@@ -1,11 +1,12 @@
 """Samplers whose order is a function of (seed, epoch), drawn from a generator of their own."""
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
+from p2c.engine import distributed
 from p2c.engine.seeds import run_seed
 from p2c.utils.streams import generator, seed_of
 
@@ -17,14 +18,10 @@ class EpochSampler(Sampler):
         self.data_source = data_source
         self.seed = seed
         self.epoch: int | str = 0
-        self.start = 0
+        self.start = 0  # images to skip in the epoch set by `set_epoch`; the length is still that of the whole epoch
 
     def set_epoch(self, epoch: int | str) -> None:
         self.epoch, self.start = epoch, 0
-
-    def start_at(self, position: int) -> None:
-        """Skip the first images of the epoch set by `set_epoch`; the length is still that of the whole epoch."""
-        self.start = position
 
     def order(self) -> list[int]:
         """Return the indices of the epoch's images in order."""
@@ -73,40 +70,35 @@ class RandomDomainSampler(EpochSampler):
         self.n_domain = n_domain if n_domain > 0 else len(self.indices)
         if self.n_domain > len(self.indices):
             raise ValueError(f"Batches of {n_domain} domains need as many, but the data have {len(self.indices)}")
-        self.images_per_domain = _equal_share(batch_size, self.n_domain, "domains")
+        if batch_size % self.n_domain:
+            raise ValueError(f"A batch of {batch_size} cannot be shared equally by {self.n_domain} domains")
+        self.images_per_domain = batch_size // self.n_domain
+
+    def choose(self, rng: random.Random) -> list[int]:
+        """Return the domains of a batch."""
+        return rng.sample(list(self.indices), self.n_domain)
 
     def order(self) -> list[int]:
         rng = self.rng()
         remaining = {domain: rng.sample(indices, len(indices)) for domain, indices in self.indices.items()}
         order: list[int] = []
         while True:
-            chosen = rng.sample(list(remaining), self.n_domain)
+            chosen = self.choose(rng)
             if any(len(remaining[domain]) < self.images_per_domain for domain in chosen):
                 return order
             for domain in chosen:
                 order += [remaining[domain].pop() for _ in range(self.images_per_domain)]
 
 
-class SeqDomainSampler(EpochSampler):
-    """Batches with equally many random images of each domain, in sorted order; no image is repeated.
-
-    Raises:
-        ValueError: the batch size is not a multiple of the number of domains.
-    """
+class SeqDomainSampler(RandomDomainSampler):
+    """Batches with equally many random images of each domain, in sorted order; no image is repeated."""
 
     def __init__(self, data_source: Sequence, batch_size: int, seed: int = 0):
-        super().__init__(data_source, seed)
-        self.indices = _indices_by(data_source, "domain")
-        self.images_per_domain = _equal_share(batch_size, len(self.indices), "domains")
+        super().__init__(data_source, batch_size, 0, seed)
+        self.indices = dict(sorted(self.indices.items()))
 
-    def order(self) -> list[int]:
-        rng = self.rng()
-        remaining = [rng.sample(self.indices[domain], len(self.indices[domain])) for domain in sorted(self.indices)]
-        order: list[int] = []
-        while all(len(indices) >= self.images_per_domain for indices in remaining):
-            for indices in remaining:
-                order += [indices.pop() for _ in range(self.images_per_domain)]
-        return order
+    def choose(self, rng: random.Random) -> list[int]:
+        return list(self.indices)
 
 
 class RandomClassSampler(EpochSampler):
@@ -124,9 +116,7 @@ class RandomClassSampler(EpochSampler):
         self.n_ins = n_ins
         self.n_classes = batch_size // n_ins
         if len(self.indices) < self.n_classes:
-            raise ValueError(
-                f"Batches of {self.n_classes} classes need as many classes, but the data have {len(self.indices)}"
-            )
+            raise ValueError(f"Batches of {self.n_classes} classes need as many, but the data have {len(self.indices)}")
 
     def order(self) -> list[int]:
         rng = self.rng()
@@ -152,22 +142,9 @@ def _indices_by(data_source: Sequence, attribute: str) -> dict[int, list[int]]:
     return dict(indices)
 
 
-def _equal_share(batch_size: int, parts: int, name: str) -> int:
-    if batch_size % parts:
-        raise ValueError(f"A batch of {batch_size} cannot be shared equally by {parts} {name}")
-    return batch_size // parts
-
-
 FULL_PASS = ("SequentialSampler", "RandomSampler")  # samplers that give every image once, as a test needs
-SAMPLERS = {
-    "RandomSampler": lambda data, batch_size, n_domain, n_ins, seed: RandomSampler(data, seed),
-    "SequentialSampler": lambda data, batch_size, n_domain, n_ins, seed: SequentialSampler(data),
-    "RandomDomainSampler":
-        lambda data, batch_size, n_domain, n_ins, seed: RandomDomainSampler(data, batch_size, n_domain, seed),
-    "SeqDomainSampler": lambda data, batch_size, n_domain, n_ins, seed: SeqDomainSampler(data, batch_size, seed),
-    "RandomClassSampler":
-        lambda data, batch_size, n_domain, n_ins, seed: RandomClassSampler(data, batch_size, n_ins, seed),
-}
+SAMPLERS: dict[str, Callable[..., EpochSampler]] = {sampler.__name__: sampler for sampler in (
+    RandomSampler, SequentialSampler, RandomDomainSampler, SeqDomainSampler, RandomClassSampler)}
 
 
 def build_sampler(
@@ -181,5 +158,32 @@ def build_sampler(
     if sampler_type not in SAMPLERS:
         raise ValueError(f"Unknown sampler type: {sampler_type}; choose from {', '.join(SAMPLERS)} as DATALOADER's "
                          "SAMPLER")
-    seed = torch.initial_seed() if cfg is None else run_seed(cfg)
-    return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins, seed)
+    options = {"seed": torch.initial_seed() if cfg is None else run_seed(cfg)}
+    if sampler_type not in FULL_PASS:
+        options["batch_size"] = batch_size
+    if sampler_type == "RandomDomainSampler":
+        options["n_domain"] = n_domain
+    if sampler_type == "RandomClassSampler":
+        options["n_ins"] = n_ins
+    return SAMPLERS[sampler_type](data_source, **options)
+
+
+class ShardBatchSampler(BatchSampler):
+    """This process's shard of each batch of `batch_size` indices of a sampler.
+
+    An incomplete last batch is dropped, unless it is the only one.
+
+    Raises:
+        ValueError: the batch size is not a multiple of the number of processes.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int):
+        super().__init__(sampler, min(batch_size, len(sampler)), drop_last=True)
+        if self.batch_size % distributed.processes():
+            key = "DATALOADER.TRAIN_X.BATCH_SIZE" if self.batch_size == batch_size else "The number of training images"
+            raise ValueError(f"{key} is {self.batch_size}, which {distributed.processes()} processes cannot divide "
+                             "equally; choose a multiple, or another number of processes (torchrun --nproc-per-node)")
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield list(distributed.shard(batch))

@@ -24,29 +24,24 @@ class Normalization:
     """
 
     def __init__(self, statistics: tuple[Sequence[float], Sequence[float]] | None, device: torch.device):
-        def on_device(values: float | Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
         self.statistics = statistics
         # A tensor, since CUDA replaces division by a number with multiplication by its rounded inverse. With a tensor
         # the operations and roundings are torchvision's, and the result is bitwise equal on CPU and GPU.
-        self.white = on_device(255.0)
-        self.mean, self.std = (on_device(values).view(-1, 1, 1) for values in statistics or ([0.0], [1.0]))
+        self.white = torch.tensor(255.0, device=device)
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+                               for values in statistics or ([0.0], [1.0]))
 
     def __call__(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
             return images
-        images = images.to(torch.float32).div_(self.white)
-        return images if self.statistics is None else images.sub_(self.mean).div_(self.std)
+        return images.to(torch.float32).div_(self.white).sub_(self.mean).div_(self.std)
 
     def is_all_of(self, steps: Sequence[Any]) -> bool:
         """Return whether these transforms of a float tensor are exactly this normalisation."""
         if self.statistics is None:
             return not steps
-        if len(steps) != 1 or type(steps[0]) is not T.Normalize:
-            return False
-        mean, std = self.statistics
-        return list(steps[0].mean) == list(mean) and list(steps[0].std) == list(std)
+        return (len(steps) == 1 and type(steps[0]) is T.Normalize
+                and [list(steps[0].mean), list(steps[0].std)] == list(map(list, self.statistics)))
 
 
 def as_bytes(transform: Callable | Sequence | None, normalization: Normalization) -> Callable | Sequence | None:

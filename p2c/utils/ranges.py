@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-MISSING = object()
-
 
 class Range(NamedTuple):
     """The allowed values of a setting, as a test of (value, whole configuration) and in words."""
@@ -96,15 +94,6 @@ def defaults(table: Mapping) -> dict:
 
 def faults(cfg: Any, table: Mapping) -> list[str]:
     """Return one line for each of a table's settings that is out of range; settings that `cfg` lacks are skipped."""
-    values = ((key, setting.range, lookup(cfg, key)) for key, setting in flatten(table).items())
-    return [f"{key} is {value!r}; {range_.words}" for key, range_, value in values
-            if value is not MISSING and not range_.holds(value, cfg)]
-
-
-def lookup(cfg: Any, key: str) -> Any:
-    """Return the value of a dotted key, or MISSING."""
-    for part in key.split("."):
-        if part not in cfg:
-            return MISSING
-        cfg = cfg[part]
-    return cfg
+    values = flatten(cfg)
+    return [f"{key} is {values[key]!r}; {setting.range.words}" for key, setting in flatten(table).items()
+            if key in values and not setting.range.holds(values[key], cfg)]

@@ -33,16 +33,13 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not _is_class_buffer(name)}
     expected, known = state_dict(model), model.state_dict()
-    faults = []
-    if missing := [name for name in expected if name not in state]:
-        faults.append(f"missing: {_first(missing)}")
-    if unexpected := [name for name in state if name not in known]:
-        faults.append(f"unexpected: {_first(unexpected)}")
-    if misshapen := [name for name in expected if name in state and expected[name].shape != state[name].shape]:
-        faults.append(_first([
-            f"{name} is {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}" for name in misshapen
-        ]))
-    if faults:
+    kinds = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in known],
+        "of another shape": [f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+                             for name, value in expected.items() if name in state and state[name].shape != value.shape],
+    }
+    if faults := [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]:
         raise ValueError(f"The saved weights are not those of {type(model).__name__}; {'; '.join(faults)}")
     model.load_state_dict({name: state[name] for name in expected}, strict=False)
 
