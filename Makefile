@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 INSTALLED := $(ENV)/.p2c-installed
 export PYTHON
 
-.PHONY: demo test lint bench faults study-smoke setup
+.PHONY: demo test lint bench gpu-check faults study-smoke setup
 
 demo: $(INSTALLED)
 	bash scripts/demo.sh
@@ -29,6 +29,10 @@ bench: $(INSTALLED)
 	    printf "\n== benchmarks/%s.py\n" $$name; \
 	    $(PYTHON) benchmarks/$$name.py $(if $(QUICK),--quick) || status=1; \
 	done; exit $$status; } 2>&1 | tee bench$(if $(QUICK),-quick).txt'
+
+# Checks and measures a GPU in at most eight minutes; WHEELS=FOLDER: packages that are missing come from there.
+gpu-check: $(INSTALLED)
+	$(PYTHON) benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS))
 
 # Kills runs, fills their disks and damages their files, some ten minutes; SECTIONS="kills damage" SEED=7: a part of it.
 faults: $(INSTALLED)
