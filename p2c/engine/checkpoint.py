@@ -116,15 +116,6 @@ def load_checkpoint(fpath: str) -> dict:
     return checkpoint
 
 
-def is_readable(fpath: str) -> bool:
-    """Return whether a path leads to a readable checkpoint."""
-    try:
-        load_checkpoint(fpath)
-    except (FileNotFoundError, UnreadableCheckpoint):
-        return False
-    return True
-
-
 def read(fpath: str) -> dict:
     """Return the dict in a file that torch.save wrote, its tensors on the CPU.
 
@@ -170,44 +161,31 @@ def load_resumable(folders: list[str], inside_epoch: bool = False) -> tuple[list
         NothingToResume: the first folder has no checkpoint.
         CannotResume: no checkpoint can be read.
     """
-    position = _load_position(folders) if inside_epoch else None
-    names = _newest_first(folders[0])
+    first, names = folders[0], _newest_first(folders[0])
+    found = []
     for name in names:
-        paths = [os.path.join(folder, name) for folder in folders]
-        try:
-            checkpoints = [load_checkpoint(path) for path in paths]
-        except (UnreadableCheckpoint, FileNotFoundError) as error:
-            log.warning(f"{error}; trying an older one")
-            continue
-        if position is not None and _trained(position[1][-1]) > _trained(checkpoints[-1]):
-            return position
-        return paths, checkpoints
-    if position is not None:
-        return position
+        if whole := _load_all(folders, name):
+            found.append(whole)
+            break
+    if inside_epoch and os.path.isfile(os.path.join(first, POSITION)) and (position := _load_all(folders, POSITION)):
+        found.append(position)
+    if found:
+        return max(found, key=lambda each: _trained(each[1][0]))  # of two equal ones the whole epoch
     if not names:
-        raise NothingToResume(
-            f'Cannot resume: there is no file "{os.path.join(folders[0], POINTER)}", which names the newest '
-            f"checkpoint; choose another folder, or remove {folders[0]} to start from scratch"
-        )
-    raise CannotResume(
-        f"Cannot resume: no checkpoint can be read in {', '.join(folders)}; choose another folder, "
-        "or remove these to start from scratch"
-    )
+        raise NothingToResume(f'Cannot resume: there is no file "{os.path.join(first, POINTER)}", which names the '
+                              f"newest checkpoint; choose another folder, or remove {first} to start from scratch")
+    raise CannotResume(f"Cannot resume: no checkpoint can be read in {', '.join(folders)}; choose another folder, or "
+                       "remove these to start from scratch")
 
 
-def _load_position(folders: list[str]) -> tuple[list[str], list[dict]] | None:
-    """Return paths and contents of the position files, None unless all folders have one after the same batch."""
-    paths = [os.path.join(folder, POSITION) for folder in folders]
+def _load_all(folders: list[str], name: str) -> tuple[list[str], list[dict]] | None:
+    """Return paths and contents of the checkpoints `name`; warn and return None if they are no common state."""
+    paths = [os.path.join(folder, name) for folder in folders]
     try:
         checkpoints = [load_checkpoint(path) for path in paths]
-        for path, checkpoint in zip(paths, checkpoints, strict=True):
-            if not isinstance(checkpoint.get("batch"), int):
-                raise UnreadableCheckpoint(f'"{path}" does not say after which batch it was saved')
-            if _trained(checkpoint) != _trained(checkpoints[0]):
-                raise UnreadableCheckpoint(f'"{path}" and "{paths[0]}" were saved after different batches')
-    except FileNotFoundError:
-        return None
-    except UnreadableCheckpoint as error:
+        if len(set(map(_trained, checkpoints))) > 1:
+            raise UnreadableCheckpoint(f"{' and '.join(paths)} were saved after different batches")
+    except (UnreadableCheckpoint, FileNotFoundError) as error:
         log.warning(f"{error}; trying an older one")
         return None
     return paths, checkpoints
@@ -232,8 +210,12 @@ def _newest_first(folder: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:
+def restore(
+    path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None, keep_options: bool = False
+) -> int:
     """Load a checkpoint, read from `path`, into a model and, where given and saved, its optimiser and schedule.
+
+    With `keep_options` the optimiser keeps its own options, such as weight decay, in place of the checkpoint's.
 
     Returns:
         The checkpoint's epoch.
@@ -246,14 +228,18 @@ def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, sched
         trainable.load_state_dict(model, checkpoint["state_dict"])
         log.info("Loaded model weights")
         if optimizer is not None and checkpoint.get("optimizer") is not None:
+            options = [{key: group[key] for key in group if key not in ("params", "lr")}
+                       for group in optimizer.param_groups]
             optimizer.load_state_dict(checkpoint["optimizer"])
+            if keep_options:
+                for group, here in zip(optimizer.param_groups, options, strict=True):
+                    group.update(here)
             log.info("Loaded optimizer")
     except ValueError as error:
-        ours = "config" in checkpoint
-        remedy = "choose another --output-dir" if ours else (
-            "this program did not write it, so it serves for its weights only: give it as MODEL.INIT_WEIGHTS, "
-            "or test it with --eval-only"
-        )
+        remedy = "choose another --output-dir"
+        if "config" not in checkpoint:
+            remedy = ("this program did not write it, so it serves for its weights only: give it as "
+                      "MODEL.INIT_WEIGHTS, or test it with --eval-only")
         raise CannotResume(f'Cannot resume from "{path}": {error}; {remedy}') from error
     if scheduler is not None and checkpoint.get("scheduler") is not None:
         state = checkpoint["scheduler"]
