@@ -44,8 +44,8 @@ class EpochProgress:
         self.pending: list[Record] = []  # not yet copied to the host
         self.read: deque[Record] = deque(maxlen=RECENT)  # copied
         self.first = first
-        if so_far is not None:
-            self._load_state(so_far)
+        for name, values in so_far["metrics"].items() if so_far else ():
+            vars(self.metrics.meters[name]).update(values)
 
     def __enter__(self):
         self.bar = tqdm(
@@ -83,14 +83,7 @@ class EpochProgress:
     def state(self) -> dict:
         """Return the averages so far as plain values, after reading and checking all numbers."""
         self._read()
-        return {"batch_time": vars(self.batch_time).copy(), "data_time": vars(self.data_time).copy(),
-                "metrics": {name: vars(meter).copy() for name, meter in self.metrics.meters.items()}}
-
-    def _load_state(self, state: dict) -> None:
-        for name in ("batch_time", "data_time"):
-            vars(getattr(self, name)).update(state[name])
-        for name, values in state["metrics"].items():
-            vars(self.metrics.meters[name]).update(values)
+        return {"metrics": {name: vars(meter).copy() for name, meter in self.metrics.meters.items()}}
 
     def _read(self) -> None:
         """Copy the pending numbers to the host in one go, check the losses, average and write them."""
@@ -117,16 +110,11 @@ class EpochProgress:
     def _show(self, batch: int, lr: float) -> None:
         remaining = self.num_batches - batch - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
         eta = timedelta(seconds=int(self.batch_time.avg * remaining))
-        parts = [
-            f"epoch [{self.epoch + 1}/{self.max_epoch}]",
-            f"batch [{batch + 1}/{self.num_batches}]",
-            f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f})",
-            f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f})",
-            str(self.metrics),
-            f"lr {lr:.4e}",
-            f"eta {eta}",
-        ]
-        log.info(" ".join(part for part in parts if part), extra={"progress": True})
+        metrics = f"{self.metrics} " if self.metrics.meters else ""
+        log.info(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch + 1}/{self.num_batches}] "
+                 f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
+                 f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
+                 f"{metrics}lr {lr:.4e} eta {eta}", extra={"progress": True})
         if "loss" in self.metrics.meters:
             self.bar.set_postfix_str(f"loss {self.metrics.meters['loss'].avg:.4f}")
 

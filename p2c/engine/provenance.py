@@ -40,32 +40,25 @@ def code() -> dict:
 
     Values that git cannot tell are None.
     """
-    root = Path(p2c.__file__).resolve().parents[1]
-    found = commit(root)
-    return {"version": p2c.__version__, "commit": found, "dirty": _dirty(root) if found else None}
+    described = describe_checkout(Path(p2c.__file__).resolve().parents[1])
+    commit, _, dirty = (described or "").partition("-")
+    return {"version": p2c.__version__, "commit": commit or None, "dirty": bool(dirty) if commit else None}
 
 
-def commit(root: Path) -> str | None:
-    """Return the commit of a checkout; None if the folder is not the root of one, or git cannot tell."""
+def describe_checkout(root: Path) -> str | None:
+    """Return the commit of a checkout, followed by "-dirty" if tracked files differ from it.
+
+    Return None if the folder is not the root of one, or git cannot tell.
+    """
     if not (root / ".git").exists():
         return None
-    found = _git(root, "rev-parse", "--verify", "HEAD")
-    return None if found is None else found.strip()
-
-
-def _dirty(root: Path) -> bool | None:
-    status = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return None if status is None else bool(status)
-
-
-def _git(root: Path, *words: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(["git", "--no-optional-locks", *words], cwd=root, env=environment, capture_output=True,
-                              text=True, errors="replace", timeout=10)
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def machine(device: torch.device) -> dict:
