@@ -12,8 +12,15 @@ from messages import naming
 
 import p2c
 from p2c.engine import DATASET_REGISTRY, read_json
-from p2c.engine.provenance import describe_checkout
-from p2c.engine.results import changed_keys, describe_changes, digest_weights, fingerprint, read_results, write_started
+from p2c.engine.results import (
+    changed_keys,
+    describe_changes,
+    describe_checkout,
+    digest_weights,
+    fingerprint,
+    read_results,
+    write_started,
+)
 
 
 def test_results_of_a_training_run(tiny_trainer, tmp_path):
