@@ -10,17 +10,12 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-FLUSH_SECONDS = 5  # a point flushes the file if the last flush is longer ago
-
 
 class CurveWriter:
-    """Writes points to a new event file.
+    """Writes points to a new event file. Raises ImportError if tensorboard is not installed.
 
     torch's SummaryWriter writes in a thread: its `flush` has been seen to hang, and the thread prints a traceback when
     the disk is full.
-
-    Raises:
-        ImportError: tensorboard is not installed.
     """
 
     def __init__(self, log_dir: str):
@@ -30,10 +25,9 @@ class CurveWriter:
         self.log_dir = log_dir
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}.{time.time_ns()}"
-        self._records = RecordWriter(open(os.path.join(log_dir, name), "xb"))
-        self._flushed = time.monotonic()
+        # Unbuffered: a resumed run does not write the points before its checkpoint again.
+        self._records = RecordWriter(open(os.path.join(log_dir, name), "xb", buffering=0))
         self._add(file_version="brain.Event:2")
-        self.flush()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Add a point to a curve, at step 0 if none is given."""
@@ -42,13 +36,6 @@ class CurveWriter:
 
     def _add(self, **content) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Pass all points so far to the operating system."""
-        self._records.flush()
-        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._records.close()

@@ -5,7 +5,7 @@ The numbers of each batch stay on the device until a line is due, so that the lo
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from datetime import timedelta
 
 import torch
@@ -44,27 +44,19 @@ class EpochProgress:
         self.pending: list[Record] = []  # not yet copied to the host
         self.read: deque[Record] = deque(maxlen=RECENT)  # copied
         self.first = first
-        for name, values in so_far["metrics"].items() if so_far else ():
-            vars(self.metrics.meters[name]).update(values)
+        if so_far is not None:
+            for name, values in so_far["metrics"].items():
+                vars(self.metrics.meters[name]).update(values)
 
-    def __enter__(self):
-        self.bar = tqdm(
-            total=self.num_batches, initial=self.first, desc=f"epoch {self.epoch + 1}/{self.max_epoch}", unit="batch",
-            leave=False, disable=not on_terminal(), file=sys.stderr,
-        )
-        self.mark = time.time()
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.bar.close()
-        if kind is None:
-            self._read()
-
-    def timed(self, batches: Iterable) -> Iterator:
-        """Yield the batches and time how long each took to arrive."""
-        for batch in batches:
-            self.data_time.update(time.time() - self.mark)
-            yield batch
+    def timed(self, batches: Iterable) -> Generator:
+        """Yield the batches and time how long each took to arrive; at the end read all numbers."""
+        with tqdm(batches, total=self.num_batches, initial=self.first, desc=f"epoch {self.epoch + 1}/{self.max_epoch}",
+                  unit="batch", leave=False, disable=not on_terminal(), file=sys.stderr) as self.bar:
+            self.mark = time.time()
+            for batch in self.bar:
+                self.data_time.update(time.time() - self.mark)
+                yield batch
+        self._read()
 
     def record(self, batch: int, summary: dict | None, lr: float, used_lr: float) -> None:
         """Take a batch's numbers or one-element tensors by name, the learning rate after it, and the one used in it."""
@@ -74,7 +66,6 @@ class EpochProgress:
             for name, value in (summary or {}).items()
         }
         self.pending.append((batch, detached, lr, used_lr))
-        self.bar.update()
         if (batch + 1) % self.every == 0:
             self._read()
             self._show(batch, lr)

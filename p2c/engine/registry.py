@@ -28,7 +28,7 @@ class Registry:
             return decorator
         name = obj.__name__
         if name in self._objects and not force:
-            ours, new_is_ours = _is_ours(self._objects[name]), _is_ours(obj)
+            ours, new_is_ours = (each.__module__.startswith("p2c.") for each in (self._objects[name], obj))
             if ours == new_is_ours:
                 raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
             if new_is_ours:
@@ -45,10 +45,6 @@ class Registry:
     def registered_names(self) -> list[str]:
         """Return all names, in order of registration."""
         return list(self._objects)
-
-
-def _is_ours(obj) -> bool:
-    return obj.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 TRAINER_REGISTRY = Registry("TRAINER")

@@ -57,7 +57,7 @@ class Unpickler(pickle.Unpickler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._inert = type("Inert", (Inert,), {})
-        # A partial has no attributes to set: its own __setstate__ takes nothing but another function and arguments.
+        # A pickle that sets the state of a partial lets this one alone call something else that it was given.
         self._admitted = {**CONTAINERS, **{key: functools.partial(function) for key, function in TENSORS.items()}}
 
     def find_class(self, module, name):
@@ -100,8 +100,7 @@ class _DatumUnpickler(pickle.Unpickler):
 def read_legacy_pickle(path: str | os.PathLike) -> dict[str, list]:
     """Read a few-shot cache of CoOp or Dassl: a dict of lists of Datum, whose image files need not exist.
 
-    Raises:
-        ValueError: the file asks for or holds anything else, or is damaged; no code has run.
+    Raise ValueError if the file asks for or holds anything else, or is damaged; no code has run.
     """
     with open(path, "rb") as file:
         try:

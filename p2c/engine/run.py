@@ -47,7 +47,13 @@ class Run:
     start_epoch: int
     max_epoch: int
     epoch: int
+    batch_idx: int
+    num_batches: int
     best_result: float
+    dm: Any
+    val_loader: Any
+    test_loader: Any
+    num_classes: int
     _models: dict[str, nn.Module]
     _optims: dict[str, Any]  # optimisers or None, as the schedules
     _scheds: dict[str, Any]
@@ -70,16 +76,12 @@ class Run:
     tested_split: str | None = None
 
     def open_run(self, cfg) -> None:
-        """Check the engine's settings and start the clock.
-
-        Raises:
-            ValueError: a setting is out of range; the message names the key.
-            FileNotFoundError: RESUME does not exist.
-        """
+        """Check the engine's settings, as `check_values` does, and start the clock."""
         check_values(cfg)
         if processes() > 1 and not self.supports_distributed:
             raise ValueError(f"{type(self).__name__} trains in one process, since it does not average gradients over "
                              "several; start it without torchrun")
+        self.saves_inside_epoch = self.resumes_inside_epoch and self.dassl_version is None
         if cfg.TRAIN.get("CHECKPOINT_STEPS", 0) and not self.saves_inside_epoch:
             log.warning(f"TRAIN.CHECKPOINT_STEPS has no effect: {type(self).__name__} resumes at whole epochs here")
         if keys := unused_keys(cfg):
@@ -87,14 +89,9 @@ class Run:
         if cfg.TRAIN.get("DETERMINISTIC", False):
             use_deterministic_algorithms()
         self.seed = run_seed(cfg)
-        self.time_built = self.started = time.time()
+        self.time_start = self.started = time.time()
         self.seconds_before = 0.0  # training time of the runs that this one continues
         self.deployed_epoch = 0  # epochs that the current weights have been trained for
-
-    @property
-    def saves_inside_epoch(self) -> bool:
-        """Return whether the loop can save and resume inside an epoch."""
-        return self.resumes_inside_epoch and self.dassl_version is None
 
     def begin_run(self) -> None:
         """Record that training starts at start_epoch."""
@@ -123,25 +120,18 @@ class Run:
             self.require_validation("TEST.FINAL_MODEL best_val", "set TEST.FINAL_MODEL last_step")
 
     def require_validation(self, reader: str, remedy: str) -> None:
-        """Raise ValueError if the dataset has no validation images, or uses test images as such."""
+        """Raise ValueError if the dataset has no validation images of its own."""
         dataset = self.dm.dataset
-        paths = [{item.impath for item in items or ()} for items in (dataset.val, dataset.test)]
-        if self.val_loader is not None and paths[0].isdisjoint(paths[1]):
-            return
-        sizes = getattr(dataset, "sizes", None)
-        reason = "has no validation images"
-        if self.val_loader is not None:
-            reason = "has no validation images but those that it is tested on"
-        if sizes is not None and not sizes.val:
-            reason = "has no validation images: its protocol has no validation split"
-        raise ValueError(f"{reader} needs validation images, but {self.cfg.DATASET.NAME} {reason}; {remedy}")
+        val, test = ({item.impath for item in items or ()} for items in (dataset.val, dataset.test))
+        if self.val_loader is None or not val.isdisjoint(test):
+            raise ValueError(f"{reader} needs validation images, but {self.cfg.DATASET.NAME} has none that it is not "
+                             f"tested on; {remedy}")
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Evaluate on the split "val" or "test", by default TEST.SPLIT, and return the first metric.
 
-        Raises:
-            ValueError: there are no validation images for "val", or the loader does not give each image once.
+        Raise ValueError if there are no validation images for "val", or the loader does not give each image once.
         """
         split = split or self.cfg.TEST.SPLIT
         if split == "val":
@@ -183,7 +173,7 @@ class Run:
 
     def elapsed(self) -> float:
         """Return the seconds of training, including resumed runs, or before training the seconds since construction."""
-        return time.time() - getattr(self, "time_start", self.time_built)
+        return time.time() - self.time_start
 
     def write_results(self, mode: str, **source) -> None:
         """Write results.json to the output folder; mode is "train", or "eval" for a model loaded from `source`."""
@@ -234,9 +224,7 @@ class Run:
     def resume_model_if_exist(self, directory: str) -> int:
         """Resume from the checkpoints in a folder, if there are any, and return the epoch to start with.
 
-        Raises:
-            NothingToResume: RESUME is set, but there are none.
-            CannotResume: they belong to another run, do not fit or cannot be read.
+        Raise CannotResume if they belong to another run, do not fit or cannot be read, or RESUME names none.
         """
         names = self.get_model_names()
         if not names:
@@ -268,8 +256,10 @@ class Run:
         if changed := describe_changes(config, self.cfg, self.length_matters):
             faults.append(changed)
         if classes is not None and classes != here:
+            differing = [f"; the first that differs, {label}, was {old!r}, is {new!r}"
+                         for label, (old, new) in enumerate(zip(classes, here, strict=False)) if old != new]
             faults.append(f"it was trained on {len(classes)} classes ({', '.join(classes[:3])}, ...), this dataset has "
-                          f"{self.num_classes} ({', '.join(here[:3])}, ...){_first_difference(classes, here)}")
+                          f"{self.num_classes} ({', '.join(here[:3])}, ...){''.join(differing[:1])}")
         if not faults:
             return
         if not self.resume_anyway or "OPTIM.NAME" in changed_keys(config, self.cfg):
@@ -307,9 +297,7 @@ class Run:
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load the weights of each registered model: the best ones, or those after `epoch` epochs.
 
-        Raises:
-            FileNotFoundError: there is no such checkpoint.
-            ValueError: it cannot be read, or its weights do not fit the model.
+        Raise FileNotFoundError if there is no such checkpoint, ValueError if it cannot be read or does not fit.
         """
         if not directory:
             log.info("Note that load_model() is skipped as no pretrained model is given")
@@ -323,11 +311,3 @@ class Run:
                 details += f", val_result={checkpoint['val_result']:.1f}"
             log.info(f"Load {path} to {name} ({details})")
             self.deployed_epoch = checkpoint["epoch"]
-
-
-def _first_difference(old: list[str], new: list[str]) -> str:
-    """Describe the first position at which two lists of class names differ, "" if one continues the other."""
-    for label, (before, now) in enumerate(zip(old, new, strict=False)):
-        if before != now:
-            return f"; the first that differs, {label}, was {before!r}, is {now!r}"
-    return ""

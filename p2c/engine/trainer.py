@@ -1,38 +1,190 @@
-"""The trainers that methods subclass: TrainerX for labeled data, TrainerXU for labeled and unlabeled data.
+"""The loop over epochs, its hooks, and the trainers that methods subclass: TrainerX and TrainerXU.
 
 A method defines build_model and forward_backward, often check_cfg and parse_batch_train.
 
 Saving and resuming inside an epoch needs no state of random generators, since random numbers are functions of (seed,
 name, step or epoch), see p2c/utils/streams.py. Trainers that draw other random numbers resume at the start of an epoch.
 """
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from p2c.engine.base import SimpleNet, TrainerBase
-from p2c.engine.checkpoint import BEST, CannotResume, remove_position, save_position
-from p2c.engine.curves import truncate_curves
+from p2c.engine.checkpoint import BEST, POSITION, CannotResume, plain, serialize
+from p2c.engine.curves import CurveWriter, truncate_curves
 from p2c.engine.data import DataManager, end_workers, set_epoch, start_at
 from p2c.engine.distributed import any_process, barrier, first_on_each_machine, is_main, processes
-from p2c.engine.files import mkdir_if_missing
-from p2c.engine.numerics import NonFiniteLoss, save_nonfinite_state
+from p2c.engine.files import errors_naming, mkdir_if_missing, write_atomically
+from p2c.engine.numerics import NonFiniteLoss, check_finite, save_nonfinite_state
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
+from p2c.engine.run import Run
 from p2c.engine.seeds import set_random_seed
+from p2c.engine.utils import tolist_if_not
 from p2c.utils.logs import get_logger
 from p2c.utils.streams import seed_of
-
-__all__ = ["SimpleNet", "SimpleTrainer", "Stopped", "TrainerBase", "TrainerX", "TrainerXU"]
 
 log = get_logger(__name__)
 
 
 class Stopped(Exception):
     """Training was asked to stop, and has saved its position."""
+
+
+class SimpleNet(nn.Module):
+    """Placeholder for Dassl's network of backbone and head, which this engine does not provide."""
+
+    def __init__(self, *args, **kwargs):
+        raise NotImplementedError("This engine has no SimpleNet: define build_model in the trainer")
+
+
+class TrainerBase(Run):
+    """Holds the registered models with their optimisers and schedules, and runs the loop over epochs."""
+
+    def __init__(self):
+        self._models = {}
+        self._optims = {}
+        self._scheds = {}
+        self._writer: CurveWriter | None = None
+
+    # Models
+
+    def register_model(self, name: str = "model", model: Any = None, optim=None, sched=None) -> None:
+        """Register a model to be saved and resumed under `name`, with its optimiser and schedule, if any."""
+        if "_models" not in self.__dict__:
+            raise AttributeError("Call super().__init__() before register_model()")
+        assert name not in self._models, f"Found duplicate model names: {name}"
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names: str | list[str] | None = None) -> list[str]:
+        """Return all registered names, or the given ones, which must be registered."""
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            assert name in self._models, f"No model is registered as {name}; choose from {', '.join(self._models)}"
+        return names
+
+    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
+        """Set registered models to mode "train", "test" or "eval"."""
+        if mode not in ("train", "test", "eval"):
+            raise KeyError(f"Unknown mode {mode!r}; choose from train, test, eval")
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    # Curves
+
+    def init_writer(self, log_dir: str) -> None:
+        """Start writing curves for TensorBoard, if it is installed."""
+        if self._writer is not None or not is_main():
+            return
+        try:
+            with errors_naming(log_dir):
+                self._writer = CurveWriter(log_dir)
+        except ImportError:
+            log.warning("tensorboard is not installed: no curves are written")
+            return
+        log.info(f"Initialize tensorboard (log_dir={log_dir})")
+
+    def close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Add a point to a curve, if there is a writer."""
+        if self._writer is not None:
+            with errors_naming(self._writer.log_dir):
+                self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # The loop
+
+    def train(self, start_epoch: int | None = None, max_epoch: int | None = None) -> None:
+        """Run the epochs from start_epoch, which before_train may change, to max_epoch, by default those of self."""
+        self.start_epoch = self.start_epoch if start_epoch is None else start_epoch
+        self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
+        self.before_train()
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.begin_epoch()
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+            self.end_epoch()
+        self.after_train()
+
+    def begin_epoch(self) -> None:
+        """Prepare an epoch, before the hook before_epoch."""
+
+    def end_epoch(self) -> None:
+        """Finish an epoch, after the hook after_epoch."""
+
+    def before_train(self) -> None:
+        """Run before the first epoch; a hook."""
+
+    def after_train(self) -> None:
+        """Run after the last epoch; a hook."""
+
+    def before_epoch(self) -> None:
+        """Run before each epoch; a hook."""
+
+    def after_epoch(self) -> None:
+        """Run after each epoch; a hook."""
+
+    def run_epoch(self) -> None:
+        raise NotImplementedError
+
+    def parse_batch_train(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch) -> Any:
+        raise NotImplementedError
+
+    def forward_backward(self, *args: Any, **kwargs: Any) -> dict | None:
+        raise NotImplementedError
+
+    def model_inference(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    # Steps
+
+    def update_lr(self, names: str | list[str] | None = None) -> None:
+        """Step the schedules; a trainer calls this after the last batch of an epoch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def detect_anomaly(self, loss: Tensor) -> None:
+        """Raise NonFiniteLoss, a FloatingPointError, if a loss is not finite."""
+        lr = next((optim.param_groups[0]["lr"] for optim in self._optims.values() if optim is not None), float("nan"))
+        check_finite({"loss": loss.detach()}, (self.epoch, self.max_epoch), (self.batch_idx, self.num_batches), lr)
+
+    def model_zero_grad(self, names: str | list[str] | None = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: Tensor) -> None:
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: str | list[str] | None = None) -> None:
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss: Tensor, names: str | list[str] | None = None) -> None:
+        """Check a loss and take one step of the optimisers on it."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
 
 
 class SimpleTrainer(TrainerBase):
@@ -101,11 +253,6 @@ class SimpleTrainer(TrainerBase):
 
     # The loop
 
-    def train(self, start_epoch: int | None = None, max_epoch: int | None = None) -> None:
-        """Run the epochs, by default from self.start_epoch to self.max_epoch."""
-        super().train(self.start_epoch if start_epoch is None else start_epoch,
-                      self.max_epoch if max_epoch is None else max_epoch)
-
     def before_train(self) -> None:
         self.check_validation(training=True)
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
@@ -132,14 +279,10 @@ class SimpleTrainer(TrainerBase):
         set_random_seed(seed_of(self.seed, "global", self.epoch))
         set_epoch(self.train_loader_x, self.epoch)
         set_epoch(self.train_loader_u, f"unlabeled.{self.epoch}")
+        self.first_batch = self.start_batch if self.epoch == self.start_epoch else 0
         if self.first_batch:
             start_at(self.train_loader_x, self.first_batch)
         self._can_stop = self.resumes_inside_epoch
-
-    @property
-    def first_batch(self) -> int:
-        """Return the index of the first batch to train in this epoch."""
-        return self.start_batch if self.epoch == self.start_epoch else 0
 
     def run_batches(self, batches: Iterable[tuple]) -> None:
         """Run an epoch over tuples of arguments for `forward_backward`, with progress lines and curves.
@@ -152,8 +295,8 @@ class SimpleTrainer(TrainerBase):
         progress = EpochProgress(self.epoch, self.max_epoch, self.num_batches, self.cfg.TRAIN.PRINT_FREQ,
                                  self.write_scalar, first, self._progress_before if first else None)
         try:
-            with progress:
-                for self.batch_idx, batch in enumerate(progress.timed(batches), first):
+            with contextlib.closing(progress.timed(batches)) as timed:
+                for self.batch_idx, batch in enumerate(timed, first):
                     used_lr = self.get_current_lr()
                     summary = self.forward_backward(*batch)
                     progress.record(self.batch_idx, summary, self.get_current_lr(), used_lr)
@@ -222,11 +365,6 @@ class SimpleTrainer(TrainerBase):
         freq = self.cfg.TRAIN.CHECKPOINT_FREQ
         return (freq > 0 and epochs % freq == 0) or epochs == self.max_epoch
 
-    def save_model(self, epoch: int, directory: str, *args, **kwargs) -> None:
-        """Write the curves, which a run resumed from this checkpoint does not write again, then the checkpoint."""
-        self.flush_writer()
-        super().save_model(epoch, directory, *args, **kwargs)
-
     def save_missing_model(self) -> None:
         """Write the last epoch's checkpoint if the run was killed before that was saved, or if it is damaged."""
         if not self.resumed_from or self.start_batch or not self.saves_after(self.start_epoch):
@@ -237,28 +375,25 @@ class SimpleTrainer(TrainerBase):
 
     def save_position(self, epoch: int, batch: int, progress: dict | None) -> None:
         """Save the state after `epoch` whole epochs and `batch` batches of the next one."""
-        self.flush_writer()
         position = {"epoch": epoch, "batch": batch, "num_batches": self.num_batches, "progress": progress}
         if is_main():
             for name in self.get_model_names():
-                save_position({**self.model_state(name), **position}, os.path.join(self.output_dir, name))
+                content = serialize(plain({**self.model_state(name), **position}))
+                write_atomically(os.path.join(self.output_dir, name, POSITION), content)
         barrier()
 
     def remove_positions(self) -> None:
         """Delete the position files, once a checkpoint has superseded them."""
         if is_main():
             for name in self.get_model_names():
-                remove_position(os.path.join(self.output_dir, name))
+                Path(self.output_dir, name, POSITION).unlink(missing_ok=True)
 
     def check_run_state(self, checkpoint: dict) -> None:
         super().check_run_state(checkpoint)
-        batches = self.batches_per_epoch()
-        if checkpoint.get("batch") and checkpoint.get("num_batches") != batches:
-            raise CannotResume(
-                f"Cannot resume from {self.cfg.RESUME or self.output_dir}: it was saved after batch "
-                f"{checkpoint['batch']} of {checkpoint.get('num_batches')}, but this dataset has {batches} per epoch; "
-                "choose another --output-dir"
-            )
+        batch, of, batches = checkpoint.get("batch"), checkpoint.get("num_batches"), self.batches_per_epoch()
+        if batch and of != batches:
+            raise CannotResume(f"Cannot resume from {self.cfg.RESUME or self.output_dir}: it was saved after batch "
+                               f"{batch} of {of}, but an epoch has {batches} here; choose another --output-dir")
 
     def load_run_state(self, checkpoint: dict) -> None:
         super().load_run_state(checkpoint)
