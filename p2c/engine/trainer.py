@@ -188,7 +188,7 @@ class TrainerBase(Run):
 
 
 class SimpleTrainer(TrainerBase):
-    """A trainer with data, a device, evaluation and checkpoints, which can save, stop and resume after any batch."""
+    """A trainer with data, a device, evaluation and checkpoints, inside an epoch too if it `resumes_inside_epoch`."""
 
     model: Any  # set by build_model
     _progress_before: dict | None = None  # averages over the first start_batch batches of start_epoch
