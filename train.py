@@ -34,10 +34,10 @@ try:
     from p2c.engine.files import DiskFull, remove_leftovers
     from p2c.engine.lock import folder_lock
     from p2c.engine.logger import Logger, setup_logger
-    from p2c.engine.position import Stopped
     from p2c.engine.results import changed_keys, read_results, write_started
     from p2c.engine.run import Run
     from p2c.engine.seeds import run_seed, set_random_seed
+    from p2c.engine.trainer import Stopped
     from p2c.engine.utils import collect_env_info
     from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
     from p2c.merging import merge_file, merge_pairs, merge_values, warn_of_unread

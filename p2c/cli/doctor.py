@@ -93,7 +93,7 @@ def check_software() -> Iterator[Finding]:
     yield from check_requirements()
     if broken:
         return
-    from p2c.engine.provenance import versions
+    from p2c.engine.results import versions
     from p2c.framework import TrainerX
 
     found = {**versions(), "yacs": metadata.version("yacs")}

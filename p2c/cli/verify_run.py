@@ -21,8 +21,7 @@ from tabulate import tabulate
 
 from p2c import registry
 from p2c.engine.logger import only_warnings
-from p2c.engine.provenance import versions
-from p2c.engine.results import describe_data, digest_weights, measured
+from p2c.engine.results import describe_data, digest_weights, measured, versions
 from p2c.engine.seeds import preserve_random_state, set_random_seed
 from p2c.framework import DATASET_REGISTRY, SimpleTrainer, build_trainer
 from p2c.inference.records import read_record, recorded_cfg, recorded_model, use_cuda
