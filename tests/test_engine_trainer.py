@@ -53,12 +53,23 @@ def test_a_loss_handed_to_the_engine_is_named_with_its_batch(tiny_trainer):
         trainer.model_backward_and_update(torch.tensor(torch.nan))
 
 
-@pytest.mark.parametrize("indices", [range(20), [0, *range(24)]], ids=["too few", "too many"])
-def test_a_test_that_did_not_count_each_image_once_is_void(tiny_trainer, indices):
+@pytest.mark.parametrize("indices, different", [
+    (range(20), 20), ([0, *range(24)], 24), ([0, *range(23)], 23)], ids=["too few", "too many", "as many"])
+def test_a_test_that_did_not_count_each_image_once_is_void(tiny_trainer, indices, different):
     trainer = tiny_trainer()
     some = torch.utils.data.Subset(trainer.test_loader.dataset, list(indices))
     trainer.test_loader = torch.utils.data.DataLoader(some, 7)
-    with pytest.raises(ValueError, match=naming(f"{len(indices)} images", "24", "each image once")):
+    with pytest.raises(ValueError, match=naming(f"{len(indices)} images", f"{different} of them", "24")):
+        trainer.test()
+
+
+def test_batches_without_indices_are_counted(tiny_trainer):
+    trainer = tiny_trainer()
+    batches = [{name: batch[name] for name in ("img", "label")} for batch in trainer.test_loader]
+    trainer.test_loader = batches
+    trainer.test()
+    trainer.test_loader = batches[1:]
+    with pytest.raises(ValueError, match=naming("14 images", "24")):
         trainer.test()
 
 

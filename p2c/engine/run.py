@@ -5,7 +5,7 @@ These parts of a trainer do not depend on whether this engine or real Dassl runs
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,14 @@ from p2c.utils import trainable
 from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
+
+
+def noting_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
+    """Yield the batches; append the indices of their images, which those of a plugin may lack, to `seen`."""
+    for batch in batches:
+        if isinstance(batch, Mapping) and "index" in batch:
+            seen.append(batch["index"].cpu())
+        yield batch
 
 
 class Run:
@@ -140,16 +148,19 @@ class Run:
         self.set_model_mode("eval")
         self.evaluator.reset()
         log.info(f"Evaluate on the *{split}* set")
-        counted = 0
+        counted, seen = 0, list[Tensor]()
         with preserve_random_state():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
-            for batch in gather(self.outputs(bar)):
+            for batch in gather(self.outputs(noting_indices(bar, seen))):
                 self.process_outputs(*batch)
                 counted += len(batch[1])
-        given, expected = from_main(lambda: counted), len(getattr(self.dm.dataset, split))
-        if given != expected:
-            raise ValueError(f"The test on the {split} images is invalid: its loader gave {given} images, not "
-                             f"{expected}; give the test a loader that has each image once")
+        indices = list(gather([(torch.cat(seen),)] if seen else []))
+        given, total = from_main(lambda: counted), len(getattr(self.dm.dataset, split))
+        different = from_main(lambda: len(torch.cat([part for part, in indices]).unique()) if indices else counted)
+        if not given == different == total:
+            raise ValueError(f"The test on the {split} images is invalid: its loader gave {given} images, {different} "
+                             f"of them different, but there are {total}; give the test a loader that has each image "
+                             "once")
         results = from_main(self.evaluate_outputs)
         epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # nothing was left to train
         for name, value in results.items():
