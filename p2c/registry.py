@@ -46,8 +46,19 @@ DATASETS = {
 }
 
 
-def require(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
-    """Import the module of a name that is not registered yet. Raise ValueError if it is not in the table either."""
+def get_trainer(name: str) -> type:
+    """Return the trainer called `name`; import its module if need be. Raise ValueError if there is none."""
+    _register(name, TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
+    return TRAINER_REGISTRY.get(name)
+
+
+def get_dataset(name: str) -> type:
+    """Return the dataset called `name`; import its module if need be. Raise ValueError if there is none."""
+    _register(name, DATASETS, "dataset (--dataset-config-file)", DATASET_REGISTRY.registered_names())
+    return DATASET_REGISTRY.get(name)
+
+
+def _register(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
     if name in registered:
         return
     if name not in table:

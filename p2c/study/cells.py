@@ -25,7 +25,7 @@ from p2c.engine.logger import only_warnings
 from p2c.engine.numerics import NonFiniteLoss
 from p2c.engine.results import changed_keys, read_results, write_started
 from p2c.engine.seeds import set_random_seed
-from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+from p2c.framework import build_trainer, get_cfg_default
 from p2c.merging import merge_values
 from p2c.study.plan import Settings
 from p2c.tables.cells import harmonic_mean
@@ -178,9 +178,9 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
     merge_values(cfg, {**fixed, **cell.settings, **options})
     check_values(cfg)
     check_settings(cfg)
+    registry.get_trainer(cell.trainer)
+    registry.get_dataset(cfg.DATASET.NAME)
     cfg.freeze()
-    registry.require(cell.trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     set_random_seed(cell.seed)
     return cfg
 
