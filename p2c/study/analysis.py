@@ -1,4 +1,5 @@
 """Statistics over seeds: mean differences with confidence intervals, pooled over datasets, and a test of spreads."""
+
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -21,14 +22,6 @@ class Estimate(NamedTuple):
     @property
     def includes_zero(self) -> bool:
         return self.low <= 0 <= self.high
-
-
-class Spreads(NamedTuple):
-    """The standard deviations of two paired samples, and the p-value of a test that they are equal."""
-
-    first: float
-    second: float
-    p: float
 
 
 def paired(differences: Sequence[float], comparisons: int = 1) -> Estimate:
@@ -56,13 +49,13 @@ def pooled(by_dataset: Mapping[str, Sequence[float]]) -> Estimate:
     return paired([fmean(seed) for seed in zip(*by_dataset.values(), strict=True)])
 
 
-def spreads(first: Sequence[float], second: Sequence[float]) -> Spreads:
-    """Compare the spreads of two paired samples of at least three values each, by the test of Pitman and Morgan (1939).
+def equal_spreads(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the p-value of the test of Pitman and Morgan (1939) that two paired samples have equal variances.
 
     Sums and differences of the pairs are uncorrelated if the variances are equal.
     """
     sums = [a + b for a, b in zip(first, second, strict=True)]
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    constant = len(set(sums)) == 1 or len(set(differences)) == 1
-    p = 1.0 if constant else float(stats.pearsonr(sums, differences).pvalue)
-    return Spreads(stdev(first), stdev(second), p)
+    if len(set(sums)) == 1 or len(set(differences)) == 1:
+        return 1.0
+    return float(stats.pearsonr(sums, differences).pvalue)

@@ -1,5 +1,4 @@
 """Trainings and the tests of their models, each in its own folder, so that finished ones are never repeated."""
-import contextlib
 import gc
 import hashlib
 import json
@@ -9,9 +8,9 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from p2c.engine.config import check_values
 from p2c.engine.files import write_atomically
 from p2c.engine.logger import only_warnings
 from p2c.engine.numerics import NonFiniteLoss
-from p2c.engine.results import changed_keys, read_results, write_started
+from p2c.engine.results import changed_keys, read_results
 from p2c.engine.seeds import set_random_seed
 from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
 from p2c.merging import merge_values
@@ -48,21 +47,15 @@ REPORT = Stage("report", ("base", "new"), "test")
 
 @dataclass(frozen=True)
 class Cell:
-    """A trainer with settings and a seed, trained on the first half of a dataset's classes and tested on both.
-
-    Attributes:
-        config: CONFIG in configs/trainers/TRAINER/CONFIG.yaml.
-        dataset: DATASET in configs/datasets/DATASET.yaml.
-        tests: settings of each test, which override those of the training; {}: the plain test.
-    """
+    """A trainer with settings and a seed, trained on the first half of a dataset's classes and tested on both."""
 
     stage: Stage
     trainer: str
-    config: str
-    dataset: str
+    config: str  # CONFIG in configs/trainers/TRAINER/CONFIG.yaml
+    dataset: str  # DATASET in configs/datasets/DATASET.yaml
     seed: int
     settings: Settings
-    tests: list[Settings] = field(default_factory=lambda: [{}])
+    tests: Sequence[Settings] = ({},)  # settings of each test, which override those of the training; {}: the plain test
 
     @property
     def folder(self) -> Path:
@@ -87,11 +80,11 @@ class Place(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The result of a test on both halves of the classes: accuracies in percent, and all metrics of each half."""
+    """The result of a test on both halves of the classes."""
 
-    base: float
+    base: float  # accuracy in percent
     novel: float
-    halves: Sequence[dict]
+    halves: Sequence[dict]  # all metrics of each half
 
     @property
     def hm(self) -> float:
@@ -145,11 +138,10 @@ def test(cell: Cell, half: str, settings: Settings, place: Place) -> None:
     if finished(cfg):
         return
     trainer = build_trainer(cfg)
-    source: dict[str, Any] = {"choice": place.choice} if place.choice else {}
+    source = {"choice": place.choice} if place.choice else {}
     if trainer.get_model_names():
         source["model_dir"] = os.path.join(place.output, cell.folder / "train")
         trainer.load_model(source["model_dir"])
-    write_started(cfg, cfg.OUTPUT_DIR, mode="eval", **source)
     trainer.test()
     trainer.write_results("eval", **source)
 
@@ -187,9 +179,8 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
 
 def measured(cell: Cell, place: Place, settings: Settings) -> Measured:
     """Return the result of a finished test of a cell."""
-    records = [read_results(os.path.join(place.output, cell.test_folder(half, settings)))
-               for half in cell.stage.halves]
-    metrics = [record["metrics"] for record in records if record]
+    folders = [os.path.join(place.output, cell.test_folder(half, settings)) for half in cell.stage.halves]
+    metrics = [record["metrics"] for folder in folders if (record := read_results(folder))]
     return Measured(metrics[0]["accuracy"], metrics[1]["accuracy"], metrics)
 
 
@@ -233,8 +224,7 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=prepare_process) as pool:
         try:
-            with ctrl_c_ignored():
-                futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
+            futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
@@ -244,17 +234,8 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
             raise
 
 
-@contextlib.contextmanager
-def ctrl_c_ignored() -> Iterator[None]:
-    """Let processes that start meanwhile ignore Ctrl-C for good: the study's own process ends them."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
 def prepare_process() -> None:
-    """Use one thread, and end silently when the study's process asks for it."""
+    """Use one thread, and end silently, not at Ctrl-C but when the study's process asks for it."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit())

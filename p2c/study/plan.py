@@ -2,21 +2,12 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from p2c.utils.console import one_line
 
@@ -30,14 +21,7 @@ def distinct(values: list) -> list:
     return values
 
 
-def as_written(value: Any, check: Callable) -> Any:
-    """Validate a number but keep its type, since `Study.space_digest` tells 2 from 2.0."""
-    check(value)
-    return value
-
-
 Count = Annotated[int, Field(ge=1)]
-Number = Annotated[float, WrapValidator(as_written)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(distinct)]
 
 
@@ -64,7 +48,7 @@ class Cloud(Part):
 
     trainers: Texts
     samples: Count
-    levels: Annotated[list[Number], Field(min_length=1), AfterValidator(distinct)]
+    levels: Annotated[list[float], Field(min_length=1), AfterValidator(distinct)]
     averages: Texts
 
     def trials(self) -> list[Settings]:
@@ -197,8 +181,8 @@ class Study(Part):
     @model_validator(mode="after")
     def check_choices(self) -> "Study":
         """Raise ValueError if settings are chosen on reported data, or needed but never chosen."""
-        parts = [part for part in (self.ablations, self.initialisations) if part]
-        if both := {*self.compare.datasets, *(part.dataset for part in parts)} & set(self.search.datasets):
+        reported = {*self.compare.datasets, *(part.dataset for part in (self.ablations, self.initialisations) if part)}
+        if both := reported & set(self.search.datasets):
             raise ValueError(f"search.datasets names {', '.join(sorted(both))}, on which results are reported; "
                              "settings must be chosen on other datasets")
         users = {"compare.trainers": [name for name in self.compare.trainers if not name.startswith("ZeroshotCLIP")]}
@@ -237,10 +221,8 @@ def read_study(path: str) -> Study:
 def in_words(fault: Mapping) -> str:
     """Return in words a fault that pydantic found: the entry, its value and what was expected."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{place} {message}".lstrip()
-    known = {"missing": "is missing", "extra_forbidden": "is an entry that nothing reads"}
-    if kind in known:
-        return f"{place} {known[kind]}"
-    return f"{place or 'the file'} is {fault['input']!r}: {message}"
+    known = {"missing": "is missing", "extra_forbidden": "is an entry that nothing reads",
+             "value_error": fault["msg"].removeprefix("Value error, ")}  # one of ours
+    if fault["type"] in known:
+        return f"{place} {known[fault['type']]}".lstrip()
+    return f"{place or 'the file'} is {fault['input']!r}: {fault['msg']}"
