@@ -69,11 +69,10 @@ def learned_text(model: PromptedCLIP, method: str) -> list[Place]:
     prompts = model.learner()
     places = [Place(f"attribute {i}", 0, "", tokens) for i, tokens in enumerate(prompts.attributes, 1)]
     if prompts.context is not None:
+        contexts = {"": prompts.context}
         if prompts.context.ndim == 3:  # class-specific
-            places += [Place("context", 0, name, tokens)
-                       for name, tokens in zip(model.classnames, prompts.context, strict=True)]
-        else:
-            places.append(Place("context", 0, "", prompts.context))
+            contexts = dict(zip(model.classnames, prompts.context, strict=True))
+        places += [Place("context", 0, name, tokens) for name, tokens in contexts.items()]
     places += [Place("context", layer, "", tokens) for layer, tokens in enumerate(prompts.deep_text, 1)]
     if not places:
         raise ValueError(f"{method} learns no text, so there are no words to find; give a run of a trainer that learns "

@@ -30,8 +30,8 @@ TITLES = {"xd": "Cross-dataset transfer", "dg": "Domain generalization", "fewsho
 
 
 def report(
-    benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None = None,
-    datasets: Sequence[str] = (),
+    benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None,
+    datasets: Sequence[str],
 ) -> tuple[bool, int]:
     """Print a benchmark's tables and draw its curves.
 
@@ -44,11 +44,13 @@ def report(
         Whether there are any results, and the number of notes.
     """
     notes: list[str] = []
+    output: str | None = osp.normpath(folders[0])  # the $OUTPUT with which the scripts write there
     if benchmark == "base2new":
         below = [osp.join(folder, benchmark) for folder in folders]
         folders = [path if osp.isdir(path) else folder for path, folder in zip(below, folders, strict=True)]
+        scripts_write_here = osp.basename(osp.abspath(folders[0])) == benchmark
+        output = osp.normpath(osp.join(folders[0], osp.pardir)) if scripts_write_here else None
     rows = find_rows(benchmark, folders, keyword, spread, notes, datasets)
-    output = output_folder(benchmark, folders[0])
     for row in rows:
         notes += notes_on(row, output)
     if not rows:
@@ -62,21 +64,12 @@ def report(
         title = f"{keyword} in %, mean ± {spread.__name__} over seeds"
         show(rows, notes if complete else [LEGEND, *notes], title, style)
     if rows and curves:
-        from p2c.tables.curves import draw  # imported here, since matplotlib takes seconds to import
+        from p2c.engine.files import write_figure
+        from p2c.tables.curves import figure_of  # imported here, since matplotlib takes seconds to import
 
-        draw(rows, curves, keyword, spread.__name__)
+        write_figure(curves, figure_of(rows, keyword, spread.__name__))
         print(f"Curves: {curves}", file=sys.stderr)
     return bool(rows), len(notes)
-
-
-def output_folder(benchmark: str, folder: str) -> str | None:
-    """Return the $OUTPUT with which the scripts write to a folder; None if there is none."""
-    if benchmark != "base2new":
-        return osp.normpath(folder)
-    parent, name = osp.split(osp.abspath(folder))
-    if name != benchmark:
-        return None
-    return parent if osp.isabs(folder) else osp.relpath(parent)
 
 
 def any_published(rows: list[Row]) -> bool:
@@ -91,7 +84,7 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
     """Print a table of base, novel and HM by dataset for each row, then several rows side by side, and averages."""
     for row in rows:
         line = row.lines[0]
-        body = []
+        body: list[list] = []
         for name in row.scope.names:
             seeds = ", ".join(line.cells[name].seeds) if name in line.cells else MISSING
             label = name + format_coverage(row, line, name)
@@ -107,13 +100,13 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
                           lambda row, name: [[*row.lines[0].group, *our_cells(row, row.lines[0], name)]])
             print_title(f"Side by side, {scope.name} datasets: {title}", [], style)
             print_table(["Dataset", *GROUP, *MEASURES], body, style)
-    averages: list[list[object]] = []
+    body = []
     for row in rows:
         line = row.lines[0]
         size = f"{line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} {row.scope.name}"
-        averages.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
+        body.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
     print_title(f"Averages over datasets: {title}", rows, style)
-    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], averages, style)
+    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], body, style)
 
 
 def our_cells(row: Row, line: Line, name: str) -> list[str]:
@@ -144,8 +137,7 @@ def print_transfer(rows: list[Row], notes: list[str], title: str, style: str) ->
 
 
 def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) -> None:
-    """Print a table for each family: for each dataset and their average a row per trainer and config, columns by shots.
-    """
+    """Print a table for each family: by dataset, and for the average, a row per trainer and config, columns by shots."""
     gap = "\n" if style == "text" else " "
     for scope, scope_rows in by_scope(rows):
         shots = sorted({line.group.shots for row in scope_rows for line in row.lines})
@@ -166,8 +158,7 @@ def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) ->
 
 def by_scope(rows: list[Row]) -> Iterator[tuple[Scope, list[Row]]]:
     """Yield each scope with its rows, which stand together."""
-    for scope, scope_rows in groupby(rows, key=lambda row: row.scope):
-        yield scope, list(scope_rows)
+    yield from ((scope, list(scope_rows)) for scope, scope_rows in groupby(rows, key=lambda row: row.scope))
 
 
 def blocks(scope: Scope, rows: list[Row], lines_of: Callable[[Row, str], list[list]]) -> list[list]:

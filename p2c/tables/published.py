@@ -11,16 +11,11 @@ from p2c.tables.runs import Run
 
 STATEMENT = "published: the papers' numbers, CLIP ViT-B/16"
 AVERAGE = "average"  # used in place of a dataset's name
-KEYS = {
-    "ZeroshotCLIP": ("clip", "clip_zero_shot"),
-    "CoOp": ("coop",),
-    "CoCoOp": ("cocoop",),
-    "MaPLe": ("maple",),
-    "PromptSRC": ("promptsrc",),
-    "P2C": ("p2c",),
-}
-BLOCKS = {"xd": "cross_dataset", "dg": "domain_generalization"}
-MEASURES = ("base", "novel", "hm")
+KEYS = {"ZeroshotCLIP": "clip", "CoOp": "coop", "CoCoOp": "cocoop", "MaPLe": "maple", "PromptSRC": "promptsrc",
+        "P2C": "p2c"}  # fmt: skip
+BLOCKS = {
+    "base2new": "base_to_novel", "xd": "cross_dataset", "dg": "domain_generalization", "fewshot": "few_shot_average",
+}  # fmt: skip
 STANDARD_SHOTS = 16  # in all benchmarks but few-shot
 
 
@@ -33,33 +28,21 @@ def references() -> dict:
 
 def published(benchmark: str, group: Group) -> dict[str, tuple[float, ...]]:
     """Return a trainer's published numbers in percent: dataset or "average" -> (base, novel, HM) or (accuracy,)."""
+    block = references()[BLOCKS[benchmark]]
+    entry = block.get(KEYS.get(group.trainer))
+    if not entry:
+        return {}
     if benchmark == "fewshot":
-        return _few_shot(group)
+        by_shots = dict(zip(block["shots"], entry, strict=True)) if isinstance(entry, list) else {0: entry}
+        return {AVERAGE: (by_shots[group.shots],)} if group.shots in by_shots else {}
     trained = benchmark == "base2new" or group.trainer != "ZeroshotCLIP"
     if group.shots != (STANDARD_SHOTS if trained else 0):
         return {}
     if benchmark == "base2new":
-        entry = _entry(references()["base_to_novel"], group.trainer) or {"average": None, "datasets": {}}
         numbers = {**entry["datasets"], AVERAGE: entry["average"]}
-        return {name: tuple(values[measure] for measure in MEASURES) for name, values in numbers.items() if values}
-    entry = _entry(references()[BLOCKS[benchmark]], group.trainer) or {}
+        return {name: (value["base"], value["novel"], value["hm"]) for name, value in numbers.items()}
     numbers = {**entry, **entry.get("targets", {})}
     return {name: (value,) for name, value in numbers.items() if isinstance(value, (int, float))}
-
-
-def _few_shot(group: Group) -> dict[str, tuple[float, ...]]:
-    block = references()["few_shot_average"]
-    numbers = _entry(block, group.trainer)  # one for each number of shots, or a single one for zero-shot
-    by_shots = dict(zip(block["shots"], numbers, strict=True)) if isinstance(numbers, list) else {0: numbers}
-    value = by_shots.get(group.shots)
-    return {} if value is None else {AVERAGE: (value,)}
-
-
-def _entry(block: dict, trainer: str):
-    for key in KEYS.get(trainer, ()):
-        if block.get(key) is not None:
-            return block[key]
-    return None
 
 
 def comparable(config: str, runs: list[Run]) -> bool:
