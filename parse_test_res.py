@@ -52,9 +52,9 @@ def report(directory: str, keyword: str, test_log: bool, spread: Spread) -> tupl
     """
     print(f"Parsing files in {directory}")
     runs = [read_run(folder, keyword, test_log) for folder in folders_in(directory)]
-    values = [run.value for run in runs if run.counts]
+    values = [run.value for run in runs if not run.fault]
     for run in runs:
-        print(f"file: {run.file}. {keyword}: {run.value:.2f}%. " if run.counts else describe_left_out(run))
+        print(describe_left_out(run) if run.fault else f"file: {run.file}. {keyword}: {run.value:.2f}%. ")
     missing = len(runs) - len(values)
     if not values:
         return None, missing

@@ -17,14 +17,14 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from p2c import registry
-from p2c.config import check_settings, config_file, extend_cfg
-from p2c.engine.config import check_values
+from p2c.config import config_file
+from p2c.download.contents import load_cfg
 from p2c.engine.files import write_atomically
 from p2c.engine.logger import only_warnings
 from p2c.engine.numerics import NonFiniteLoss
 from p2c.engine.results import changed_keys, read_results
 from p2c.engine.seeds import set_random_seed
-from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+from p2c.framework import TRAINER_REGISTRY, build_trainer
 from p2c.merging import merge_values
 from p2c.study.plan import Settings
 from p2c.tables.cells import harmonic_mean
@@ -159,20 +159,15 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
     """Return the frozen configuration of a cell's training or test, and seed the generators.
 
     Raises:
-        ValueError: a setting is unknown or out of range.
+        ValueError: a setting is unknown.
     """
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for parts in (("datasets", cell.dataset), ("trainers", cell.trainer, cell.config)):
-        cfg.merge_from_file(config_file(*parts))
-    fixed = {"TRAINER.NAME": cell.trainer, "DATASET.ROOT": place.root, "SEED": cell.seed, "VERBOSE": False,
+    cfg = load_cfg(cell.dataset, Path(place.root))
+    cfg.merge_from_file(config_file("trainers", cell.trainer, cell.config))
+    fixed = {"TRAINER.NAME": cell.trainer, "SEED": cell.seed, "VERBOSE": False,
              "OUTPUT_DIR": os.path.join(place.output, folder)}
     merge_values(cfg, {**fixed, **cell.settings, **options})
-    check_values(cfg)
-    check_settings(cfg)
     cfg.freeze()
     registry.require(cell.trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     set_random_seed(cell.seed)
     return cfg
 
@@ -193,26 +188,19 @@ def run_cells(title: str, cells: Iterable[Cell], place: Place, jobs: int) -> dic
     Returns:
         Name of a cell without a result -> the reason.
     """
-    merged = merge(cells)
+    merged: dict[Path, Cell] = {}  # each training once, with all its tests
+    for cell in cells:
+        known = merged.setdefault(cell.folder, cell)
+        more = [settings for settings in cell.tests if settings not in known.tests]
+        merged[cell.folder] = replace(known, tests=[*known.tests, *more])
     faults: dict[str, str] = {}
     say(f"{title}: {len(merged)} trainings with their tests")
     with tqdm(total=len(merged), unit="run", leave=False, disable=None) as bar:
-        for cell, fault in execute(merged, place, jobs):
+        for cell, fault in execute(list(merged.values()), place, jobs):
             bar.update()
             if fault:
                 faults[cell.name] = fault
     return faults
-
-
-def merge(cells: Iterable[Cell]) -> list[Cell]:
-    """Return each training once, with all its tests."""
-    merged: dict[Path, Cell] = {}
-    for cell in cells:
-        known = merged.setdefault(cell.folder, cell)
-        if known is not cell:
-            more = [settings for settings in cell.tests if settings not in known.tests]
-            merged[cell.folder] = replace(known, tests=[*known.tests, *more])
-    return list(merged.values())
 
 
 def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Cell, str]]:

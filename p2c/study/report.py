@@ -14,7 +14,7 @@ from p2c.study import plots
 from p2c.study.analysis import Estimate, equal_spreads, paired, pooled
 from p2c.study.cells import REPORT, Cell, Measured, Place, measured, run_cells
 from p2c.study.choice import Choice
-from p2c.study.plan import Ablations, Compare, Group, Initialisations, Settings, Study, Variant
+from p2c.study.plan import Ablations, Compare, Initialisations, Settings, Study
 
 Measure = str | Callable[[Measured], float]  # an attribute of Measured, or a function of it
 TITLES = {"base": "Base", "novel": "Novel", "hm": "HM"}  # measures
@@ -121,8 +121,9 @@ def write(study: Study, choice: Choice, rows: Rows, place: Place, command: str) 
     sections = [head(study, choice, command), *chosen_section(study, choice),
                 *compare_section(study.compare, rows, estimates)]
     if study.ablations:
-        figures["ablations.png"] = plots.ablations(ablation_estimates(study.ablations, rows), study.ablations.dataset)
-        sections += ablation_section(study.ablations, rows)
+        effects = ablation_estimates(study.ablations, rows)
+        figures["ablations.png"] = plots.ablations(effects, study.ablations.dataset)
+        sections += ablation_section(study.ablations, rows, effects)
     if study.initialisations:
         sections += spread_section(study.compare, study.initialisations, rows)
     if study.cloud:
@@ -209,12 +210,19 @@ def compare_section(compare: Compare, rows: Rows, estimates: dict[str, dict[str,
 
 
 def ablation_estimates(part: Ablations, rows: Rows) -> dict[str, dict[str, Estimate]]:
-    """Return by group and variant the difference in HM to the variant that it is compared with, if there is one."""
-    return {group.title: {f"{variant.name} - {variant.against}": found for variant in group.variants
-                          if (found := against(rows, group, variant, part.dataset))} for group in part.groups}
+    """Return by group the differences in HM of variants to those that they are compared with, if both have a result."""
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for group in part.groups:
+        name = f"ablations: {group.title}"
+        estimates[group.title] = {
+            f"{variant.name} - {variant.against}":
+                paired(rows.differences(name, (variant.name, variant.against), part.dataset, "hm"))
+            for variant in group.variants
+            if variant.against and not (rows.faults[name, variant.name] or rows.faults[name, variant.against])}
+    return estimates
 
 
-def ablation_section(part: Ablations, rows: Rows) -> Iterator[str]:
+def ablation_section(part: Ablations, rows: Rows, effects: dict[str, dict[str, Estimate]]) -> Iterator[str]:
     yield f"## Ablations on {part.dataset}, {part.seeds} seeds"
     for group in part.groups:
         name = f"ablations: {group.title}"
@@ -223,20 +231,12 @@ def ablation_section(part: Ablations, rows: Rows) -> Iterator[str]:
             if failed := rows.faults[name, variant.name]:
                 table.append([variant.name, "", "", "", f"loss not finite in {failed} of {part.seeds} runs"])
                 continue
-            found = against(rows, group, variant, part.dataset)
+            found = effects[group.title].get(f"{variant.name} - {variant.against}")
             table.append([variant.name, *(rows.spread(name, variant.name, part.dataset, measure) for measure in TITLES),
                           f"{interval(found)} to {variant.against}" if found else ""])
         yield f"**{group.title}**"
         yield markdown(["", *TITLES.values(), "HM, difference"], table)
     yield "![Ablations](ablations.png)"
-
-
-def against(rows: Rows, group: Group, variant: Variant, dataset: str) -> Estimate | None:
-    """Return the difference in HM to the variant that one is compared with, or None if there is none or no result."""
-    part = f"ablations: {group.title}"
-    if not variant.against or rows.faults[part, variant.name] or rows.faults[part, variant.against]:
-        return None
-    return paired(rows.differences(part, (variant.name, variant.against), dataset, "hm"))
 
 
 def spread_section(compare: Compare, part: Initialisations, rows: Rows) -> Iterator[str]:

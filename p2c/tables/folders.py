@@ -66,7 +66,7 @@ def collect_runs(
             continue
         runs = found.setdefault(group, {}).setdefault(dataset, {})
         run = read_run(folder, keyword, layout.test_log)
-        if not run.counts:
+        if run.fault:
             notes.append(describe_left_out(run))
         elif seed in runs:
             notes.append(f"not counted: {folder}: the same run is in a directory given before")

@@ -137,7 +137,7 @@ def print_transfer(rows: list[Row], notes: list[str], title: str, style: str) ->
 
 
 def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) -> None:
-    """Print a table for each family: by dataset, and for the average, a row per trainer and config, columns by shots."""
+    """Print a table for each family: by dataset and for the average a row per trainer and config, columns by shots."""
     gap = "\n" if style == "text" else " "
     for scope, scope_rows in by_scope(rows):
         shots = sorted({line.group.shots for row in scope_rows for line in row.lines})
@@ -263,13 +263,10 @@ def print_csv(rows: list[Row], keyword: str, spread: str) -> None:
 def csv_cells(row: Row, line: Line, name: str, count: int) -> list:
     """Return the values after the dataset's name: numbers in pairs, then family, completeness and seeds."""
     blank: Sequence[float | str] = [""] * count
-    means = spreads = blank
-    seeds: tuple[str, ...] = ()
-    n_seeds: int | str = 0
-    if cell := line.cells.get(name):
-        means, spreads, seeds = cell.means, cell.spreads or blank, cell.seeds
-        n_seeds = len(seeds) or ""  # none: an average over datasets with different seeds
-    ours = zip(means, spreads, strict=True)
+    cell = line.cells.get(name)
+    ours = zip(cell.means if cell else blank, (cell and cell.spreads) or blank, strict=True)
     theirs = zip(line.published.get(name, blank), row.differences(line, name) or blank, strict=True)
     complete = "yes" if row.is_complete(line, name) else "no"
+    seeds = cell.seeds if cell else ()
+    n_seeds = len(seeds) or ("" if cell else 0)  # "": an average over datasets with different seeds
     return [*chain(*ours, *theirs), row.scope.name, complete, n_seeds, " ".join(seeds)]

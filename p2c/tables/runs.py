@@ -33,11 +33,6 @@ class Run:
     fault: str = ""
     config: dict = field(default_factory=dict)  # as in results.json; empty if there is only a log
 
-    @property
-    def counts(self) -> bool:
-        """True if the run has a value."""
-        return not self.fault
-
 
 def read_run(folder: str, keyword: str, test_log: bool) -> Run:
     """Read the run's value for a keyword, from results.json if it is ours and has it, else from the log.
