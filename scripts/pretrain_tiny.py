@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,14 +52,15 @@ TEMPLATES = (
     "a {} in a video game.", "art of the {}.", "a photo of the small {}.", "a photo of {}.", "a picture of a {}.",
     "a drawing of a {}.", "an image of {}.", "a {}.", "a photo of the {}.", "{}",
 )
-ATTRIBUTE_WORDS = "color shape shapes pattern size background count number in on and with x"
+OTHER_WORDS = "color shape shapes pattern size background count number in on and with x , :"  # x: of an initial context
 
 
-def vocabulary() -> str:
-    """Return all words of captions, templates and class names in one text ("x" is the placeholder of a context)."""
+def compact_rows(tokenizer: SimpleTokenizer) -> dict[int, int]:
+    """Map CLIP's token ids in use to 0, 1, ... in the same order, so that EOT stays the largest."""
     words = [*drawing.COLORS, *drawing.FILLS, *drawing.SHAPES, *drawing.PLURALS, *drawing.COUNTS, *drawing.BACKGROUNDS,
-             *drawing.RELATIONS, *filter(None, drawing.SIZES), *TEMPLATES, ATTRIBUTE_WORDS]
-    return " ".join(words).replace("{}", " ") + " , :"
+             *drawing.RELATIONS, *filter(None, drawing.SIZES), *TEMPLATES, OTHER_WORDS]
+    ids = tokenizer.encode(" ".join(words).replace("{}", " "))
+    return {i: k for k, i in enumerate(sorted({SOS, EOT, *ids}))}
 
 
 def random_spec(rng: RandomStream) -> PictureSpec:
@@ -71,8 +73,7 @@ def random_spec(rng: RandomStream) -> PictureSpec:
     if kind < 80:
         return replace(spec, count=rng.pick(list(drawing.COUNTS)[1:]))
     return replace(spec, relation=rng.pick(drawing.RELATIONS), second=rng.pick(list(drawing.SHAPES)),
-                         second_color=rng.pick(list(drawing.COLORS)),
-                         fill=None if rng.chance(70) else spec.fill)
+                   second_color=rng.pick(list(drawing.COLORS)), fill=None if rng.chance(70) else spec.fill)
 
 
 def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
@@ -80,7 +81,7 @@ def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
     if spec.relation:
         colors = rng.chance(35)
         return replace(spec, fill=None, count=None, tone=spec.tone if rng.chance(12) else None,
-                             color=spec.color if colors else None, second_color=spec.second_color if colors else None)
+                       color=spec.color if colors else None, second_color=spec.second_color if colors else None)
     full, single = rng.chance(50), spec.count == "one"
     mentioned = replace(
         spec,
@@ -91,9 +92,7 @@ def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
         tone=spec.tone if rng.chance(15) else None,
         count=spec.count if rng.chance(3 if single else 90) else None,
     )
-    if not single and rng.chance(60):
-        mentioned = replace(mentioned, color=None)
-    return mentioned
+    return replace(mentioned, color=None) if not single and rng.chance(60) else mentioned
 
 
 def phrase(rng: RandomStream, mentioned: PictureSpec, plural: bool) -> str:
@@ -118,12 +117,6 @@ def phrase(rng: RandomStream, mentioned: PictureSpec, plural: bool) -> str:
     return head + (" with " + " and ".join(parts) if parts else "")
 
 
-def caption(rng: RandomStream, mentioned: PictureSpec, plural: bool) -> str:
-    """Return a random template filled with the mentioned attributes."""
-    template = TEMPLATES[0] if rng.chance(35) else rng.pick(TEMPLATES)
-    return template.format(phrase(rng, mentioned, plural))
-
-
 class CaptionedPictures(Dataset):
     """The batches of the pretraining stream by step: pictures, their captions' tokens, and ids of equal captions."""
 
@@ -137,7 +130,8 @@ class CaptionedPictures(Dataset):
             spec = random_spec(rng)
             pictures.append(drawing.draw(rng, spec))
             mentioned = drop_attributes(rng, spec)
-            texts.append(caption(rng, mentioned, spec.count not in (None, "one")))
+            template = TEMPLATES[0] if rng.chance(35) else rng.pick(TEMPLATES)
+            texts.append(template.format(phrase(rng, mentioned, plural=spec.count not in (None, "one"))))
             if mentioned.relation == "beside":  # either shape may be named first
                 first = mentioned.shape, mentioned.color or ""
                 second = mentioned.second, mentioned.second_color or ""
@@ -153,21 +147,7 @@ class CaptionedPictures(Dataset):
 def tokenize(texts: list[str], tokenizer: SimpleTokenizer, rows: dict[int, int]) -> torch.Tensor:
     """Return the compact ids (texts, L) from SOS to EOT, padded with zeros to the longest text's length L."""
     encoded = [[SOS, *tokenizer.encode(text), EOT] for text in texts]
-    tokens = torch.zeros(len(encoded), max(map(len, encoded)), dtype=torch.int64)
-    for row, ids in zip(tokens, encoded, strict=True):
-        row[: len(ids)] = torch.tensor([rows[i] for i in ids])
-    return tokens
-
-
-def compact_rows(tokenizer: SimpleTokenizer) -> dict[int, int]:
-    """Map CLIP's token ids in use to 0, 1, ... in the same order, so that EOT stays the largest."""
-    return {i: k for k, i in enumerate(sorted({SOS, EOT, *tokenizer.encode(vocabulary())}))}
-
-
-def build(rows: int) -> open_clip.CLIP:
-    """Build the model with a vocabulary of `rows` tokens."""
-    vision, text = dict(MODEL["vision_cfg"], patch_dropout=PATCH_DROPOUT), dict(MODEL["text_cfg"], vocab_size=rows)
-    return open_clip.CLIP(MODEL["embed_dim"], vision, text, quick_gelu=MODEL["quick_gelu"])
+    return pad_sequence([torch.tensor([rows[i] for i in ids]) for ids in encoded], batch_first=True)
 
 
 def encode_image(model: open_clip.CLIP, pixels: torch.Tensor) -> torch.Tensor:
@@ -201,14 +181,6 @@ def learning_rate(step: int) -> float:
     return LR * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))) / 2
 
 
-def build_optimizer(model: open_clip.CLIP) -> torch.optim.AdamW:
-    """Build the optimiser; only weight matrices other than embeddings are decayed."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98))
-
-
 @torch.no_grad()
 def accuracy(model: open_clip.CLIP, tokenizer: SimpleTokenizer, rows: dict[int, int], name: str, style: bool) -> dict:
     """Return the zero-shot accuracy (percent) on held-out pictures: over all classes, within base, within novel."""
@@ -229,7 +201,10 @@ def accuracy(model: open_clip.CLIP, tokenizer: SimpleTokenizer, rows: dict[int, 
 
 def train(model: open_clip.CLIP, loader: DataLoader) -> dict:
     """Train the model on the batches of a loader; return the minutes that it took and the last loss."""
-    optimizer = build_optimizer(model)
+    matrices = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": WEIGHT_DECAY},
+                                   {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98))
     began, losses = time.monotonic(), []
     model.train()
     for step, (pixels, tokens, caption_ids) in enumerate(loader):
@@ -274,7 +249,8 @@ def main() -> None:
     tokenizer = SimpleTokenizer()
     rows = compact_rows(tokenizer)
     torch.manual_seed(SEED)
-    model = build(len(rows))
+    vision, text = dict(MODEL["vision_cfg"], patch_dropout=PATCH_DROPOUT), dict(MODEL["text_cfg"], vocab_size=len(rows))
+    model = open_clip.CLIP(MODEL["embed_dim"], vision, text, quick_gelu=MODEL["quick_gelu"])
     loader = DataLoader(CaptionedPictures(tokenizer, rows), batch_size=None, sampler=range(STEPS), num_workers=1,
                         prefetch_factor=8)
     outcome = train(model, loader)

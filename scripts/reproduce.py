@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from p2c.grid.families import FAMILIES, Family  # noqa: E402
+from p2c.grid.families import FAMILIES, Family, unique_names  # noqa: E402
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser  # noqa: E402
 
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
@@ -370,7 +370,7 @@ def check(args: argparse.Namespace) -> None:
     args.family = FAMILIES[args.family]
     args.seeds = parse_numbers("--seeds", args.seeds, least=0)
     protocols = PROTOCOLS if args.protocol == "all" else (args.protocol,)
-    args.datasets = list(dict.fromkeys(args.datasets))
+    args.datasets = unique_names(args.datasets)
     args.chosen = choose(protocols, args.family, args.datasets)
     if args.shots and "fewshot" not in protocols:
         raise ValueError("--shots is for fewshot; for other protocols append -- DATASET.NUM_SHOTS K")

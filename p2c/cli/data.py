@@ -23,7 +23,7 @@ from p2c.download.install import install, steps_by_hand
 from p2c.download.places import format_size
 from p2c.download.sources import SOURCES, Source
 from p2c.download.verify import state_of, verify
-from p2c.grid.families import FAMILIES
+from p2c.grid.families import FAMILIES, unique_names
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, command_parser
 
 
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
     if args.root.exists() and not args.root.is_dir():
         parser.error(f"--root must be a folder, but {args.root} is a file")
     generated = FAMILIES["shapes"].members
-    names = list(dict.fromkeys(getattr(args, "names", ["all"])))
+    names = unique_names(getattr(args, "names", ["all"]))
     user_folders = [name for name in names if name.startswith(FOLDER_PREFIX) and args.command == "verify"]
     if unknown := [name for name in names if name not in {"all", *sources, *generated, *user_folders}]:
         parser.error(f"Unknown dataset '{unknown[0]}'; choose from all, {', '.join(sources)}")

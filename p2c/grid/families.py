@@ -3,6 +3,8 @@
 Base-to-novel and few-shot train on several datasets of a family. Cross-dataset and domain generalization train on its
 source and test on the other datasets. Names are those of configs/datasets/NAME.yaml, in the papers' order.
 """
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -38,3 +40,12 @@ FAMILIES = {
         datasets=("shapes", "shapes_counts", "shapes_grounds"),  # few, so that all tables take minutes on two cores
     ),
 }
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return the names without repetitions; of several folder:PATH that lead to one folder, the first is kept."""
+    unique: dict[str, str] = {}
+    for name in names:
+        key = os.path.realpath(name.removeprefix("folder:")) if name.startswith("folder:") else name
+        unique.setdefault(key, name)
+    return list(unique.values())

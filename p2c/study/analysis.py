@@ -25,11 +25,9 @@ class Estimate(NamedTuple):
 
 
 def paired(differences: Sequence[float], comparisons: int = 1) -> Estimate:
-    """Estimate the mean of paired differences by Student's t.
+    """Estimate the mean of paired differences, at least two, by Student's t.
 
-    Args:
-        differences: at least two, one for each seed.
-        comparisons: number of intervals that hold jointly at LEVEL (Bonferroni); p is multiplied by it.
+    If several `comparisons` are made, their intervals hold jointly at LEVEL (Bonferroni), and p is multiplied by them.
     """
     n = len(differences)
     if n < 2:

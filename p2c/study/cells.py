@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -89,6 +90,12 @@ class Measured(NamedTuple):
     @property
     def hm(self) -> float:
         return harmonic_mean(self.base, self.novel)
+
+    def value(self, measure: str) -> float:
+        """Return base, novel or hm, or the mean of another metric over both halves."""
+        if measure in ("base", "novel", "hm"):
+            return getattr(self, measure)
+        return fmean(half[measure] for half in self.halves)
 
 
 def digest(settings: Settings) -> str:

@@ -107,7 +107,7 @@ def score(cells: Sequence[Cell], faults: dict[str, str], place: Place) -> dict:
         if cell.name in faults:
             return {"hm": None, "fault": faults[cell.name]}
     found = [measured(cell, place, {}) for cell in cells]
-    return {name: fmean(getattr(each, name) for each in found) for name in ("base", "novel", "hm")}
+    return {name: fmean(each.value(name) for each in found) for name in ("base", "novel", "hm")}
 
 
 def best(trainer: str, scored: Sequence[dict]) -> dict:

@@ -99,23 +99,16 @@ class Variant(Part):
     """One line of an ablation.
 
     Attributes:
-        chosen: trainers whose chosen settings it takes, later ones over earlier ones; default: its trainer.
+        chosen: trainers whose chosen settings it takes, later ones over earlier ones; []: its trainer.
         settings: its own settings, which override the chosen ones.
         against: the variant above it in its group that it is compared with; "": none; default: the first.
     """
 
     name: str
     trainer: str
-    chosen: Texts
+    chosen: Texts = []
     settings: Settings = {}
     against: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def choose_its_own(cls, content):
-        if isinstance(content, dict) and "trainer" in content:
-            return {"chosen": [content["trainer"]], **content}
-        return content
 
 
 class Group(Part):
@@ -190,7 +183,8 @@ class Study(Part):
             if part := getattr(self, name):
                 users[f"{name}.trainers"] = part.trainers
         for group in self.ablations.groups if self.ablations else ():
-            users |= {f"ablations, {group.title}, {variant.name}: chosen": variant.chosen for variant in group.variants}
+            users |= {f"ablations, {group.title}, {variant.name}: chosen": variant.chosen or [variant.trainer]
+                      for variant in group.variants}
         known = [space.trainer for space in self.search.spaces]
         for where, trainers in users.items():
             if unknown := [trainer for trainer in trainers if trainer not in known]:

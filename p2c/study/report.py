@@ -2,7 +2,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from p2c.study.cells import REPORT, Cell, Measured, Place, measured, run_cells
 from p2c.study.choice import Choice
 from p2c.study.plan import Ablations, Compare, Initialisations, Settings, Study
 
-Measure = str | Callable[[Measured], float]  # an attribute of Measured, or a function of it
 TITLES = {"base": "Base", "novel": "Novel", "hm": "HM"}  # measures
 DOUBT = {"low confidence": "auroc_confidence", "mutual information": "auroc_mutual_information",
          "share of draws that dissent": "auroc_dissent"}  # metrics of a test with cloud inference
@@ -42,18 +41,18 @@ class Rows:
     def __init__(self, rows: Sequence[Row], faults: Counter):
         self.rows, self.faults = rows, faults
 
-    def values(self, part: str, name: str, dataset: str, measure: Measure) -> list[float]:
+    def values(self, part: str, name: str, dataset: str, measure: str) -> list[float]:
         """Return a measure of a part's line on a dataset, in the order of the seeds."""
         rows = [row for row in self.rows if (row.part, row.name, row.cell.dataset) == (part, name, dataset)]
         ordered = sorted(rows, key=lambda row: (row.cell.seed, row.cell.name))
-        return [getattr(row.found, measure) if isinstance(measure, str) else measure(row.found) for row in ordered]
+        return [row.found.value(measure) for row in ordered]
 
-    def differences(self, part: str, names: Sequence[str], dataset: str, measure: Measure) -> list[float]:
+    def differences(self, part: str, names: Sequence[str], dataset: str, measure: str) -> list[float]:
         """Return the first line minus the second, seed by seed."""
         first, second = (self.values(part, name, dataset, measure) for name in names)
         return [a - b for a, b in zip(first, second, strict=True)]
 
-    def spread(self, part: str, name: str, dataset: str, measure: Measure) -> str:
+    def spread(self, part: str, name: str, dataset: str, measure: str) -> str:
         """Return the mean and standard deviation of a line in words."""
         sample = self.values(part, name, dataset, measure)
         return f"{fmean(sample):.1f}" + (f" ± {stdev(sample):.1f}" if len(sample) > 1 else "")
@@ -94,7 +93,7 @@ def ablations(study: Study, choice: Choice) -> Iterator[Row]:
         return
     for group in part.groups:
         for variant in group.variants:
-            settings = {**study.settings, **choice.settings(*variant.chosen), **variant.settings}
+            settings = {**study.settings, **choice.settings(*(variant.chosen or [variant.trainer])), **variant.settings}
             for seed in range(1, part.seeds + 1):
                 cell = Cell(REPORT, variant.trainer, study.config, part.dataset, seed, settings)
                 yield Row(f"ablations: {group.title}", variant.name, cell, {})
@@ -141,7 +140,7 @@ def write_cells(rows: Rows, folder: Path, choice: str) -> None:
                "settings", "test", "run", "choice_sha256"]
     lines = []
     for part, name, cell, test, found in rows.rows:
-        numbers = [*(getattr(found, measure) for measure in TITLES),
+        numbers = [*(found.value(measure) for measure in TITLES),
                    *(half[metric] for half in found.halves for metric in ("ece", "nll"))]
         lines.append([part, name, cell.trainer, cell.dataset, cell.seed, *numbers, json.dumps(cell.settings),
                       json.dumps(test), cell.name, choice])
@@ -255,7 +254,7 @@ def spread_section(compare: Compare, part: Initialisations, rows: Rows) -> Itera
 
 
 def cloud_section(compare: Compare, choice: Choice, rows: Rows) -> Iterator[str]:
-    measures: dict[str, tuple[Measure, int]] = {"HM": ("hm", 1), "ECE": (both("ece"), 1), "NLL": (both("nll"), 3)}
+    measures = {"HM": ("hm", 1), "ECE": ("ece", 1), "NLL": ("nll", 3)}  # title -> measure, digits
     yield f"## Cloud inference, {compare.seeds} seeds"
     yield "Cloud minus point inference, mean [95% CI]; ECE (%) and NLL (nats) are means over base and novel."
     for trainer, settings in choice.cloud.items():
@@ -277,14 +276,9 @@ def cloud_section(compare: Compare, choice: Choice, rows: Rows) -> Iterator[str]
                        [[name, *point[name], *differences[name]] for name in differences])
         yield "How well these tell wrong predictions of the cloud from right ones (AUROC in %; 50: not at all)"
         yield markdown(["dataset", *DOUBT], [
-            [dataset, *(rows.spread("cloud", trainer, dataset, both(metric)) for metric in DOUBT.values())]
+            [dataset, *(rows.spread("cloud", trainer, dataset, metric) for metric in DOUBT.values())]
             for dataset in compare.datasets])
     yield "![Reliability](reliability.png)"
-
-
-def both(metric: str) -> Callable[[Measured], float]:
-    """Return a function for the mean of a metric over base and novel."""
-    return lambda found: fmean(half[metric] for half in found.halves)
 
 
 def reliability_bins(choice: Choice, rows: Rows) -> dict[str, list[dict]]:

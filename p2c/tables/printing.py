@@ -33,12 +33,7 @@ def report(
     benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None,
     datasets: Sequence[str],
 ) -> tuple[bool, int]:
-    """Print a benchmark's tables and draw its curves.
-
-    Args:
-        style: text, markdown, latex or csv.
-        curves: file of the few-shot curves; None: do not draw them.
-        datasets: names of the datasets to show; (): all.
+    """Print a benchmark's tables, of all or some datasets, and draw its few-shot curves to a file, if one is given.
 
     Returns:
         Whether there are any results, and the number of notes.
@@ -127,10 +122,8 @@ def print_transfer(rows: list[Row], notes: list[str], title: str, style: str) ->
         body: list[list] = []
         for row in scope_rows:
             line = row.lines[0]
-            cells = [format_cell(row, line, name, gap=gap) + format_coverage(row, line, name, gap)
-                     for name in scope.names]
-            body.append([*line.group, *cells, ", ".join(row.seeds)])
-            body += comparison(row, [(line, name) for name in scope.names], labels=len(GROUP))
+            places: list[tuple[Line | None, str]] = [(line, name) for name in scope.names]
+            body += compared(row, [*line.group], places, ", ".join(row.seeds), gap, gap)
         print_title(f"{TITLES[rows[0].benchmark]} from {scope.names[0]}: {title}", scope_rows, style)
         print_table([*GROUP, *scope.names, "Seeds"], body, style)
     print_notes(notes, style)
@@ -144,12 +137,9 @@ def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) ->
 
         def lines_of(row: Row, name: str, shots=shots) -> list[list[str]]:
             by_shots = {line.group.shots: line for line in row.lines}
-            lines = [by_shots.get(number) for number in shots]
-            cells = [format_cell(row, line, name) + format_coverage(row, line, name, gap) if line else ""
-                     for line in lines]
             seeds = ", ".join(row.seeds) if any(name in line.cells for line in row.lines) else MISSING
-            ours = [*row.lines[0].group[:2], *cells, seeds]
-            return [ours, *comparison(row, [(line, name) for line in lines], labels=2)]
+            places = [(by_shots.get(number), name) for number in shots]
+            return compared(row, [*row.lines[0].group[:2]], places, seeds, " ", gap)
 
         print_title(f"{TITLES['fewshot']}, {scope.name} datasets, by shots: {title}", scope_rows, style)
         print_table(["Dataset", *GROUP[:2], *map(str, shots), "Seeds"], blocks(scope, scope_rows, lines_of), style)
@@ -197,17 +187,20 @@ def format_signed(difference: float) -> str:
     return f"{round(difference, 2) + 0.0:+.2f}"  # adding 0.0 avoids -0.00
 
 
-def comparison(row: Row, places: list[tuple[Line | None, str]], labels: int) -> list[list[str]]:
-    """Return two table lines, the published numbers of a row's cells and ours minus these; blank lines are left out."""
-    published, differences = [], []
+def compared(
+    row: Row, labels: list, places: list[tuple[Line | None, str]], seeds: str, gap: str, coverage_gap: str
+) -> list[list]:
+    """Return three table lines: a row's cells, their published numbers, ours minus these; without blank lines."""
+    blank = [""] * (len(labels) - 1)
+    ours, published, differences = [*labels], ["published", *blank], ["difference", *blank]
     for line, name in places:
         reference = line.published.get(name) if line else None
         difference = row.differences(line, name) if line else None
+        cell = format_cell(row, line, name, gap=gap) + format_coverage(row, line, name, coverage_gap) if line else ""
+        ours.append(cell)
         published.append(f"{reference[0]:.2f}" if reference else "")
         differences.append(format_signed(difference[0]) if difference else "")
-    blank = [""] * (labels - 1)
-    lines = ["published", *blank, *published], ["difference", *blank, *differences]
-    return [line for line in lines if any(line[labels:])]
+    return [[*ours, seeds], *(line for line in (published, differences) if any(line[len(labels):]))]
 
 
 # Formats

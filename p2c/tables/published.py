@@ -47,12 +47,9 @@ def published(benchmark: str, group: Group) -> dict[str, tuple[float, ...]]:
 
 def comparable(config: str, runs: list[Run]) -> bool:
     """Return False if the configurations of runs, or their config's name, show another CLIP than the papers'."""
-    backbones = [run.config["MODEL"]["BACKBONE"] for run in runs if "MODEL" in run.config]
-    return not re.match(r"rn\d|vit_(?!b16)", config) and all(map(_is_vit_b16, backbones))
-
-
-def _is_vit_b16(backbone: dict) -> bool:
-    """Return whether a backbone may be CLIP's ViT-B/16; a file of weights may be CLIP's, weights of other names not."""
-    weights = backbone.get("WEIGHTS", "openai")
-    may_be_clips = weights == "openai" or "/" in weights or "." in weights
-    return backbone["NAME"] in ("ViT-B/16", "ViT-B-16-quickgelu") and may_be_clips
+    for backbone in (run.config["MODEL"]["BACKBONE"] for run in runs if "MODEL" in run.config):
+        weights = backbone.get("WEIGHTS", "openai")
+        may_be_clips = weights == "openai" or "/" in weights or "." in weights  # as the name of a file has
+        if backbone["NAME"] not in ("ViT-B/16", "ViT-B-16-quickgelu") or not may_be_clips:
+            return False
+    return not re.match(r"rn\d|vit_(?!b16)", config)

@@ -88,12 +88,9 @@ class Row:
 def find_rows(
     benchmark: str, roots: list[str], keyword: str, spread: Spread, notes: list[str], datasets: Sequence[str] = ()
 ) -> list[Row]:
-    """Return the rows of a benchmark's tables, family by family; add to `notes` what was found but does not count.
+    """Return the rows of a benchmark's tables below some folders, family by family, of all or some datasets.
 
-    Args:
-        roots: the folders to search.
-        keyword: the metric.
-        datasets: names of the datasets to show; (): all.
+    What was found but does not count is added to `notes`.
     """
     found = FIND[benchmark](benchmark, roots, keyword, notes)
     rows = []

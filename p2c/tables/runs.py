@@ -37,8 +37,7 @@ class Run:
 def read_run(folder: str, keyword: str, test_log: bool) -> Run:
     """Read the run's value for a keyword, from results.json if it is ours and has it, else from the log.
 
-    Args:
-        test_log: the log is that of an evaluation, in which no end of training precedes the result.
+    In a `test_log`, that of an evaluation, no end of training precedes the result.
     """
     path = osp.join(folder, "results.json")
     results = read_results(path)
