@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -92,7 +93,9 @@ def drop_attributes(rng: RandomStream, spec: PictureSpec) -> PictureSpec:
         tone=spec.tone if rng.chance(15) else None,
         count=spec.count if rng.chance(3 if single else 90) else None,
     )
-    return replace(mentioned, color=None) if not single and rng.chance(60) else mentioned
+    if not single and rng.chance(60):
+        mentioned = replace(mentioned, color=None)
+    return mentioned
 
 
 def phrase(rng: RandomStream, mentioned: PictureSpec, plural: bool) -> str:
@@ -123,7 +126,7 @@ class CaptionedPictures(Dataset):
     def __init__(self, tokenizer: SimpleTokenizer, rows: dict[int, int]) -> None:
         self.tokenizer, self.rows = tokenizer, rows
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = RandomStream(f"pretraining/{SEED}/{step}")
         pictures, texts, meanings = [], [], []
         for _ in range(BATCH):
@@ -144,19 +147,19 @@ class CaptionedPictures(Dataset):
         return pixels, tokenize(texts, self.tokenizer, self.rows), caption_ids
 
 
-def tokenize(texts: list[str], tokenizer: SimpleTokenizer, rows: dict[int, int]) -> torch.Tensor:
+def tokenize(texts: list[str], tokenizer: SimpleTokenizer, rows: dict[int, int]) -> Tensor:
     """Return the compact ids (texts, L) from SOS to EOT, padded with zeros to the longest text's length L."""
     encoded = [[SOS, *tokenizer.encode(text), EOT] for text in texts]
     return pad_sequence([torch.tensor([rows[i] for i in ids]) for ids in encoded], batch_first=True)
 
 
-def encode_image(model: open_clip.CLIP, pixels: torch.Tensor) -> torch.Tensor:
+def encode_image(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
     """Encode pixels (B, 3, 64, 64), uint8, as normalised features (B, embed_dim)."""
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     return F.normalize(model.visual((pixels / 255 - mean) / std).float(), dim=-1)
 
 
-def encode_text(model: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
+def encode_text(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
     """Encode compact ids (B, L) as normalised features (B, embed_dim); open_clip's encode_text needs L = 77."""
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -165,8 +168,7 @@ def encode_text(model: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize((x @ model.text_projection).float(), dim=-1)
 
 
-def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor,
-                     caption_ids: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, caption_ids: Tensor) -> Tensor:
     """Return CLIP's symmetric loss; all pairs with equal captions are targets, with equal probabilities."""
     same = (caption_ids[:, None] == caption_ids[None]).float()
     target = same / same.sum(1, keepdim=True)

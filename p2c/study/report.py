@@ -184,9 +184,12 @@ def comparison_estimates(compare: Compare, rows: Rows) -> dict[str, dict[str, Es
     """Return by dataset, and for "pooled", each measure's estimate; of a dataset also the "corrected" one of HM."""
     found = {measure: {dataset: rows.differences("compare", compare.difference, dataset, measure)
                        for dataset in compare.datasets} for measure in TITLES}
-    estimates = {dataset: {measure: paired(found[measure][dataset]) for measure in TITLES}
-                 | {"corrected": paired(found["hm"][dataset], len(compare.datasets))} for dataset in compare.datasets}
-    return estimates | {"pooled": {measure: pooled(by_dataset) for measure, by_dataset in found.items()}}
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for dataset in compare.datasets:
+        estimates[dataset] = {measure: paired(found[measure][dataset]) for measure in TITLES}
+        estimates[dataset]["corrected"] = paired(found["hm"][dataset], len(compare.datasets))
+    estimates["pooled"] = {measure: pooled(by_dataset) for measure, by_dataset in found.items()}
+    return estimates
 
 
 def compare_section(compare: Compare, rows: Rows, estimates: dict[str, dict[str, Estimate]]) -> Iterator[str]:

@@ -32,7 +32,8 @@ def missing(row: Row, output: str | None) -> list[str]:
 
     notes = []
     for label, names, line in group_lines(row, absent):
-        note = f"{label}: no result for {', '.join(names) if len(names) < len(row.scope.columns) else 'any dataset'}"
+        what = ", ".join(names) if len(names) < len(row.scope.columns) else "any dataset"
+        note = f"{label}: no result for {what}"
         if AVERAGE in line.cells and not row.all_datasets(line, AVERAGE):
             note += f"; its average is over {line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} datasets"
         notes.append(note + remedy(row, line, names[0], row.seeds or ["1"], output))

@@ -148,7 +148,8 @@ def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) ->
 
 def by_scope(rows: list[Row]) -> Iterator[tuple[Scope, list[Row]]]:
     """Yield each scope with its rows, which stand together."""
-    yield from ((scope, list(scope_rows)) for scope, scope_rows in groupby(rows, key=lambda row: row.scope))
+    for scope, scope_rows in groupby(rows, key=lambda row: row.scope):
+        yield scope, list(scope_rows)
 
 
 def blocks(scope: Scope, rows: list[Row], lines_of: Callable[[Row, str], list[list]]) -> list[list]:
@@ -257,9 +258,9 @@ def csv_cells(row: Row, line: Line, name: str, count: int) -> list:
     """Return the values after the dataset's name: numbers in pairs, then family, completeness and seeds."""
     blank: Sequence[float | str] = [""] * count
     cell = line.cells.get(name)
-    ours = zip(cell.means if cell else blank, (cell and cell.spreads) or blank, strict=True)
+    means, spreads, seeds = (cell.means, cell.spreads or blank, cell.seeds) if cell else (blank, blank, ())
+    ours = zip(means, spreads, strict=True)
     theirs = zip(line.published.get(name, blank), row.differences(line, name) or blank, strict=True)
     complete = "yes" if row.is_complete(line, name) else "no"
-    seeds = cell.seeds if cell else ()
     n_seeds = len(seeds) or ("" if cell else 0)  # "": an average over datasets with different seeds
     return [*chain(*ours, *theirs), row.scope.name, complete, n_seeds, " ".join(seeds)]

@@ -63,8 +63,10 @@ def read_results(path: str) -> dict | None:
             results = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(results, dict) and results.get("format") == "p2c-results"
-    return results if ours and all(isinstance(results.get(name, {}), dict) for name in ("metrics", "config")) else None
+    if not isinstance(results, dict) or results.get("format") != "p2c-results":
+        return None
+    whole = all(isinstance(results.get(name, {}), dict) for name in ("metrics", "config"))
+    return results if whole else None
 
 
 def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
