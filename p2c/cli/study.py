@@ -20,7 +20,7 @@ from p2c.engine.files import DiskFull
 from p2c.engine.lock import folder_lock
 from p2c.study import report
 from p2c.study.cells import Place
-from p2c.study.choice import FILE, load_choice, search
+from p2c.study.choice import FILE, read_choice, search
 from p2c.study.plan import read_study
 from p2c.utils import console
 from p2c.utils.console import exit_on, say
@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> int:
                        "continues, and --jobs sets fewer at a time"),
           exit_on(KeyboardInterrupt, status=console.INTERRUPTED, line="Interrupted; the same command continues")):
         study, place = read_study(args.study), Place(args.output, args.root)
-        frozen = load_choice(study, place)
+        frozen = os.path.isfile(os.path.join(args.output, FILE))
         if not frozen and args.stage == "report":
             raise ValueError(f"There is no {FILE} in {args.output}: settings are chosen before anything is tested; run "
                              "the search first (--stage search, or no --stage)")
         with folder_lock(args.output) as died:
             if died:
                 say(died)
-            choice = frozen or search(study, place, args.jobs)
+            choice = read_choice(study, place) if frozen else search(study, place, args.jobs)
             say(f"Settings chosen in {os.path.join(args.output, FILE)}, SHA-256 {choice.digest}")
             if args.stage != "search":
                 place = place._replace(choice=choice.digest)

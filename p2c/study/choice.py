@@ -36,18 +36,13 @@ class Choice:
         return found
 
 
-def load_choice(study: Study, place: Place) -> Choice | None:
-    """Return the frozen choice in a study's folder, or None if there is none; see `read_choice`."""
-    path = os.path.join(place.output, FILE)
-    return read_choice(study, path) if os.path.isfile(path) else None
-
-
-def read_choice(study: Study, path: str) -> Choice:
-    """Read a frozen choice.
+def read_choice(study: Study, place: Place) -> Choice:
+    """Read the frozen choice in a study's folder.
 
     Raises:
         ValueError: the file is damaged, or another search made the choice.
     """
+    path = os.path.join(place.output, FILE)
     remedy = "delete it to search anew, or choose another --output"
     try:
         content = read_json(path)
@@ -83,7 +78,6 @@ def search(study: Study, place: Place, jobs: int) -> Choice:
                                  for settings, trial in zip(space.trials(), cells, strict=True)]
         choice.own[space.trainer] = best(space.trainer, trials[space.trainer])["settings"]
     cloud_trials = search_cloud(study, choice, place, jobs)
-    path = os.path.join(place.output, FILE)
     write_json({
         "format": FORMAT, "version": 1, "search_sha256": study.space_digest, "config": study.config,
         "datasets": study.search.datasets, "seeds": study.search.seeds, "classes": DEVELOPMENT.halves,
@@ -91,8 +85,8 @@ def search(study: Study, place: Place, jobs: int) -> Choice:
         "cloud": {trainer: min(scored, key=lambda trial: trial["nll"])["settings"]
                   for trainer, scored in cloud_trials.items()},
         "trials": trials, "cloud_trials": cloud_trials,
-    }, path)
-    return read_choice(study, path)
+    }, os.path.join(place.output, FILE))
+    return read_choice(study, place)
 
 
 def development_cells(study: Study, trainer: str, settings: Settings, tests: Sequence[Settings] = ({},)) -> list[Cell]:
