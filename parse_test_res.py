@@ -45,11 +45,7 @@ def folders_in(directory: str) -> list[str]:
 
 
 def report(directory: str, keyword: str, test_log: bool, spread: Spread) -> tuple[float | None, int]:
-    """Print the runs of a directory, their mean and spread.
-
-    Returns:
-        The mean (None: nothing found), and the number of runs left out.
-    """
+    """Print a directory's runs, their mean and spread; return the mean, if any, and how many runs were left out."""
     print(f"Parsing files in {directory}")
     runs = [read_run(folder, keyword, test_log) for folder in folders_in(directory)]
     values = [run.value for run in runs if not run.fault]

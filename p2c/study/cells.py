@@ -190,11 +190,7 @@ def measured(cell: Cell, place: Place, settings: Settings) -> Measured:
 
 
 def run_cells(title: str, cells: Iterable[Cell], place: Place, jobs: int) -> dict[str, str]:
-    """Run cells, `jobs` at a time, each in a process of one thread, and show the progress.
-
-    Returns:
-        Name of a cell without a result -> the reason.
-    """
+    """Run cells, `jobs` at a time, and show the progress; return by name why cells have no result."""
     merged: dict[Path, Cell] = {}  # each training once, with all its tests
     for cell in cells:
         known = merged.setdefault(cell.folder, cell)
@@ -211,7 +207,7 @@ def run_cells(title: str, cells: Iterable[Cell], place: Place, jobs: int) -> dic
 
 
 def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Cell, str]]:
-    """Yield each cell when it is done, with its fault."""
+    """Yield each cell when it is done, with its fault; several `jobs` are processes of one thread each."""
     if jobs == 1:
         for cell in cells:
             yield cell, run_cell(cell, place)

@@ -96,19 +96,13 @@ class Compare(Part):
 
 
 class Variant(Part):
-    """One line of an ablation.
-
-    Attributes:
-        chosen: trainers whose chosen settings it takes, later ones over earlier ones; []: its trainer.
-        settings: its own settings, which override the chosen ones.
-        against: the variant above it in its group that it is compared with; "": none; default: the first.
-    """
+    """One line of an ablation."""
 
     name: str
     trainer: str
-    chosen: Texts = []
-    settings: Settings = {}
-    against: str | None = None
+    chosen: Texts = []  # trainers whose chosen settings it takes, later ones over earlier ones; []: its trainer
+    settings: Settings = {}  # its own settings, which override the chosen ones
+    against: str | None = None  # a variant above it that it is compared with; "": none; None: the first of its group
 
 
 class Group(Part):
@@ -147,17 +141,11 @@ class Initialisations(Part):
 
 
 class Study(Part):
-    """A whole study.
+    """A whole study."""
 
-    Attributes:
-        path: the study's file.
-        config: CONFIG in configs/trainers/TRAINER/CONFIG.yaml.
-        settings: those of every run.
-    """
-
-    path: str
-    config: str
-    settings: Settings = {}
+    path: str  # of the study's file
+    config: str  # CONFIG in configs/trainers/TRAINER/CONFIG.yaml
+    settings: Settings = {}  # of every run
     search: Search
     cloud: Cloud | None = None
     compare: Compare

@@ -32,14 +32,11 @@ class Row(NamedTuple):
 
 
 class Rows:
-    """All tests of a report, looked up by part, name and dataset.
-
-    Attributes:
-        faults: (part, name) -> number of trainings that ended with a loss that is not finite.
-    """
+    """All tests of a report, looked up by part, name and dataset."""
 
     def __init__(self, rows: Sequence[Row], faults: Counter):
-        self.rows, self.faults = rows, faults
+        self.rows = rows
+        self.faults = faults  # (part, name) -> number of trainings that ended with a loss that is not finite
 
     def values(self, part: str, name: str, dataset: str, measure: str) -> list[float]:
         """Return a measure of a part's line on a dataset, in the order of the seeds."""
