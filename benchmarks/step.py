@@ -5,10 +5,9 @@
     python benchmarks/step.py --quick          a dry run of a few seconds on a tiny tower
 
 Forward and backward with random weights and the first C of ImageNet's class names. "plain" is a path without our
-optimizations: every class is padded to the tower's 77 tokens, in one batch, through open_clip's own blocks. "compiled"
-is ours with TRAIN.COMPILE. Each path is a process of its own, to measure its peak memory. Times are medians after
-warm-up steps; operations are those of the matrix products. A path that fails, for example for lack of memory, is
-named and left out.
+optimizations: every class is padded to the tower's 77 tokens, in one batch, through open_clip's own blocks. Each path
+is a process of its own, to measure its peak memory. Times are medians after warm-up steps; operations are those of the
+matrix products. A path that fails, for example for lack of memory, is named and left out.
 """
 import multiprocessing
 from collections.abc import Sequence
@@ -85,7 +84,6 @@ class PlainMaPLe(MaPLe):
 PATHS = {  # implementations of the step: a trainer and its settings
     "plain": (PlainMaPLe, ()),
     "ours": (MaPLe, ()),
-    "compiled": (MaPLe, ("TRAIN.COMPILE", True)),
 }
 
 
@@ -107,7 +105,6 @@ def measure(path: str, setting: Setting, steps: int) -> dict:
         return loss
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
         forward_backward()
         trainer.scaler.unscale_(trainer.optim)
         trainer.scaler.update()  # as in training, so that the scale falls until nothing overflows
@@ -115,7 +112,6 @@ def measure(path: str, setting: Setting, steps: int) -> dict:
     warm_up = 1 if setting.device == "cpu" else 4  # a CUDA graph is recorded before it is replayed
     time, memory = seconds(step, setting.device, steps, warm_up), peak_memory(setting.device)
     gradients = [parameter.grad.cpu().numpy() for parameter in model.learner.parameters()]
-    model.compiled = False  # what is compiled is not counted
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others count on some devices only
         loss = forward_backward()
     prompts = model.class_prompts

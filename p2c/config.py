@@ -89,8 +89,6 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
         },
     },
     "TRAIN": {
-        "COMPILE": Setting(False, SWITCH, "torch.compile of both towers for training steps, with CUDA graphs on a GPU. "
-                           "The first step then takes minutes; results differ only by rounding"),
         "CHECKPOINT_STEPS": Setting(0, whole(0), "steps between the points inside an epoch from which a training can "
                                     "resume; 0: none. For this package's trainers on its own engine; CHECKPOINT_FREQ "
                                     "counts whole epochs"),

@@ -82,7 +82,6 @@ class PromptedCLIP(nn.Module):
         denoising: noise on the text context while training (Dynamic Prompt Denoising); None: no noise.
         precision: the precision of the towers; None: that of the weights.
         text_memory: bytes that the activations of the class texts may take.
-        compiled: True if torch is to compile the towers for training.
 
     Attributes:
         learner: the trained module; a call of it returns `Prompts`.
@@ -101,7 +100,7 @@ class PromptedCLIP(nn.Module):
     per_image_classes = False  # True if the features of the classes depend on the image, so that no classifier is fixed
 
     def __init__(self, clip: Backbone, *, seed: int = 0, denoising: PromptDenoising | None = None,
-                 precision: Precision | None = None, text_memory: float = inf, compiled: bool = False):
+                 precision: Precision | None = None, text_memory: float = inf):
         super().__init__()
         self.backbone = clip
         self.clip: CLIP = clip.model
@@ -110,8 +109,6 @@ class PromptedCLIP(nn.Module):
         self.precision = precision or Precision(self.clip.text_projection.dtype)
         self.text_tower = TextTower(self.clip, clip.tokenizer.sot_token_id, clip.tokenizer.eot_token_id, text_memory)
         self.image_tower = ImageTower(self.clip)
-        self.compiled = compiled
-        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}  # a tower's function -> it, compiled
         self._deployed: tuple[tuple, Prompts, Tensor] | None = None  # what `deployed` depends on, and what it returns
 
     def finish(self, learner: PromptLearner, classnames: Sequence[str]) -> None:
@@ -183,18 +180,9 @@ class PromptedCLIP(nn.Module):
 
     def run_tower(self, encode: Callable[..., Tensor], *inputs) -> Tensor:
         """Run a tower's function in the model's precision; return its features in float32 or better."""
-        if self.compiled and torch.is_grad_enabled():
-            encode = self._compile(encode)
         with self.precision.context(self.device):
             features = encode(*inputs)
         return features.to(torch.promote_types(features.dtype, torch.float32))
-
-    def _compile(self, encode: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Compile a tower's function for the shapes of training; on a GPU its kernels are launched as one graph."""
-        if encode not in self._compiled:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self._compiled[encode] = torch.compile(encode, dynamic=False, mode=mode)
-        return self._compiled[encode]
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Return logits (B, C), CLIP's logit scale times the cosines of normalised features (B, E) and (C, E)."""

@@ -351,7 +351,7 @@ def test_zero_shot_tests_and_has_nothing_to_train(make_trainer, name):
     assert trainer.test() == accuracy and trainer.get_model_names() == []
 
 
-# Memory and compiling
+# Memory
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_little_text_memory_changes_the_step_by_rounding_only(make_trainer, name):
@@ -364,26 +364,6 @@ def test_little_text_memory_changes_the_step_by_rounding_only(make_trainer, name
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4 * a.grad.abs().max().item())
     torch.testing.assert_close(plain.model_inference(batch_of(plain)["img"]),
                                sparing.model_inference(batch_of(plain)["img"]), rtol=1e-3, atol=1e-3)
-
-
-def test_compiled_towers_train_alike_and_test_as_ever(make_trainer, monkeypatch):
-    """Without code generation, which takes minutes: that the towers are traced whole, and what for."""
-    traced, compile = [], torch.compile
-
-    def trace(function, dynamic, mode):
-        traced.append((function.__qualname__, dynamic, mode))
-        return compile(function, backend="eager", fullgraph=True, dynamic=dynamic)
-
-    monkeypatch.setattr(torch, "compile", trace)
-    trained = {}
-    for on in (False, True):
-        trainer = make_trainer("P2C", "TRAIN.COMPILE", on, "OPTIM.MAX_EPOCH", 1, out=f"compile{on}")
-        trainer.train()
-        trained[on] = trainer.model.learner.state_dict(), trainer.results
-    assert sorted(traced) == [("ImageTower.encode", False, None), ("TextTower.encode", False, None)]
-    for name, value in trained[False][0].items():
-        torch.testing.assert_close(trained[True][0][name], value, rtol=1e-4, atol=1e-6)
-    assert trained[True][1] == trained[False][1]
 
 
 # Settings

@@ -34,6 +34,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
     CloudTests is the engine's TrainerX with one more kind of test.
     """
 
+    scaler: torch.amp.GradScaler
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
     supports_distributed = True
     length_matters = False  # True if what an epoch does depends on OPTIM.MAX_EPOCH
@@ -148,8 +149,6 @@ class PromptTrainer(ModelFromConfig, CloudTests):
         image, label = self.parse_batch_train(batch)
         step = self.step
         noise = self.model.draw(step)
-        if self.cfg.TRAIN.COMPILE:
-            torch.compiler.cudagraph_mark_step_begin()  # not otherwise: it imports the compiler, which takes seconds
         losses = self.parallel_model(image, label, noise)
         loss = sum(losses.values())
         self.optim.zero_grad()

@@ -59,7 +59,6 @@ class ModelFromConfig:
             "denoising": build_denoising(cfg, clip) if denoising.ENABLED else None,
             "precision": precision,
             "text_memory": text_memory(cfg.TRAIN.TEXT_MEMORY, clip.model.text_projection.device),
-            "compiled": cfg.TRAIN.COMPILE,
         }
         if cls.takes_attributes:
             arguments["attributes"] = choose_attributes(cfg.TRAINER.ATPROMPT, cfg.DATASET.NAME)

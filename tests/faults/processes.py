@@ -66,7 +66,6 @@ def warm() -> None:
     torch.set_num_threads(1)
     for name in (*registry.TRAINERS.values(), *registry.DATASETS.values()):
         __import__(name)
-    torch.compiler.cudagraph_mark_step_begin()  # imports much
 
 
 def run(command: Sequence[str] | Callable[[], None], environment: Mapping[str, str] | None = None) -> Ended:
