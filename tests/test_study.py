@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
 from pathlib import Path
@@ -22,9 +23,10 @@ from p2c.engine.files import read_json
 from p2c.engine.results import read_results
 from p2c.framework import get_cfg_default
 from p2c.study.analysis import equal_spreads, paired, pooled
+from p2c.study.cells import REPORT, Cell, Measured
 from p2c.study.choice import FILE
 from p2c.study.plan import read_study
-from p2c.study.report import sentence
+from p2c.study.report import Row, Rows, sentence
 from p2c.tables.cells import harmonic_mean
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE
 
@@ -393,6 +395,18 @@ def test_spreads_are_compared_by_the_correlation_of_sum_and_difference():
     t = r * math.sqrt(18 / (1 - r * r))
     assert p == pytest.approx(2 * stats.t.sf(abs(t), 18)) and p < 0.001
     assert equal_spreads([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) == 1
+
+
+def test_runs_of_one_seed_are_paired_by_their_initial_prompts():
+    """Not by the names of their folders, which are digests of the settings."""
+    compared = {}
+    for trainer, rate in (("P2C", 0.1), ("MaPLe", 0.2)):
+        cells = [Cell(REPORT, trainer, "tiny_shapes", "shapes", 1, {"TRAIN.INIT_SEED": seed, "OPTIM.LR": rate})
+                 for seed in range(20)]
+        compared[trainer] = [Row("initialisations", trainer, cell, {}, Measured(float(seed), 0.0, ()))
+                             for seed, cell in enumerate(cells)]
+    rows = Rows([*compared["P2C"], *compared["MaPLe"]], Counter())
+    assert rows.differences("initialisations", ("P2C", "MaPLe"), "shapes", "base") == [0.0] * 20
 
 
 def test_an_interval_with_zero_is_called_no_difference():

@@ -39,10 +39,9 @@ class Rows:
         self.faults = faults  # (part, name) -> number of trainings that ended with a loss that is not finite
 
     def values(self, part: str, name: str, dataset: str, measure: str) -> list[float]:
-        """Return a measure of a part's line on a dataset, in the order of the seeds."""
+        """Return a measure of a part's line on a dataset, in the order of the seeds, and of one seed as planned."""
         rows = [row for row in self.rows if (row.part, row.name, row.cell.dataset) == (part, name, dataset)]
-        ordered = sorted(rows, key=lambda row: (row.cell.seed, row.cell.name))
-        return [row.found.value(measure) for row in ordered]
+        return [row.found.value(measure) for row in sorted(rows, key=lambda row: row.cell.seed)]
 
     def differences(self, part: str, names: Sequence[str], dataset: str, measure: str) -> list[float]:
         """Return the first line minus the second, seed by seed."""
