@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from p2c.engine import DatasetBase, Datum, sample_shots
+from p2c.engine.datasets import DatasetBase, Datum, sample_shots
 from p2c.engine import datasets as datasets_module
 
 

@@ -98,7 +98,10 @@ def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
 def read_json(fpath: str | os.PathLike):
     """Read a JSON file. Raise ValueError if it is damaged."""
     with open(fpath, encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
 
 def write_json(obj, fpath: str | os.PathLike) -> None:
