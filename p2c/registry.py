@@ -49,21 +49,21 @@ DATASETS = {
 
 def get_trainer(name: str) -> type[Any]:
     """Return the trainer called `name`; import its module if need be. Raise ValueError if there is none."""
-    _register(name, TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    _register(name, TRAINERS, "trainer", "--trainer", TRAINER_REGISTRY.registered_names())
     return TRAINER_REGISTRY.get(name)
 
 
 def get_dataset(name: str) -> type[Any]:
     """Return the dataset called `name`; import its module if need be. Raise ValueError if there is none."""
-    _register(name, DATASETS, "dataset", DATASET_REGISTRY.registered_names())
+    _register(name, DATASETS, "dataset", "--dataset-config-file", DATASET_REGISTRY.registered_names())
     return DATASET_REGISTRY.get(name)
 
 
-def _register(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
+def _register(name: str, table: Mapping[str, str], kind: str, option: str, registered: list[str]) -> None:
     if name in registered:
         return
     if name not in table:
-        raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(sorted({*table, *registered}))}")
+        raise ValueError(f"Unknown {kind} '{name}' ({option}); choose from {', '.join(sorted({*table, *registered}))}")
     importlib.import_module(table[name])
 
 
