@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 
 # What docs/performance.md shows, on this machine (an hour or more), also into bench.txt; QUICK=1: a dry run of minutes.
 # One that fails does not keep the others from running.
-BENCHMARKS := step evaluation grid
+BENCHMARKS := step grid
 bench: $(INSTALLED)
 	@bash -o pipefail -c '{ status=0; for name in $(BENCHMARKS); do \
 	    printf "\n== benchmarks/%s.py\n" $$name; \

@@ -35,8 +35,6 @@ from statistics import fmean
 from p2c.tables.runs import METRICS, Spread, ci95, describe_left_out, read_run, std, value_pattern
 from p2c.utils.console import Parser
 
-CURVES = (".png", ".pdf")
-
 # CoOp's report: folders of seeds
 
 
@@ -47,16 +45,12 @@ def folders_in(directory: str) -> list[str]:
 
 
 def report(directory: str, keyword: str, test_log: bool, spread: Spread) -> tuple[float | None, int]:
-    """Print the runs of a directory, their mean and spread.
-
-    Returns:
-        The mean (None: nothing found), and the number of runs left out.
-    """
+    """Print a directory's runs, their mean and spread; return the mean, if any, and how many runs were left out."""
     print(f"Parsing files in {directory}")
     runs = [read_run(folder, keyword, test_log) for folder in folders_in(directory)]
-    values = [run.value for run in runs if run.counts]
+    values = [run.value for run in runs if not run.fault]
     for run in runs:
-        print(f"file: {run.file}. {keyword}: {run.value:.2f}%. " if run.counts else describe_left_out(run))
+        print(describe_left_out(run) if run.fault else f"file: {run.file}. {keyword}: {run.value:.2f}%. ")
     missing = len(runs) - len(values)
     if not values:
         return None, missing
@@ -91,9 +85,8 @@ def report_experiments(directory: str, keyword: str, test_log: bool, spread: Spr
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     description, _, layouts = __doc__.partition("\n\n")
-    parser = Parser(
-        description=description, epilog=layouts.replace("%", "%%"), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, epilog=layouts.replace("%", "%%"),
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", nargs="+", help="directory of the runs (several for a benchmark)")
     parser.add_argument("--ci95", action="store_true", help="95%% confidence interval instead of standard deviation")
     parser.add_argument("--test-log", action="store_true", help="parse test-only logs")
@@ -103,9 +96,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     benchmarks = parser.add_mutually_exclusive_group()
     for name, title in (("base2new", "base-to-novel generalization"), ("xd", "cross-dataset transfer"),
                         ("dg", "domain generalization"), ("fewshot", "few-shot learning")):  # fmt: skip
-        benchmarks.add_argument(
-            f"--{name}", dest="benchmark", action="store_const", const=name, help=f"the table of {title}"
-        )
+        benchmarks.add_argument(f"--{name}", dest="benchmark", action="store_const", const=name,
+                                help=f"the table of {title}")
     parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
                         help="datasets of that table (default: all of a family)")
     parser.add_argument("--format", choices=("text", "markdown", "csv", "latex"),
@@ -119,8 +111,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("several directories, --datasets and --format need --base2new, --xd, --dg or --fewshot")
     if args.curves and args.benchmark != "fewshot":
         parser.error("--curves needs --fewshot")
-    if args.curves and not args.curves.lower().endswith(CURVES):
-        parser.error(f"--curves {args.curves} must end with {' or '.join(CURVES)}")
+    if args.curves and not args.curves.lower().endswith((".png", ".pdf")):
+        parser.error(f"--curves {args.curves} must end with .png or .pdf")
     try:
         value_pattern(args.keyword)
     except re.error as error:
@@ -139,10 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.benchmark:
         from p2c.tables import printing  # imported here, so that averaging CoOp's folders needs no other package
 
-        style = args.format or "text"
         try:
-            found, missing = printing.report(args.benchmark, args.directory, args.keyword, spread, style, args.curves,
-                                             args.datasets)
+            found, missing = printing.report(args.benchmark, args.directory, args.keyword, spread,
+                                             args.format or "text", args.curves, args.datasets)
         except OSError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -34,12 +34,12 @@ try:
     from p2c.engine.files import DiskFull, remove_leftovers
     from p2c.engine.lock import folder_lock
     from p2c.engine.logger import Logger, setup_logger
-    from p2c.engine.position import Stopped
     from p2c.engine.results import changed_keys, read_results, write_started
     from p2c.engine.run import Run
     from p2c.engine.seeds import run_seed, set_random_seed
+    from p2c.engine.trainer import Stopped
     from p2c.engine.utils import collect_env_info
-    from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+    from p2c.framework import build_trainer, get_cfg_default
     from p2c.merging import merge_file, merge_pairs, merge_values, warn_of_unread
 except compat.EngineError as error:
     Parser().exit(2, f"error: {one_line(error)}\n")
@@ -144,9 +144,8 @@ def setup_cfg(args: argparse.Namespace):
     if cfg.SEED < 0:
         cfg.SEED = run_seed(cfg)
     cfg.freeze()
-    registry.require(cfg.TRAINER.NAME, registry.TRAINERS, "trainer (--trainer)", TRAINER_REGISTRY.registered_names())
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset (--dataset-config-file)",
-                     DATASET_REGISTRY.registered_names())
+    registry.get_trainer(cfg.TRAINER.NAME)
+    registry.get_dataset(cfg.DATASET.NAME)
     return cfg, given
 
 
@@ -173,7 +172,7 @@ def finished_before(cfg, task: dict, anyway: bool) -> bool:
     task, results = {**task, "engine": compat.engine()}, {"engine": compat.OURS, **results}
     known = [key for key in task if key != "model_dir" or task["model_seconds"] is None]  # the folder may have moved
     changed = [key for key in known if results.get(key) != task[key]]
-    length_matters = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "length_matters", True)
+    length_matters = getattr(registry.get_trainer(cfg.TRAINER.NAME), "length_matters", True)
     settings = changed_keys(results["config"], cfg, length_matters)
     if not changed and settings and anyway and task["mode"] == "train":
         return False
@@ -228,7 +227,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
             print(died)
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
-        warn_of_unread(given, TRAINER_REGISTRY.get(cfg.TRAINER.NAME))
+        warn_of_unread(given, registry.get_trainer(cfg.TRAINER.NAME))
         trainer = build_trainer(cfg)
         recorded = isinstance(trainer, Run)  # a foreign trainer on real Dassl writes only its log
         if recorded:

@@ -3,6 +3,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -46,12 +47,23 @@ DATASETS = {
 }
 
 
-def require(name: str, table: Mapping[str, str], kind: str, registered: list[str]) -> None:
-    """Import the module of a name that is not registered yet. Raise ValueError if it is not in the table either."""
+def get_trainer(name: str) -> type[Any]:
+    """Return the trainer called `name`; import its module if need be. Raise ValueError if there is none."""
+    _register(name, TRAINERS, "trainer", "--trainer", TRAINER_REGISTRY.registered_names())
+    return TRAINER_REGISTRY.get(name)
+
+
+def get_dataset(name: str) -> type[Any]:
+    """Return the dataset called `name`; import its module if need be. Raise ValueError if there is none."""
+    _register(name, DATASETS, "dataset", "--dataset-config-file", DATASET_REGISTRY.registered_names())
+    return DATASET_REGISTRY.get(name)
+
+
+def _register(name: str, table: Mapping[str, str], kind: str, option: str, registered: list[str]) -> None:
     if name in registered:
         return
     if name not in table:
-        raise ValueError(f"Unknown {kind} '{name}'; choose from {', '.join(sorted({*table, *registered}))}")
+        raise ValueError(f"Unknown {kind} '{name}' ({option}); choose from {', '.join(sorted({*table, *registered}))}")
     importlib.import_module(table[name])
 
 

@@ -6,7 +6,7 @@ import torch
 from p2c import registry
 from p2c.config import extend_cfg
 from p2c.engine.distributed import is_main, join, leave
-from p2c.framework import TRAINER_REGISTRY, build_trainer, get_cfg_default
+from p2c.framework import build_trainer, get_cfg_default
 
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.ATT_NUM", 1,
               "TRAINER.ATPROMPT.ATT1_TEXT", "color")
@@ -25,8 +25,8 @@ def train(case: str, root: str, out: str) -> dict:
         "TRAINER.NAME", trainer, "DATASET.ROOT", root, "OUTPUT_DIR", f"{out}/{case}", "SEED", 1, "USE_CUDA", False,
         "DATASET.CHECKS", "partial", "MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", -1,
         "TRAINER.PROMPT_DENOISING.ENABLED", trainer in ("CoOp", "P2C"), "DATALOADER.TRAIN_X.BATCH_SIZE", 4, *pairs])
-    registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-    registry.require("OxfordPets", registry.DATASETS, "dataset", [])
+    registry.get_trainer(trainer)
+    registry.get_dataset("OxfordPets")
     trainer = build_trainer(cfg)
     losses = {}
     trainer.write_scalar = lambda tag, value, step: losses.update({(tag, step): value})

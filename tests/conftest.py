@@ -19,7 +19,7 @@ from p2c.clip import loading
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
 from p2c.engine.datasets import Datum
-from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+from p2c.framework import build_trainer, get_cfg_default
 
 pytest_plugins = ("engine_fixtures", "contract", "download_fixtures", "run_folders")  # more fixtures
 
@@ -117,8 +117,8 @@ def make_trainer(make_cfg):
     """make_trainer(trainer, key, value, ...): the trainer, built."""
     def make(trainer="P2C", *pairs, out="run"):
         cfg = make_cfg(trainer, *pairs, out=out)
-        registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-        registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
+        registry.get_trainer(trainer)
+        registry.get_dataset(cfg.DATASET.NAME)
         return build_trainer(cfg)
     return make
 

@@ -37,10 +37,6 @@ def test_our_step_and_the_plain_one_agree_in_loss_and_gradients(start):
     assert fewer_operations > 1 and loss_differs <= 1e-5 and gradients_differ <= 1e-4
 
 
-def test_an_evaluation_is_measured_beside_the_bare_image_tower(dry_run):
-    assert ["8", "30", "fp32"] in [line[:3] for line in dry_run("evaluation")]
-
-
 def test_dry_run_of_the_grid(dry_run, monkeypatch):
     """Base classes with 16 shots in batches of 4, 8 epochs: 32 steps a class."""
     import grid

@@ -11,7 +11,7 @@ from p2c import registry
 from p2c.cli import config as config_command
 from p2c.config import check_settings, extend_cfg
 from p2c.engine.config import check_values
-from p2c.framework import TRAINER_REGISTRY, get_cfg_default
+from p2c.framework import get_cfg_default
 from p2c.merging import merge_file, warn_of_unread
 
 CONFIGS = Path("configs")
@@ -45,12 +45,11 @@ def test_a_trainer_reads_all_of_its_own_files(path, capsys):
     name = path.parent.name
     given = merge_file(merged(), str(path))
     for trainer in (name, "ZeroshotCLIP2") if name == "ZeroshotCLIP" else (name,):
-        registry.require(trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-        warn_of_unread(given, TRAINER_REGISTRY.get(trainer))
+        warn_of_unread(given, registry.get_trainer(trainer))
     assert given and "does not read" not in "".join(capsys.readouterr())
     warn_of_unread(["TRAINER.MAPLE.N_CTX"], type("Foreign", (), {}))
     assert "does not read" not in "".join(capsys.readouterr())
-    warn_of_unread(["TRAINER.VPT.PREC" if name != "VPT" else "TRAINER.MAPLE.PREC"], TRAINER_REGISTRY.get(name))
+    warn_of_unread(["TRAINER.VPT.PREC" if name != "VPT" else "TRAINER.MAPLE.PREC"], registry.get_trainer(name))
     assert "does not read" in "".join(capsys.readouterr())
 
 

@@ -13,7 +13,7 @@ from p2c import registry
 from p2c.config import extend_cfg
 from p2c.datasets.base import Sizes
 from p2c.datasets.draws import draw
-from p2c.framework import DATASET_REGISTRY, get_cfg_default
+from p2c.framework import get_cfg_default
 from p2c.grid.families import FAMILIES
 
 STANDARD = FAMILIES["standard"]
@@ -38,8 +38,7 @@ def make_cfg(name, root, *pairs):
 
 def loader(name):
     registered = make_cfg(name, "").DATASET.NAME
-    registry.require(registered, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
-    return DATASET_REGISTRY.get(registered)
+    return registry.get_dataset(registered)
 
 
 def load(name, root, *pairs):

@@ -18,7 +18,6 @@ from torch import nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from p2c.engine import (
-    CannotResume,
     build_lr_scheduler,
     build_optimizer,
     load_checkpoint,
@@ -27,7 +26,7 @@ from p2c.engine import (
     resume_from_checkpoint,
     save_checkpoint,
 )
-from p2c.engine.checkpoint import UnreadableCheckpoint, plain
+from p2c.engine.checkpoint import CannotResume, UnreadableCheckpoint, plain
 from p2c.utils import trainable
 
 

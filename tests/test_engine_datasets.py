@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from p2c.engine import DatasetBase, Datum, sample_shots
 from p2c.engine import datasets as datasets_module
+from p2c.engine.datasets import DatasetBase, Datum, sample_shots
 
 
 def test_a_label_with_two_names_does_not_depend_on_the_hash_seed():

@@ -12,8 +12,15 @@ from messages import naming
 
 import p2c
 from p2c.engine import DATASET_REGISTRY, read_json
-from p2c.engine.provenance import commit
-from p2c.engine.results import changed_keys, describe_changes, digest_weights, fingerprint, read_results, write_started
+from p2c.engine.results import (
+    changed_keys,
+    describe_changes,
+    describe_checkout,
+    digest_weights,
+    fingerprint,
+    read_results,
+    write_started,
+)
 
 
 def test_results_of_a_training_run(tiny_trainer, tmp_path):
@@ -92,21 +99,24 @@ def git(folder, *words):
 
 
 def test_the_commit_is_that_of_the_checkout_itself(tmp_path, monkeypatch):
-    assert commit(tmp_path) is None
+    assert describe_checkout(tmp_path) is None
     git(tmp_path, "init", "-b", "main")
-    assert commit(tmp_path) is None  # there is none yet
+    assert describe_checkout(tmp_path) is None  # there is none yet
     git(tmp_path, "commit", "--allow-empty", "-m", "one")
     first = (tmp_path / ".git/refs/heads/main").read_text().strip()
-    assert commit(tmp_path) == first
+    assert describe_checkout(tmp_path) == first
     git(tmp_path, "worktree", "add", "side", "-b", "other")
     git(tmp_path / "side", "commit", "--allow-empty", "-m", "two")
-    assert commit(tmp_path / "side") == (tmp_path / ".git/refs/heads/other").read_text().strip() != first
+    assert describe_checkout(tmp_path / "side") == (tmp_path / ".git/refs/heads/other").read_text().strip() != first
     (tmp_path / "installed").mkdir()
-    assert commit(tmp_path / "installed") is None  # a package in an environment below somebody's repository
+    assert describe_checkout(tmp_path / "installed") is None  # a package in an environment below somebody's repository
+    (tmp_path / "installed/file").touch()
+    git(tmp_path, "add", "installed/file")
+    assert describe_checkout(tmp_path) == f"{first}-dirty"
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
-    assert commit(tmp_path) == first
+    assert describe_checkout(tmp_path) == f"{first}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert commit(tmp_path) is None
+    assert describe_checkout(tmp_path) is None
 
 
 def test_fingerprint_is_of_paths_below_the_data_root(tiny_trainer, tiny_root):

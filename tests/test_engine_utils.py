@@ -13,12 +13,12 @@ from p2c.engine import (
     init_network_weights,
     open_specified_layers,
     read_json,
-    run_seed,
     seeds,
     set_random_seed,
-    write_atomically,
     write_json,
 )
+from p2c.engine.files import write_atomically
+from p2c.engine.seeds import run_seed
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):

@@ -45,5 +45,5 @@ def test_every_variable_that_is_read_is_known_here():
              *(path for folder in ("p2c", "trainers", "datasets", "scripts") for path in (ROOT / folder).rglob("*.py"))]
     for path in files:
         read |= set(re.findall(r'(?:environ|getenv)[\w.]*[\[(]"(\w+)"', path.read_text(encoding="utf-8")))
-    assert {"DATA", "OUTPUT", "CFG", "SEEDS", "SOURCE", "PYTHON", "XDG_CACHE_HOME", "LOCAL_RANK"} <= read
+    assert {"DATA", "OUTPUT", "CFG", "SEEDS", "SOURCE", "PYTHON", "LOCAL_RANK"} <= read
     assert read <= SET | KEPT

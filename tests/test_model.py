@@ -131,7 +131,7 @@ def test_a_runs_model_gives_what_the_run_was_tested_with(make_trainer, method):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(method="P3C"), "Unknown method 'P3C'; choose from"),
+    (dict(method="P3C"), "Unknown trainer 'P3C'.*; choose from"),
     (dict(method="CoOp", precision="fp8"), "Unknown precision 'fp8'; choose from fp16"),
     (dict(method="MaPLe", prompt_depth=9), "prompt_depth must be from 1 to 4, .* tiny-shapes's tower, but got 9"),
     (dict(method="CoOp", n_ctx=75), "n_ctx must be from 1 to 74"),

@@ -8,8 +8,8 @@ from outcomes import assert_equal, outcome
 
 from p2c.engine.checkpoint import CannotResume
 from p2c.engine.data import end_workers
-from p2c.engine.position import Stopped
 from p2c.engine.results import read_results
+from p2c.engine.trainer import Stopped
 from p2c.trainers.base import PromptTrainer
 
 BEST_VAL = ("TEST.FINAL_MODEL", "best_val")

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
 from pathlib import Path
@@ -21,12 +22,13 @@ from p2c.datasets.shapes import FAMILY, generate
 from p2c.engine.files import read_json
 from p2c.engine.results import read_results
 from p2c.framework import get_cfg_default
-from p2c.study.analysis import paired, pooled, spreads
+from p2c.study.analysis import equal_spreads, paired, pooled
+from p2c.study.cells import REPORT, Cell, Measured
 from p2c.study.choice import FILE
 from p2c.study.plan import read_study
-from p2c.study.report import sentence
+from p2c.study.report import Row, Rows, sentence
 from p2c.tables.cells import harmonic_mean
-from p2c.utils.console import DONE, FAILED, MISTAKE
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, MISTAKE
 
 SMALL = {
     "config": "tiny_shapes",
@@ -333,12 +335,12 @@ def test_what_is_no_study_is_refused(tmp_path, capsys, content, named):
 @pytest.mark.parametrize("error, status, words", [
     (BrokenProcessPool(), FAILED, "memory"),
     (FloatingPointError("the loss is nan"), FAILED, "the loss is nan"),
-    (KeyboardInterrupt(), study.INTERRUPTED, "same command")])
+    (KeyboardInterrupt(), INTERRUPTED, "same command")])
 def test_what_ends_a_study_is_one_line_and_a_status(tmp_path, monkeypatch, capsys, error, status, words):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(study.choices, "search", fail)
+    monkeypatch.setattr(study, "search", fail)
     assert status_of(write_study(tmp_path), "--output", str(tmp_path / "out")) == status
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
@@ -388,12 +390,23 @@ def test_spreads_are_compared_by_the_correlation_of_sum_and_difference():
     rng = np.random.default_rng(2)
     shared = rng.normal(0, 1, 20)
     a, b = shared + rng.normal(0, 3, 20), shared + rng.normal(0, 0.5, 20)
-    found = spreads(a.tolist(), b.tolist())
+    p = equal_spreads(a.tolist(), b.tolist())
     r = np.corrcoef(a + b, a - b)[0, 1]
     t = r * math.sqrt(18 / (1 - r * r))
-    assert (found.first, found.second) == pytest.approx((a.std(ddof=1), b.std(ddof=1)))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 18)) and found.p < 0.001
-    assert spreads([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]).p == 1
+    assert p == pytest.approx(2 * stats.t.sf(abs(t), 18)) and p < 0.001
+    assert equal_spreads([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) == 1
+
+
+def test_runs_of_one_seed_are_paired_by_their_initial_prompts():
+    """Not by the names of their folders, which are digests of the settings."""
+    compared = {}
+    for trainer, rate in (("P2C", 0.1), ("MaPLe", 0.2)):
+        cells = [Cell(REPORT, trainer, "tiny_shapes", "shapes", 1, {"TRAIN.INIT_SEED": seed, "OPTIM.LR": rate})
+                 for seed in range(20)]
+        compared[trainer] = [Row("initialisations", trainer, cell, {}, Measured(float(seed), 0.0, ()))
+                             for seed, cell in enumerate(cells)]
+    rows = Rows([*compared["P2C"], *compared["MaPLe"]], Counter())
+    assert rows.differences("initialisations", ("P2C", "MaPLe"), "shapes", "base") == [0.0] * 20
 
 
 def test_an_interval_with_zero_is_called_no_difference():

@@ -494,7 +494,7 @@ def test_a_panel_has_a_line_for_each_trainer_and_hollow_points_for_incomplete_av
 
 @pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC"])
 def test_published_averages_are_those_of_the_published_numbers(trainer):
-    block = next(references()["base_to_novel"][key] for key in KEYS[trainer] if key in references()["base_to_novel"])
+    block = references()["base_to_novel"][KEYS[trainer]]
     assert tuple(block["datasets"]) == STANDARD.datasets
     base, novel = (fmean(values[half] for values in block["datasets"].values()) for half in ("base", "novel"))
     assert [base, novel] == pytest.approx([block["average"]["base"], block["average"]["novel"]], abs=0.01)

@@ -36,6 +36,7 @@ class PromptTrainer(ModelFromConfig, CloudTests):
     CloudTests is the engine's TrainerX with one more kind of test.
     """
 
+    scaler: torch.amp.GradScaler
     learner_name = "prompt_learner"  # folder of the checkpoints, as in the published code
     supports_distributed = True
     length_matters = False  # True if what an epoch does depends on OPTIM.MAX_EPOCH

@@ -93,7 +93,7 @@ def check_software() -> Iterator[Finding]:
     yield from check_requirements()
     if broken:
         return
-    from p2c.engine.provenance import versions
+    from p2c.engine.results import versions
     from p2c.framework import TrainerX
 
     found = {**versions(), "yacs": metadata.version("yacs")}
@@ -247,13 +247,13 @@ def zero_shot_accuracy(kind: type["FewShotDataset"], root: Path, half: str, conf
     from p2c.config import config_file
     from p2c.download.contents import load_cfg
     from p2c.engine.logger import only_warnings
-    from p2c.framework import TRAINER_REGISTRY, build_trainer
+    from p2c.framework import build_trainer
 
     cfg = load_cfg(kind.name, root)
     cfg.merge_from_file(config_file("trainers", TRAINER, config))
     cfg.TRAINER.NAME, cfg.DATASET.SUBSAMPLE_CLASSES = TRAINER, half
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     cfg.merge_from_list(list(pairs))
-    registry.require(TRAINER, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+    registry.get_trainer(TRAINER)
     with only_warnings():
         return build_trainer(cfg).test()

@@ -37,10 +37,6 @@ class Place(NamedTuple):
     classname: str  # "": all classes
     tokens: Tensor  # (M, D)
 
-    def __str__(self) -> str:
-        owner = f" of {self.classname}" if self.classname else ""
-        return f"{self.part}{owner}, layer {self.layer}"
-
 
 class Vocabulary:
     """The V words of a CLIP that have an embedding, of width D."""
@@ -69,11 +65,10 @@ def learned_text(model: PromptedCLIP, method: str) -> list[Place]:
     prompts = model.learner()
     places = [Place(f"attribute {i}", 0, "", tokens) for i, tokens in enumerate(prompts.attributes, 1)]
     if prompts.context is not None:
+        contexts = {"": prompts.context}
         if prompts.context.ndim == 3:  # class-specific
-            places += [Place("context", 0, name, tokens)
-                       for name, tokens in zip(model.classnames, prompts.context, strict=True)]
-        else:
-            places.append(Place("context", 0, "", prompts.context))
+            contexts = dict(zip(model.classnames, prompts.context, strict=True))
+        places += [Place("context", 0, name, tokens) for name, tokens in contexts.items()]
     places += [Place("context", layer, "", tokens) for layer, tokens in enumerate(prompts.deep_text, 1)]
     if not places:
         raise ValueError(f"{method} learns no text, so there are no words to find; give a run of a trainer that learns "
@@ -84,14 +79,15 @@ def learned_text(model: PromptedCLIP, method: str) -> list[Place]:
 def interpret(places: Sequence[Place], vocabulary: Vocabulary, top: int) -> list[tuple]:
     """Print the words nearest to the tokens, and return them as rows of COLUMNS."""
     rows = []
-    for place in places:
-        if place.layer == 1:
+    for part, layer, classname, tokens in places:
+        owner = f" of {classname}" if classname else ""
+        if layer == 1:
             show(DEEPER)
-        for number, words in enumerate(vocabulary.nearest(place.tokens, top), 1):
-            show(f"{place}, token {number}")
+        for number, words in enumerate(vocabulary.nearest(tokens, top), 1):
+            show(f"{part}{owner}, layer {layer}, token {number}")
             for rank, (text, distance) in enumerate(words, 1):
                 show(f"  {distance:.4f}  {text}")
-                rows.append((place.part, place.layer, place.classname, number, rank, text, distance))
+                rows.append((part, layer, classname, number, rank, text, distance))
     return rows
 
 

@@ -18,74 +18,51 @@ import torch
 
 from p2c.engine.files import DiskFull
 from p2c.engine.lock import folder_lock
-from p2c.study import choice as choices
 from p2c.study import report
 from p2c.study.cells import Place
-from p2c.study.plan import Study, read_study
-from p2c.utils.console import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    MISTAKE,
-    MISTAKES,
-    command_parser,
-    exit_on,
-    positive,
-    say,
-    show,
-)
-
-STAGES = ("all", "search", "report")
+from p2c.study.choice import FILE, read_choice, search
+from p2c.study.plan import read_study
+from p2c.utils import console
+from p2c.utils.console import exit_on, say
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command_parser("study", __doc__)
+    parser = console.command_parser("study", __doc__)
     parser.add_argument("study", metavar="STUDY.yaml", help="the search, the comparison and the ablations; "
                                                             "see configs/studies/")
     parser.add_argument("--output", default="output/study", help="folder of the study (default: %(default)s)")
     parser.add_argument("--root", default=os.environ.get("DATA", "data"),
                         help="folder that holds all datasets (default: $DATA, else data/)")
-    parser.add_argument("--jobs", type=positive, default=default_jobs(),
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--jobs", type=console.positive, default=1 if torch.cuda.is_available() else cores,
                         help="runs at a time; if several, of one thread each (default: 1 on a GPU, else one per core)")
-    parser.add_argument("--stage", choices=STAGES, default="all",
+    parser.add_argument("--stage", choices=("all", "search", "report"), default="all",
                         help="search: choose and freeze; report: test the frozen choice (default: %(default)s)")
     return parser.parse_args(argv)
-
-
-def default_jobs() -> int:
-    if torch.cuda.is_available():
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     args = parse_args(argv)
-    with (exit_on(*MISTAKES, status=MISTAKE),
-          exit_on(DiskFull, FloatingPointError, torch.OutOfMemoryError, status=FAILED),
-          exit_on(BrokenProcessPool, status=FAILED,
+    with (exit_on(*console.MISTAKES, status=console.MISTAKE),
+          exit_on(DiskFull, FloatingPointError, torch.OutOfMemoryError, status=console.FAILED),
+          exit_on(BrokenProcessPool, status=console.FAILED,
                   line="error: one of the processes was killed, perhaps for lack of memory; the same command "
                        "continues, and --jobs sets fewer at a time"),
-          exit_on(KeyboardInterrupt, status=INTERRUPTED, line="Interrupted; the same command continues")):
+          exit_on(KeyboardInterrupt, status=console.INTERRUPTED, line="Interrupted; the same command continues")):
         study, place = read_study(args.study), Place(args.output, args.root)
-        if choices.load_choice(study, place) is None and args.stage == "report":
-            raise ValueError(f"There is no {choices.FILE} in {args.output}: settings are chosen before anything is "
-                             "tested; run the search first (--stage search, or no --stage)")
+        frozen = os.path.isfile(os.path.join(args.output, FILE))
+        if not frozen and args.stage == "report":
+            raise ValueError(f"There is no {FILE} in {args.output}: settings are chosen before anything is tested; run "
+                             "the search first (--stage search, or no --stage)")
         with folder_lock(args.output) as died:
             if died:
                 say(died)
-            carry_out(study, place, args)
-    return DONE
-
-
-def carry_out(study: Study, place: Place, args: argparse.Namespace) -> None:
-    """Search unless a choice is frozen; then report on the choice unless only the search is asked for."""
-    choice = choices.load_choice(study, place) or choices.search(study, place, args.jobs)
-    say(f"Settings chosen in {os.path.join(args.output, choices.FILE)}, SHA-256 {choice.digest}")
-    if args.stage == "search":
-        return
-    place = place._replace(choice=choice.digest)
-    rows = report.run(study, choice, place, args.jobs)
-    command = f"python -m p2c study {shlex.quote(args.study)}"
-    for path in report.write(study, choice, rows, place, command):
-        show(path)
+            choice = read_choice(study, place) if frozen else search(study, place, args.jobs)
+            say(f"Settings chosen in {os.path.join(args.output, FILE)}, SHA-256 {choice.digest}")
+            if args.stage != "search":
+                place = place._replace(choice=choice.digest)
+                rows = report.run(study, choice, place, args.jobs)
+                for path in report.write(study, choice, rows, place, f"python -m p2c study {shlex.quote(args.study)}"):
+                    console.show(path)
+    return console.DONE

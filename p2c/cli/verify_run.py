@@ -21,10 +21,9 @@ from tabulate import tabulate
 
 from p2c import registry
 from p2c.engine.logger import only_warnings
-from p2c.engine.provenance import versions
-from p2c.engine.results import describe_data, digest_weights, measured
+from p2c.engine.results import describe_data, digest_weights, measured, versions
 from p2c.engine.seeds import preserve_random_state, set_random_seed
-from p2c.framework import DATASET_REGISTRY, SimpleTrainer, build_trainer
+from p2c.framework import SimpleTrainer, build_trainer
 from p2c.inference.records import read_record, recorded_cfg, recorded_model, use_cuda
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, command_parser, exit_on, show
 
@@ -85,7 +84,7 @@ def rebuild(record: dict, args: argparse.Namespace, scratch: str) -> SimpleTrain
     cfg.TEST.SPLIT, cfg.SEED, cfg.VERBOSE = record["split"], record["seed"], False
     cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
     cfg.freeze()
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
+    registry.get_dataset(cfg.DATASET.NAME)
     if not Path(cfg.DATASET.ROOT).expanduser().is_dir():
         raise FileNotFoundError(f"No data at {cfg.DATASET.ROOT}; give --root the folder that holds all datasets")
     with preserve_random_state():

@@ -10,7 +10,7 @@ from p2c.datasets.imagenet import CLASSNAMES, ImageNet
 from p2c.datasets.imagenet_variants import ImageNetV2
 from p2c.datasets.splits import read_lines, read_names, read_split
 from p2c.datasets.trees import check_images_exist, list_classes
-from p2c.framework import DATASET_REGISTRY, get_cfg_default
+from p2c.framework import get_cfg_default
 
 FOLDER_PREFIX = "folder:"
 
@@ -32,13 +32,13 @@ def load_cfg(name: str, root: Path):
     else:
         cfg.merge_from_file(config_file("datasets", name))
     cfg.DATASET.ROOT, cfg.SEED = str(root), 1  # the seed has no effect: all images are used
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
+    registry.get_dataset(cfg.DATASET.NAME)
     return cfg
 
 
 def class_of(name: str) -> type[FewShotDataset]:
     """Return the class of a dataset by the name of its configuration."""
-    return DATASET_REGISTRY.get(load_cfg(name, Path()).DATASET.NAME)
+    return registry.get_dataset(load_cfg(name, Path()).DATASET.NAME)
 
 
 def sizes_of(kind: type[FewShotDataset]) -> Sizes:

@@ -1,5 +1,4 @@
 """Checkpoints: plain tensors and values, written atomically and read without executing code from the file."""
-import contextlib
 import io
 import os
 import pickle
@@ -39,8 +38,7 @@ class NothingToResume(FileNotFoundError, CannotResume):
 def plain(value, name: str = "checkpoint"):
     """Return a copy of nested containers with tensors on the CPU, numbers and text, as torch.load reads by default.
 
-    Raises:
-        TypeError: any other value; the message says where it is.
+    Raise TypeError, which says where, for any other value.
     """
     if isinstance(value, Mapping):
         return {key: plain(item, f"{name}.{key}") for key, item in value.items()}
@@ -83,17 +81,6 @@ def save_checkpoint(
         log.info(f'Best checkpoint saved to "{best}"')
 
 
-def save_position(state: dict, save_dir: str) -> None:
-    """Write `state`, a checkpoint with "epoch" and "batch", as the position file of `save_dir`."""
-    write_atomically(os.path.join(save_dir, POSITION), serialize(plain(state)))
-
-
-def remove_position(save_dir: str) -> None:
-    """Delete the position file of `save_dir`, if any, once a checkpoint has superseded it."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(save_dir, POSITION))
-
-
 def serialize(state: dict) -> bytes:
     """Return the bytes that torch.save writes for `state`."""
     content = io.BytesIO()
@@ -102,13 +89,9 @@ def serialize(state: dict) -> bytes:
 
 
 def load_checkpoint(fpath: str) -> dict:
-    """Read a checkpoint with at least "state_dict" and "epoch", its tensors on the CPU.
+    """Read a checkpoint, which has at least "state_dict" and "epoch"; raise as `read`.
 
     Objects of other classes in a file that real Dassl wrote become None.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableCheckpoint: it cannot be read, or is not a checkpoint.
     """
     checkpoint = read(fpath)
     if not _is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("epoch"), int):
@@ -116,21 +99,10 @@ def load_checkpoint(fpath: str) -> dict:
     return checkpoint
 
 
-def is_readable(fpath: str) -> bool:
-    """Return whether a path leads to a readable checkpoint."""
-    try:
-        load_checkpoint(fpath)
-    except (FileNotFoundError, UnreadableCheckpoint):
-        return False
-    return True
-
-
 def read(fpath: str) -> dict:
     """Return the dict in a file that torch.save wrote, its tensors on the CPU.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableCheckpoint: it cannot be read, or does not hold a dict.
+    Raise FileNotFoundError if there is none, UnreadableCheckpoint if it cannot be read or does not hold a dict.
     """
     if fpath is None:
         raise ValueError("File path is None")
@@ -143,7 +115,8 @@ def read(fpath: str) -> dict:
             try:
                 content = torch.load(fpath, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
-                content = _load_with_objects(fpath)
+                content = torch.load(fpath, map_location="cpu", weights_only=False, pickle_module=restricted)
+                content = restricted.plain(content)
     except Exception as error:  # damaged files make torch and pickle raise almost any exception
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__  # without torch's advice
         raise UnreadableCheckpoint(f'Unable to load checkpoint from "{fpath}": {reason}') from error
@@ -156,58 +129,34 @@ def _is_state_dict(value) -> bool:
     return isinstance(value, dict) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
-def _load_with_objects(fpath: str) -> dict:
-    content = torch.load(fpath, map_location="cpu", weights_only=False, pickle_module=restricted)
-    return restricted.plain(content)
-
-
 def load_resumable(folders: list[str], inside_epoch: bool = False) -> tuple[list[str], list[dict]]:
-    """Return paths and contents of the newest checkpoint that can be read in all folders.
+    """Return paths and contents of the newest checkpoint that can be read in all folders; warn of unreadable ones.
 
-    Skips unreadable files with a warning. With `inside_epoch` position files count too.
-
-    Raises:
-        NothingToResume: the first folder has no checkpoint.
-        CannotResume: no checkpoint can be read.
+    With `inside_epoch` position files count too. Raise NothingToResume if there is none.
     """
-    position = _load_position(folders) if inside_epoch else None
-    names = _newest_first(folders[0])
-    for name in names:
-        paths = [os.path.join(folder, name) for folder in folders]
-        try:
-            checkpoints = [load_checkpoint(path) for path in paths]
-        except (UnreadableCheckpoint, FileNotFoundError) as error:
-            log.warning(f"{error}; trying an older one")
-            continue
-        if position is not None and _trained(position[1][-1]) > _trained(checkpoints[-1]):
-            return position
-        return paths, checkpoints
-    if position is not None:
-        return position
-    if not names:
-        raise NothingToResume(
-            f'Cannot resume: there is no file "{os.path.join(folders[0], POINTER)}", which names the newest '
-            f"checkpoint; choose another folder, or remove {folders[0]} to start from scratch"
-        )
-    raise CannotResume(
-        f"Cannot resume: no checkpoint can be read in {', '.join(folders)}; choose another folder, "
-        "or remove these to start from scratch"
-    )
+    found = []
+    for name in _newest_first(folders[0]):
+        if whole := _load_all(folders, name):
+            found.append(whole)
+            break
+    if inside_epoch and os.path.isfile(os.path.join(folders[0], POSITION)):
+        if position := _load_all(folders, POSITION):
+            found.append(position)
+    if found:
+        return max(found, key=lambda each: _trained(each[1][0]))  # of two equal ones the whole epoch
+    raise NothingToResume(f"Cannot resume: no checkpoint can be read in {', '.join(folders)}, where "
+                          f"{os.path.join(folders[0], POINTER)} names the newest; choose another folder, or remove "
+                          "these to start from scratch")
 
 
-def _load_position(folders: list[str]) -> tuple[list[str], list[dict]] | None:
-    """Return paths and contents of the position files, None unless all folders have one after the same batch."""
-    paths = [os.path.join(folder, POSITION) for folder in folders]
+def _load_all(folders: list[str], name: str) -> tuple[list[str], list[dict]] | None:
+    """Return paths and contents of the checkpoints `name`; warn and return None if they are no common state."""
+    paths = [os.path.join(folder, name) for folder in folders]
     try:
         checkpoints = [load_checkpoint(path) for path in paths]
-        for path, checkpoint in zip(paths, checkpoints, strict=True):
-            if not isinstance(checkpoint.get("batch"), int):
-                raise UnreadableCheckpoint(f'"{path}" does not say after which batch it was saved')
-            if _trained(checkpoint) != _trained(checkpoints[0]):
-                raise UnreadableCheckpoint(f'"{path}" and "{paths[0]}" were saved after different batches')
-    except FileNotFoundError:
-        return None
-    except UnreadableCheckpoint as error:
+        if len(set(map(_trained, checkpoints))) > 1:
+            raise UnreadableCheckpoint(f"{' and '.join(paths)} were saved after different batches")
+    except (UnreadableCheckpoint, FileNotFoundError) as error:
         log.warning(f"{error}; trying an older one")
         return None
     return paths, checkpoints
@@ -220,40 +169,42 @@ def _trained(checkpoint: dict) -> tuple[int, int]:
 
 def _newest_first(folder: str) -> list[str]:
     """Return the names of a folder's checkpoints of whole epochs, the newest first."""
-    numbered = [match for match in map(re.compile(r"model\.pth\.tar-(\d+)").fullmatch, os.listdir(folder)) if match]
-    numbered.sort(key=lambda match: int(match[1]), reverse=True)
-    names = [match[0] for match in numbered]
+    names = [name for name in os.listdir(folder) if re.fullmatch(r"model\.pth\.tar-\d+", name)]
+    names.sort(key=lambda name: int(name.rpartition("-")[2]), reverse=True)
     pointer = os.path.join(folder, POINTER)
     if os.path.isfile(pointer):
         with open(pointer, encoding="utf-8", errors="replace") as file:
             names.insert(0, file.readline().strip())
-    if names or os.path.isfile(os.path.join(folder, BEST)):
+    if os.path.isfile(os.path.join(folder, BEST)):
         names.append(BEST)
     return list(dict.fromkeys(names))
 
 
-def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None) -> int:
+def restore(
+    path: str, checkpoint: dict, model: nn.Module, optimizer=None, scheduler=None, keep_options: bool = False
+) -> int:
     """Load a checkpoint, read from `path`, into a model and, where given and saved, its optimiser and schedule.
 
-    Returns:
-        The checkpoint's epoch.
-
-    Raises:
-        CannotResume: the checkpoint does not fit the model or the optimiser.
+    With `keep_options` the optimiser keeps its own options, such as weight decay, in place of the checkpoint's. Return
+    the checkpoint's epoch. Raise CannotResume if it does not fit the model or the optimiser.
     """
     log.info(f'Loading checkpoint from "{path}"')
     try:
         trainable.load_state_dict(model, checkpoint["state_dict"])
         log.info("Loaded model weights")
         if optimizer is not None and checkpoint.get("optimizer") is not None:
+            options = [{key: group[key] for key in group if key not in ("params", "lr")}
+                       for group in optimizer.param_groups]
             optimizer.load_state_dict(checkpoint["optimizer"])
+            if keep_options:
+                for group, here in zip(optimizer.param_groups, options, strict=True):
+                    group.update(here)
             log.info("Loaded optimizer")
     except ValueError as error:
-        ours = "config" in checkpoint
-        remedy = "choose another --output-dir" if ours else (
-            "this program did not write it, so it serves for its weights only: give it as MODEL.INIT_WEIGHTS, "
-            "or test it with --eval-only"
-        )
+        remedy = "choose another --output-dir"
+        if "config" not in checkpoint:
+            remedy = ("this program did not write it, so it serves for its weights only: give it as "
+                      "MODEL.INIT_WEIGHTS, or test it with --eval-only")
         raise CannotResume(f'Cannot resume from "{path}": {error}; {remedy}') from error
     if scheduler is not None and checkpoint.get("scheduler") is not None:
         state = checkpoint["scheduler"]
@@ -266,12 +217,7 @@ def restore(path: str, checkpoint: dict, model: nn.Module, optimizer=None, sched
 
 
 def resume_from_checkpoint(fdir: str, model: nn.Module, optimizer=None, scheduler=None) -> int:
-    """Load the newest readable checkpoint of a folder and return the number of epochs trained.
-
-    Raises:
-        NothingToResume: there is no checkpoint.
-        CannotResume: none can be read, or it does not fit.
-    """
+    """Load a folder's newest readable checkpoint and return its epoch; raise CannotResume if none is there or fits."""
     (path,), (checkpoint,) = load_resumable([fdir])
     return restore(path, checkpoint, model, optimizer, scheduler)
 
@@ -279,12 +225,7 @@ def resume_from_checkpoint(fdir: str, model: nn.Module, optimizer=None, schedule
 def load_pretrained_weights(model: nn.Module, weight_path: str) -> int:
     """Copy the weights of a checkpoint or bare state dict whose names and shapes match the model's; log the others.
 
-    Returns:
-        How many matched; a warning is issued if none did.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnreadableCheckpoint: it cannot be read, or does not hold weights.
+    Return how many matched; warn if none did. Raise as `read`, also if the file does not hold weights.
     """
     saved = read(weight_path)
     saved = saved.get("state_dict", saved)

@@ -155,15 +155,13 @@ SETTINGS = {
     },
 }
 
-DEFAULTS = CfgNode(defaults(SETTINGS))
-
 # Nodes of TRAINER that belong to several trainers.
 SHARED_NODES = ("PROMPT_DENOISING", "ATPROMPT")
 
 
 def get_cfg_default() -> CfgNode:
     """Return a new copy of the default tree."""
-    return DEFAULTS.clone()
+    return CfgNode(defaults(SETTINGS))
 
 
 def clean_cfg(cfg: CfgNode, trainer: str) -> None:

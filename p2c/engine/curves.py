@@ -1,7 +1,7 @@
 """TensorBoard event files, cut back on resume so that no point of a curve is written twice."""
+import io
 import os
 import platform
-import struct
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,18 +10,12 @@ from p2c.utils.logs import get_logger
 
 log = get_logger(__name__)
 
-HEADER, FOOTER = 12, 4  # bytes of a record before its content (length and checksum) and after it (checksum)
-FLUSH_SECONDS = 5  # a point flushes the file if the last flush is longer ago
-
 
 class CurveWriter:
-    """Writes points to a new event file.
+    """Writes points to a new event file. Raises ImportError if tensorboard is not installed.
 
     torch's SummaryWriter writes in a thread: its `flush` has been seen to hang, and the thread prints a traceback when
     the disk is full.
-
-    Raises:
-        ImportError: tensorboard is not installed.
     """
 
     def __init__(self, log_dir: str):
@@ -31,10 +25,9 @@ class CurveWriter:
         self.log_dir = log_dir
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}.{time.time_ns()}"
-        self._records = RecordWriter(open(os.path.join(log_dir, name), "xb"))
-        self._flushed = time.monotonic()
+        # Unbuffered: a resumed run does not write the points before its checkpoint again.
+        self._records = RecordWriter(open(os.path.join(log_dir, name), "xb", buffering=0))
         self._add(file_version="brain.Event:2")
-        self.flush()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Add a point to a curve, at step 0 if none is given."""
@@ -43,62 +36,46 @@ class CurveWriter:
 
     def _add(self, **content) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Pass all points so far to the operating system."""
-        self._records.flush()
-        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._records.close()
 
 
 def truncate_curves(folder: str, keep: Callable[[str, int], bool]) -> None:
-    """Drop damaged records and the points for which `keep(tag, step)` is False from a folder's event files.
+    """Drop the points for which `keep(tag, step)` is False, and all after a damage, from a folder's event files.
 
     Do nothing if tensorboard is not installed.
     """
     try:
-        from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+        from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError:
         return
-
-    def is_kept(record: bytes) -> bool:
-        try:
-            event = Event.FromString(record[HEADER:-FOOTER])
-        except DecodeError:
-            return False
-        return all(keep(value.tag, event.step) for value in event.summary.value)
-
     for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if not name.startswith("events.out.tfevents.") or not os.path.isfile(path):
+        if not name.startswith("events.out.tfevents."):
             continue
-        with open(path, "rb") as file:
-            content = file.read()
-        rest = b"".join(record for record in _records(content, path, masked_crc32c) if is_kept(record))
-        if rest != content:
-            write_atomically(path, rest)
+        path, kept = os.path.join(folder, name), io.BytesIO()
+        writer = RecordWriter(kept)
+        for record in _records(path):
+            event = Event.FromString(record)
+            if all(keep(value.tag, event.step) for value in event.summary.value):
+                writer.write(record)
+        if kept.tell() != os.path.getsize(path):
+            write_atomically(path, kept.getvalue())
 
 
-def _records(content: bytes, path: str, checksum: Callable[[bytes], int]) -> Iterator[bytes]:
-    """Yield the complete records of an event file; warn if it is damaged before its end."""
-    start = 0
-    while start + HEADER <= len(content):
-        length, length_sum = struct.unpack_from("<QI", content, start)
-        end = start + HEADER + length + FOOTER
-        if checksum(content[start:start + 8]) != length_sum:
-            log.warning(f"{path} is damaged: the points of its last {len(content) - start} bytes are lost")
-            return
-        if end > len(content):
-            return
-        record = content[start:end]
-        if checksum(record[HEADER:-FOOTER]) == struct.unpack("<I", record[-FOOTER:])[0]:
-            yield record
-        else:
-            log.warning(f"{path} is damaged: a point of its curves is lost")
-        start = end
+def _records(path: str) -> Iterator[bytes]:
+    """Yield the records of an event file up to its end, or to a damage; warn unless the file is only cut off."""
+    from tensorboard.compat.tensorflow_stub import errors
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+
+    reader = PyRecordReader_New(path)
+    try:
+        while True:
+            reader.GetNext()
+            yield reader.record()
+    except errors.OutOfRangeError:
+        return
+    except errors.DataLossError as error:
+        if "truncated" not in str(error):
+            log.warning(f"{path} is damaged: the points of its curves from there on are lost")

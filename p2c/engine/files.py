@@ -30,11 +30,7 @@ class DiskFull(OSError):
 
 @contextlib.contextmanager
 def errors_naming(path: str | os.PathLike) -> Iterator[None]:
-    """Add the path to an error that occurs while a file is written, and advice if the disk is full.
-
-    Raises:
-        DiskFull: the disk, or the user's quota, is full.
-    """
+    """Add the path to an error that occurs while a file is written; raise DiskFull if the disk, or a quota, is full."""
     try:
         yield
     except DiskFull:
@@ -51,11 +47,7 @@ def errors_naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file completely or not at all: after a crash the previous content is still there.
-
-    Raises:
-        DiskFull: there is no space left.
-    """
+    """Write a file completely or not at all: after a crash the previous content is still there."""
     path = os.fspath(path)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     with errors_naming(path):
@@ -134,23 +126,17 @@ def write_figure(fpath: str | os.PathLike, figure) -> None:
 
 
 class UnreadableImage(ValueError):
-    """An image file that is missing or damaged.
-
-    A loader re-raises a worker's exception by calling its class with the formatted traceback, of which only the message
-    is kept.
-    """
+    """An image file that is missing or damaged."""
 
     def __init__(self, message: str):
+        # A loader re-raises a worker's exception by calling its class with the formatted traceback.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read the first frame of an image file as 8-bit RGB without transparency.
+    """Read the first frame of an image file as 8-bit RGB without transparency; raise UnreadableImage if it cannot be.
 
     As in Dassl, the EXIF orientation is ignored.
-
-    Raises:
-        UnreadableImage: the file is missing or damaged; the message names it.
     """
     try:
         with warnings.catch_warnings():

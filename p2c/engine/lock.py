@@ -23,9 +23,7 @@ class FolderInUse(ValueError):
 def folder_lock(folder: str) -> Iterator[str]:
     """Hold the lock of a folder. Yield a line about an owner that died, "" if there was none.
 
-    Raises:
-        FolderInUse: another process holds it.
-        OSError: the folder cannot be written to.
+    Raise FolderInUse if another process holds it, OSError if the folder cannot be written to.
     """
     path, owner = os.path.join(folder, FILE), os.path.join(folder, OWNER)
     lock = FileLock(path)

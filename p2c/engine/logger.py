@@ -1,5 +1,6 @@
 """Logging of a run: bare messages to standard output, which is copied to a log file."""
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -67,10 +68,7 @@ class Logger:
         self.close()
 
     def __getattr__(self, name):
-        # isatty, encoding, fileno, buffer and the rest of a standard output
-        if name in ("console", "file"):
-            raise AttributeError(name)
-        return getattr(self.console, name)
+        return getattr(self.console, name)  # isatty, encoding, fileno, buffer and the rest of a standard output
 
 
 class StdoutHandler(logging.Handler):
@@ -93,28 +91,22 @@ class StdoutHandler(logging.Handler):
             self.handleError(record)
 
 
-def _configure() -> None:
-    logger = logging.getLogger("p2c")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not any(isinstance(handler, StdoutHandler) for handler in logger.handlers):
-        logger.addHandler(StdoutHandler())
-
-
-_configure()
+PACKAGE = logging.getLogger("p2c")
+PACKAGE.setLevel(logging.INFO)
+PACKAGE.propagate = False
+PACKAGE.addHandler(StdoutHandler())
 
 
 @contextlib.contextmanager
 def only_warnings() -> Iterator[None]:
     """Keep standard output for a command's result: show warnings only, and send them and prints to stderr."""
-    logger = logging.getLogger("p2c")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    level = PACKAGE.level
+    PACKAGE.setLevel(logging.WARNING)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        logger.setLevel(level)
+        PACKAGE.setLevel(level)
 
 
 def setup_logger(output: str | None = None) -> None:
@@ -128,18 +120,13 @@ def setup_logger(output: str | None = None) -> None:
     path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
     while os.path.exists(path):
         path += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    if not isinstance(sys.stdout, Logger):
+        sys.excepthook = functools.partial(_log_uncaught, sys.excepthook)
     sys.stdout = Logger(path)
-    if not isinstance(sys.excepthook, _LogUncaught):
-        sys.excepthook = _LogUncaught(sys.excepthook)
 
 
-class _LogUncaught:
-    """An excepthook that writes the traceback to the log file, then calls the previous hook."""
-
-    def __init__(self, previous: Callable):
-        self.previous = previous
-
-    def __call__(self, kind, error, trace) -> None:
-        if isinstance(sys.stdout, Logger):
-            sys.stdout.write_file("".join(traceback.format_exception(kind, error, trace)))
-        self.previous(kind, error, trace)
+def _log_uncaught(previous: Callable, kind, error, trace) -> None:
+    """Write the traceback to the log file, then call the previous excepthook."""
+    if isinstance(sys.stdout, Logger):
+        sys.stdout.write_file("".join(traceback.format_exception(kind, error, trace)))
+    previous(kind, error, trace)

@@ -5,7 +5,7 @@ The numbers of each batch stay on the device until a line is due, so that the lo
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from datetime import timedelta
 
 import torch
@@ -45,26 +45,18 @@ class EpochProgress:
         self.read: deque[Record] = deque(maxlen=RECENT)  # copied
         self.first = first
         if so_far is not None:
-            self._load_state(so_far)
+            for name, values in so_far["metrics"].items():
+                vars(self.metrics.meters[name]).update(values)
 
-    def __enter__(self):
-        self.bar = tqdm(
-            total=self.num_batches, initial=self.first, desc=f"epoch {self.epoch + 1}/{self.max_epoch}", unit="batch",
-            leave=False, disable=not on_terminal(), file=sys.stderr,
-        )
-        self.mark = time.time()
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.bar.close()
-        if kind is None:
-            self._read()
-
-    def timed(self, batches: Iterable) -> Iterator:
-        """Yield the batches and time how long each took to arrive."""
-        for batch in batches:
-            self.data_time.update(time.time() - self.mark)
-            yield batch
+    def timed(self, batches: Iterable) -> Generator:
+        """Yield the batches and time how long each took to arrive; at the end read all numbers."""
+        with tqdm(batches, total=self.num_batches, initial=self.first, desc=f"epoch {self.epoch + 1}/{self.max_epoch}",
+                  unit="batch", leave=False, disable=not on_terminal(), file=sys.stderr) as self.bar:
+            self.mark = time.time()
+            for batch in self.bar:
+                self.data_time.update(time.time() - self.mark)
+                yield batch
+        self._read()
 
     def record(self, batch: int, summary: dict | None, lr: float, used_lr: float) -> None:
         """Take a batch's numbers or one-element tensors by name, the learning rate after it, and the one used in it."""
@@ -74,7 +66,6 @@ class EpochProgress:
             for name, value in (summary or {}).items()
         }
         self.pending.append((batch, detached, lr, used_lr))
-        self.bar.update()
         if (batch + 1) % self.every == 0:
             self._read()
             self._show(batch, lr)
@@ -83,14 +74,7 @@ class EpochProgress:
     def state(self) -> dict:
         """Return the averages so far as plain values, after reading and checking all numbers."""
         self._read()
-        return {"batch_time": vars(self.batch_time).copy(), "data_time": vars(self.data_time).copy(),
-                "metrics": {name: vars(meter).copy() for name, meter in self.metrics.meters.items()}}
-
-    def _load_state(self, state: dict) -> None:
-        for name in ("batch_time", "data_time"):
-            vars(getattr(self, name)).update(state[name])
-        for name, values in state["metrics"].items():
-            vars(self.metrics.meters[name]).update(values)
+        return {"metrics": {name: vars(meter).copy() for name, meter in self.metrics.meters.items()}}
 
     def _read(self) -> None:
         """Copy the pending numbers to the host in one go, check the losses, average and write them."""
@@ -117,16 +101,11 @@ class EpochProgress:
     def _show(self, batch: int, lr: float) -> None:
         remaining = self.num_batches - batch - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
         eta = timedelta(seconds=int(self.batch_time.avg * remaining))
-        parts = [
-            f"epoch [{self.epoch + 1}/{self.max_epoch}]",
-            f"batch [{batch + 1}/{self.num_batches}]",
-            f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f})",
-            f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f})",
-            str(self.metrics),
-            f"lr {lr:.4e}",
-            f"eta {eta}",
-        ]
-        log.info(" ".join(part for part in parts if part), extra={"progress": True})
+        metrics = f"{self.metrics} " if self.metrics.meters else ""
+        log.info(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{batch + 1}/{self.num_batches}] "
+                 f"time {self.batch_time.val:.3f} ({self.batch_time.avg:.3f}) "
+                 f"data {self.data_time.val:.3f} ({self.data_time.avg:.3f}) "
+                 f"{metrics}lr {lr:.4e} eta {eta}", extra={"progress": True})
         if "loss" in self.metrics.meters:
             self.bar.set_postfix_str(f"loss {self.metrics.meters['loss'].avg:.4f}")
 

@@ -23,20 +23,18 @@ class Registry:
         """Add an object. Raise KeyError if its name is taken, unless `force` is set."""
         if obj is None:
             def decorator(decorated):
-                self._add(decorated, force)
+                self.register(decorated, force)
                 return decorated
             return decorator
-        self._add(obj, force)
-
-    def _add(self, obj, force: bool) -> None:
         name = obj.__name__
         if name in self._objects and not force:
-            ours, new_is_ours = _is_ours(self._objects[name]), _is_ours(obj)
+            ours, new_is_ours = (each.__module__.startswith("p2c.") for each in (self._objects[name], obj))
             if ours == new_is_ours:
                 raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
             if new_is_ours:
-                return  # the other object keeps the name, whichever was imported first
+                return None  # the other object keeps the name, whichever was imported first
         self._objects[name] = obj
+        return None
 
     def get(self, name: str):
         """Return the object called `name`. Raise KeyError if there is none."""
@@ -49,10 +47,6 @@ class Registry:
         return list(self._objects)
 
 
-def _is_ours(obj) -> bool:
-    return obj.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
 TRAINER_REGISTRY = Registry("TRAINER")
 DATASET_REGISTRY = Registry("DATASET")
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -60,22 +54,15 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
     """Return the string of `b` most similar to `a`, the last one on ties; None if `b` is empty."""
-    best: str | None = None
-    best_ratio = 0.0
-    for candidate in b:
-        ratio = SequenceMatcher(None, a, candidate).ratio()
-        if ratio >= best_ratio:
-            best, best_ratio = candidate, ratio
-    return best
+    return max(reversed(list(b)), key=lambda candidate: SequenceMatcher(None, a, candidate).ratio(), default=None)
 
 
 def check_availability(requested: str, available: list[str]) -> None:
     """Raise ValueError, with the choices and the most similar one, unless `requested` is one of `available`."""
     if requested not in available:
         guess = get_most_similar_str_to_a_from_b(requested, available)
-        raise ValueError(
-            f"The requested one is expected to belong to {available}, but got [{requested}] (do you mean [{guess}]?)"
-        )
+        raise ValueError(f"The requested one is expected to belong to {available}, but got [{requested}] "
+                         f"(do you mean [{guess}]?)")
 
 
 def _look_up(registry: Registry, kind: str, name: str, verbose: bool) -> Callable:

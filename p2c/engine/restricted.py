@@ -8,9 +8,9 @@ A pickle can also set attributes of the objects it is given (the BUILD opcode do
 Therefore it is given only Python's own containers, which have none to set, and objects created for this one read.
 """
 import collections
+import functools
 import os
 import pickle
-from collections.abc import Callable
 from typing import BinaryIO
 
 import torch
@@ -33,26 +33,8 @@ TENSORS = {
 FIELDS = {"_impath": str, "_label": int, "_domain": int, "_classname": str}  # of a Datum
 
 
-class Rebuild:
-    """Wraps a torch function that a file may call; rejects attempts to set its attributes."""
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: Callable):
-        self.function = function
-
-    def __call__(self, *args):
-        return self.function(*args)
-
-    def __setstate__(self, state):
-        raise ValueError(f"it sets attributes of {self.function.__name__}")
-
-
 class Inert:
     """Replaces an object that is not allowed: accepts everything a pickle does to it and keeps nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
 
     def __init__(self, *args, **kwargs):
         pass
@@ -60,20 +42,13 @@ class Inert:
     def __call__(self, *args, **kwargs):
         return self
 
-    def __setstate__(self, state):
-        pass
-
     def __setitem__(self, key, value):
         pass
 
-    def append(self, item):
+    def __setstate__(self, state):
         pass
 
-    def extend(self, items):
-        pass
-
-    def add(self, item):
-        pass
+    append = extend = add = __setstate__
 
 
 class Unpickler(pickle.Unpickler):
@@ -82,7 +57,8 @@ class Unpickler(pickle.Unpickler):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._inert = type("Inert", (Inert,), {})
-        self._admitted = {**CONTAINERS, **{key: Rebuild(function) for key, function in TENSORS.items()}}
+        # A pickle that sets the state of a partial lets this one alone call something else that it was given.
+        self._admitted = {**CONTAINERS, **{key: functools.partial(function) for key, function in TENSORS.items()}}
 
     def find_class(self, module, name):
         return self._admitted.get((module, name), self._inert)
@@ -124,46 +100,30 @@ class _DatumUnpickler(pickle.Unpickler):
 def read_legacy_pickle(path: str | os.PathLike) -> dict[str, list]:
     """Read a few-shot cache of CoOp or Dassl: a dict of lists of Datum, whose image files need not exist.
 
-    Raises:
-        ValueError: the file asks for or holds anything else, or is damaged; no code has run.
+    Raise ValueError if the file asks for or holds anything else, or is damaged; no code has run.
     """
     with open(path, "rb") as file:
         try:
             content = _DatumUnpickler(file).load()
+            if not isinstance(content, dict):
+                raise TypeError(f"it is a {type(content).__name__}")
+            # The file may have set an attribute `items` of an OrderedDict.
+            return {key: _to_datums(items) for key, items in dict.items(content)}
         except Exception as error:  # damaged files make pickle raise almost any exception
             reason = str(error) or type(error).__name__
-            raise ValueError(f'Cannot read the pickle "{os.fspath(path)}": {reason}; delete it') from error
-    try:
-        return _to_datums(content)
-    except TypeError as error:
-        raise ValueError(f'The pickle "{os.fspath(path)}" holds no dict of lists of Datum: {error}; delete it') \
-            from error
+            raise ValueError(f'The pickle "{os.fspath(path)}" is no dict of lists of Datum: {reason}; delete it') \
+                from error
 
 
-def _to_datums(content) -> dict[str, list]:
-    """Convert each StoredDatum to a Datum, a repeated one to the same Datum. Raise TypeError for anything else."""
-    if not isinstance(content, dict):
-        raise TypeError(f"it is a {type(content).__name__}")
-    made: dict[int, Datum] = {}
-    converted = {}
-    for key, items in dict.items(content):  # the file may have set an attribute `items` of an OrderedDict
-        if not isinstance(items, list):
-            raise TypeError(f"{key!r} is a {type(items).__name__}")
-        for item in items:
-            if id(item) not in made:
-                made[id(item)] = _to_datum(item)
-        converted[key] = [made[id(item)] for item in items]
-    return converted
-
-
-def _to_datum(item) -> Datum:
-    if not isinstance(item, StoredDatum):
-        raise TypeError(f"an item is a {type(item).__name__}")
-    fields = vars(item).get("fields")
-    if not isinstance(fields, dict):
-        raise TypeError("an item has no fields")
-    for name, kind in FIELDS.items():
-        if type(fields.get(name)) is not kind:
-            raise TypeError(f"the {name} of an item is {fields.get(name)!r}, not of type {kind.__name__}")
-    impath, label, domain, classname = (fields[name] for name in FIELDS)
-    return Datum(impath, label, domain, classname, check=False)
+def _to_datums(items) -> list[Datum]:
+    """Convert a list of StoredDatum. Raise TypeError for anything else."""
+    if not isinstance(items, list):
+        raise TypeError(f"it holds a {type(items).__name__}")
+    datums = []
+    for item in items:
+        fields = vars(item).get("fields") if isinstance(item, StoredDatum) else None
+        if not isinstance(fields, dict) or any(type(fields.get(name)) is not kind for name, kind in FIELDS.items()):
+            raise TypeError(f"an item lacks {', '.join(FIELDS)} of the right types")
+        impath, label, domain, classname = (fields[name] for name in FIELDS)
+        datums.append(Datum(impath, label, domain, classname, check=False))
+    return datums

@@ -1,13 +1,20 @@
-"""results.json: the machine-readable record of a run, with unrounded metrics."""
+"""results.json: the machine-readable record of a run, with unrounded metrics and the versions of code and packages."""
+import functools
 import hashlib
 import os
+import platform
+import subprocess
 from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
 
+import p2c
 from p2c.engine.distributed import is_main, processes
 from p2c.engine.files import read_json, write_json
-from p2c.engine.provenance import code, machine, versions
 from p2c.engine.seeds import run_seed
 from p2c.utils import trainable
 from p2c.utils.ranges import flatten
@@ -42,7 +49,9 @@ def write_finished(trainer, mode: str, **source) -> None:
         record["split"], record["metrics"] = trainer.tested_split, measured(trainer)
     if mode == "train" and hasattr(trainer, "skipped_steps"):
         record["skipped_steps"] = trainer.skipped_steps
-    record |= {**machine(trainer.device), "processes": processes()}
+    record["device"] = str(trainer.device)
+    record["gpu"] = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else None
+    record["threads"], record["processes"] = torch.get_num_threads(), processes()  # sums may depend on them
     record["data"] = describe_data(trainer.dm.dataset, cfg.DATASET.ROOT)
     record["started"], record["ended"] = _timestamp(trainer.started), _timestamp()
     record["seconds"] = trainer.elapsed()
@@ -60,11 +69,7 @@ def measured(trainer) -> dict:
 
 
 def read_results(directory: str) -> dict | None:
-    """Read the results.json of a run folder; return None if there is none.
-
-    Raises:
-        ValueError: the file is damaged, or another program wrote it.
-    """
+    """Read the results.json of a run folder, None if there is none; raise ValueError if it is damaged or not ours."""
     path = os.path.join(directory, FILE)
     if not os.path.isfile(path):
         return None
@@ -75,9 +80,8 @@ def read_results(directory: str) -> dict | None:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or "finished" not in record \
             or not isinstance(record.get("config"), dict):
-        raise ValueError(
-            f'{path} is not of this program: it needs "format": "{FORMAT}", "finished" and "config"; {remedy}'
-        )
+        raise ValueError(f'{path} is not of this program: it needs "format": "{FORMAT}", "finished" and "config"; '
+                         f"{remedy}")
     return record
 
 
@@ -87,28 +91,23 @@ def changed_keys(old: dict, cfg, length_matters: bool = True) -> list[str]:
     A key that only one of the two has is ignored: the program changed, not the run. A larger MAX_EPOCH counts if the
     trainer, the learning rates or the noise of earlier epochs depend on it.
     """
-    extendable = not length_matters and _is_extendable(cfg)
     old, new = flatten(old), flatten(to_plain(cfg))
     keys = [key for key in new if key in old and key not in MAY_CHANGE and old[key] != new[key]]
-    if extendable and "OPTIM.MAX_EPOCH" in keys and new["OPTIM.MAX_EPOCH"] > old["OPTIM.MAX_EPOCH"]:
-        keys.remove("OPTIM.MAX_EPOCH")
+    if not length_matters and "OPTIM.MAX_EPOCH" in keys and new["OPTIM.MAX_EPOCH"] > old["OPTIM.MAX_EPOCH"]:
+        noise = cfg.TRAINER.get("PROMPT_DENOISING")
+        constant_noise = not noise or not noise.ENABLED or noise.SCHEDULE == "constant"
+        if constant_noise and cfg.OPTIM.LR_SCHEDULER in ("single_step", "multi_step"):  # they depend on the epoch alone
+            keys.remove("OPTIM.MAX_EPOCH")
     return keys
 
 
-def _is_extendable(cfg) -> bool:
-    """Return whether noise level and learning rate of an epoch do not depend on MAX_EPOCH."""
-    noise = cfg.TRAINER.get("PROMPT_DENOISING")
-    constant = not noise or not noise.ENABLED or noise.SCHEDULE == "constant"
-    return constant and cfg.OPTIM.LR_SCHEDULER in ("single_step", "multi_step")  # they depend on the epoch alone
-
-
-def describe_changes(old: dict, cfg, length_matters: bool = True, most: int = 3) -> str:
+def describe_changes(old: dict, cfg, length_matters: bool = True) -> str:
     """Describe the `changed_keys` for a message, such as "OPTIM.LR was 0.0035, is 0.5"; return "" if there are none."""
     keys = changed_keys(old, cfg, length_matters)
     old, new = flatten(old), flatten(to_plain(cfg))
-    parts = [f"{key} was {old[key]!r}, is {new[key]!r}" for key in keys[:most]]
-    if len(keys) > most:
-        parts.append(f"and {len(keys) - most} more ({', '.join(keys[most:])})")
+    parts = [f"{key} was {old[key]!r}, is {new[key]!r}" for key in keys[:3]]
+    if more := keys[3:]:
+        parts.append(f"and {len(more)} more ({', '.join(more)})")
     return "; ".join(parts)
 
 
@@ -124,14 +123,11 @@ def fingerprint(dataset, root: str) -> str:
 
     Paths are compared as text, so that a root written with "..", or a link to it, gives the same result.
     """
-    root = os.path.abspath(os.path.expanduser(root)) + os.sep
+    root = os.path.expanduser(root)
     digest = hashlib.sha256()
     for items in (dataset.train_x, dataset.val, dataset.test):
         for item in items or ():
-            path = os.path.normpath(item.impath)
-            # relpath alone takes seconds for the million images of ImageNet.
-            path = path[len(root):] if path.startswith(root) else os.path.relpath(path, root)
-            path = path.replace(os.sep, "/")
+            path = os.path.relpath(item.impath, root).replace(os.sep, "/")
             digest.update(f"{path}\t{item.label}\t{item.classname}\n".encode())
     return digest.hexdigest()
 
@@ -184,3 +180,42 @@ def _timestamp(seconds: float | None = None) -> str:
     """Format a Unix time, or now, in UTC: 2026-01-31T12:00:00+00:00."""
     moment = datetime.now(timezone.utc) if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
     return moment.isoformat(timespec="seconds")
+
+
+# Provenance
+
+
+def versions(dassl: str | None = None) -> dict[str, str | None]:
+    """Return the versions of Python and packages; `dassl` is the version of real Dassl if that runs the trainer."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "open_clip_torch": metadata.version("open_clip_torch"),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "cuda": torch.version.cuda,
+        "p2c": p2c.__version__,
+        "dassl": dassl,
+    }
+
+
+@functools.cache
+def code() -> dict:
+    """Return this package's version and, None if git cannot tell, the commit and whether tracked files differ."""
+    described = describe_checkout(Path(p2c.__file__).resolve().parents[1])
+    commit, _, dirty = (described or "").partition("-")
+    return {"version": p2c.__version__, "commit": commit or None, "dirty": bool(dirty) if commit else None}
+
+
+def describe_checkout(root: Path) -> str | None:
+    """Return a checkout's commit, with "-dirty" if tracked files differ; None if `root` is not one's, or git fails."""
+    if not (root / ".git").exists():
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

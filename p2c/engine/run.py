@@ -36,42 +36,18 @@ from p2c.utils.logs import get_logger
 log = get_logger(__name__)
 
 
-def record_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
-    """Yield the batches and append the indices of their images, where they have any, to `seen`."""
+def noting_indices(batches: Iterable, seen: list[Tensor]) -> Iterator:
+    """Yield the batches; append the indices of their images, which those of a plugin may lack, to `seen`."""
     for batch in batches:
-        if isinstance(batch, Mapping) and "index" in batch:  # a custom dataset wrapper may not provide it
+        if isinstance(batch, Mapping) and "index" in batch:
             seen.append(batch["index"].cpu())
         yield batch
 
 
-def check_each_once(split: str, total: int, counted: int, seen: list[Tensor]) -> None:
-    """Raise ValueError, in every process, unless a test has counted each image of its split once.
+class Run:
+    """State of a trainer's run. Call `open_run` before anything else, and `begin_run` when training begins."""
 
-    Args:
-        total: number of images in the split.
-        counted: number of images whose outputs the main process has evaluated.
-        seen: indices of this process's images; if there are none, only the numbers are compared.
-    """
-    indices = [part for (part,) in gather([(torch.cat(seen),)] if seen else [])]
-
-    def compare() -> tuple[int, int]:
-        left_out = total - len(torch.cat(indices).unique()) if indices else max(0, total - counted)
-        return left_out, counted - (total - left_out)
-
-    left_out, repeated = from_main(compare)
-    if left_out or repeated:
-        raise ValueError(f"The test on the {split} images is invalid: of {total} images {left_out} were left out, and "
-                         f"{repeated} were counted again; give the test a loader that has each image once")
-
-
-def checkpoint_steps(cfg) -> int:
-    """Return TRAIN.CHECKPOINT_STEPS, 0 if the configuration lacks it."""
-    return cfg.TRAIN.get("CHECKPOINT_STEPS", 0)
-
-
-class Loop:
-    """Declares the attributes that a run takes from its trainer's loop, this engine's or real Dassl's."""
-
+    # Attributes of the trainer's loop, this engine's or real Dassl's
     cfg: CfgNode
     device: torch.device
     output_dir: str
@@ -79,7 +55,13 @@ class Loop:
     start_epoch: int
     max_epoch: int
     epoch: int
+    batch_idx: int
+    num_batches: int
     best_result: float
+    dm: Any
+    val_loader: Any
+    test_loader: Any
+    num_classes: int
     _models: dict[str, nn.Module]
     _optims: dict[str, Any]  # optimisers or None, as the schedules
     _scheds: dict[str, Any]
@@ -88,155 +70,42 @@ class Loop:
     write_scalar: Callable[..., None]
     parse_batch_test: Callable[..., Any]
     model_inference: Callable[..., Tensor]
-
-
-class Checkpoints(Loop):
-    """Saves and resumes the registered models of a trainer."""
-
-    def save_model(
-        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
-    ) -> None:
-        """Write a checkpoint of each registered model after the epoch with this index."""
-        if is_main():
-            for name in self.get_model_names():
-                state = {**self.model_state(name), "epoch": epoch + 1, "val_result": val_result}
-                save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
-        barrier()
-
-    def model_state(self, name: str) -> dict:
-        """Return the content of a registered model's checkpoint, except for the epoch."""
-        optim, sched = self._optims[name], self._scheds[name]
-        return {
-            "state_dict": trainable.state_dict(self._models[name]),
-            "optimizer": None if optim is None else optim.state_dict(),
-            "scheduler": None if sched is None else sched.state_dict(),
-            **self.run_state(),
-        }
-
-    def resume_model_if_exist(self, directory: str) -> int:
-        """Resume from the checkpoints in a folder, if there are any, and return the epoch to start with.
-
-        Raises:
-            CannotResume: they belong to another run, do not fit or cannot be read.
-        """
-        names = self.get_model_names()
-        if not names:
-            log.info("There is nothing to train: no model is registered")
-            return self.max_epoch
-        folders = [os.path.join(directory, name) for name in names]
-        if missing := [folder for folder in folders if not os.path.isdir(folder) or os.listdir(folder) == [NONFINITE]]:
-            if len(missing) < len(folders):
-                log.warning(f"There are checkpoints in {directory}, but none in {', '.join(missing)}")
-            log.info("No checkpoint found, train from scratch")
-            return 0
-        log.info(f"Found checkpoint at {directory} (will resume training)")
-        paths, checkpoints = self.load_resumable(folders)
-        self.check_run_state(checkpoints[-1])
-        for name, path, checkpoint in zip(names, paths, checkpoints, strict=True):
-            restore(path, checkpoint, self._models[name], self._optims[name], self._scheds[name])
-        self.load_run_state(checkpoints[-1])
-        return checkpoints[-1]["epoch"]
-
-    def load_resumable(self, folders: list[str]) -> tuple[list[str], list[dict]]:
-        """Return paths and contents of the checkpoints to resume from."""
-        return load_resumable(folders)
-
-    def run_state(self) -> dict:
-        """Return what a checkpoint holds about the run as a whole."""
-        return {"extra_state": self.extra_state()}
-
-    def check_run_state(self, checkpoint: dict) -> None:
-        """Raise CannotResume if a checkpoint belongs to another run; called before anything is loaded."""
-
-    def load_run_state(self, checkpoint: dict) -> None:
-        """Restore the result of `run_state`, which a checkpoint of another engine lacks."""
-        if checkpoint.get("extra_state") is not None:
-            self.load_extra_state(checkpoint["extra_state"])
-
-    def extra_state(self) -> dict | None:
-        """Return what else a trainer needs to resume, as plain tensors and values; a hook."""
-        return None
-
-    def load_extra_state(self, state: dict) -> None:
-        """Restore the result of `extra_state`; a hook."""
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load the weights of each registered model: the best ones, or those after `epoch` epochs.
-
-        Raises:
-            FileNotFoundError: there is no such checkpoint.
-            ValueError: it cannot be read, or its weights do not fit the model.
-        """
-        if not directory:
-            log.info("Note that load_model() is skipped as no pretrained model is given")
-            return
-        for name in self.get_model_names():
-            path = os.path.join(directory, name, BEST if epoch is None else f"model.pth.tar-{epoch}")
-            checkpoint = load_checkpoint(path)
-            trainable.load_state_dict(self._models[name], checkpoint["state_dict"])
-            details = f"epoch={checkpoint['epoch']}"
-            if checkpoint.get("val_result") is not None:
-                details += f", val_result={checkpoint['val_result']:.1f}"
-            log.info(f"Load {path} to {name} ({details})")
-            self.deployed_epoch = checkpoint["epoch"]
-
-
-class Run(Checkpoints):
-    """State of a trainer's run. Call `open_run` before anything else, and `begin_run` when training begins."""
+    scaler: torch.amp.GradScaler | None = None
 
     dassl_version: str | None = None  # set if real Dassl runs the loop
     start_batch = 0  # batches of start_epoch that have been trained already
     length_matters = True  # whether what the trainer does in an epoch depends on MAX_EPOCH
+    resumes_inside_epoch = False  # whether all random numbers of a step are functions of (seed, name, step or epoch)
     resume_anyway = False  # whether to resume with another configuration or other classes
     resumed_anyway: list[str] = []  # descriptions of what differed
-    optimizer_options: dict[str, list[dict]] = {}  # model -> options of its groups that replace a checkpoint's
+    resumed_from: list[str] = []  # paths of the checkpoints
     supports_distributed = False  # whether the trainer averages its gradients over the processes of torchrun
     results: dict | None = None  # of the last test
     tested_split: str | None = None
 
     def open_run(self, cfg) -> None:
-        """Check the engine's settings and start the clock.
-
-        Raises:
-            ValueError: a setting is out of range; the message names the key.
-            FileNotFoundError: RESUME does not exist.
-        """
+        """Check the engine's settings, as `check_values` does, and start the clock."""
         check_values(cfg)
         if processes() > 1 and not self.supports_distributed:
             raise ValueError(f"{type(self).__name__} trains in one process, since it does not average gradients over "
                              "several; start it without torchrun")
-        if checkpoint_steps(cfg) and not self.saves_inside_epoch:
+        self.saves_inside_epoch = self.resumes_inside_epoch and self.dassl_version is None
+        if cfg.TRAIN.get("CHECKPOINT_STEPS", 0) and not self.saves_inside_epoch:
             log.warning(f"TRAIN.CHECKPOINT_STEPS has no effect: {type(self).__name__} resumes at whole epochs here")
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
         if cfg.TRAIN.get("DETERMINISTIC", False):
             use_deterministic_algorithms()
         self.seed = run_seed(cfg)
-        self.time_built = self.started = time.time()
+        self.time_start = self.started = time.time()
         self.seconds_before = 0.0  # training time of the runs that this one continues
         self.deployed_epoch = 0  # epochs that the current weights have been trained for
-
-    @property
-    def saves_inside_epoch(self) -> bool:
-        """Return whether the loop can save and resume inside an epoch."""
-        return False
 
     def begin_run(self) -> None:
         """Record that training starts at start_epoch."""
         self.deployed_epoch = self.start_epoch if self._models else 0
         write_started(self.cfg, self.output_dir, started=self.started, dassl=self.dassl_version)
         self.time_start = time.time() - self.seconds_before
-
-    def use_data(self, dm) -> None:
-        """Take loaders and classes from a DataManager or an object with its attributes."""
-        self.train_loader_x = dm.train_loader_x
-        self.train_loader_u = dm.train_loader_u
-        self.val_loader = dm.val_loader
-        self.test_loader = dm.test_loader
-        self.num_classes = dm.num_classes
-        self.num_source_domains = dm.num_source_domains
-        self.lab2cname = dm.lab2cname
-        self.dm = dm
 
     def checked(self, summary: dict) -> dict:
         """Return the numbers of a training step unchanged: this engine checks the losses when it reads them."""
@@ -259,25 +128,18 @@ class Run(Checkpoints):
             self.require_validation("TEST.FINAL_MODEL best_val", "set TEST.FINAL_MODEL last_step")
 
     def require_validation(self, reader: str, remedy: str) -> None:
-        """Raise ValueError if the dataset has no validation images, or uses test images as such."""
+        """Raise ValueError if the dataset has no validation images of its own."""
         dataset = self.dm.dataset
-        paths = [{item.impath for item in items or ()} for items in (dataset.val, dataset.test)]
-        if self.val_loader is not None and paths[0].isdisjoint(paths[1]):
-            return
-        sizes = getattr(dataset, "sizes", None)
-        reason = "has no validation images"
-        if self.val_loader is not None:
-            reason = "has no validation images but those that it is tested on"
-        if sizes is not None and not sizes.val:
-            reason = "has no validation images: its protocol has no validation split"
-        raise ValueError(f"{reader} needs validation images, but {self.cfg.DATASET.NAME} {reason}; {remedy}")
+        val, test = ({item.impath for item in items or ()} for items in (dataset.val, dataset.test))
+        if self.val_loader is None or not val.isdisjoint(test):
+            raise ValueError(f"{reader} needs validation images, but {self.cfg.DATASET.NAME} has none that it is not "
+                             f"tested on; {remedy}")
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
         """Evaluate on the split "val" or "test", by default TEST.SPLIT, and return the first metric.
 
-        Raises:
-            ValueError: there are no validation images for "val", or the loader does not give each image once.
+        Raise ValueError if there are no validation images for "val", or the loader does not give each image once.
         """
         split = split or self.cfg.TEST.SPLIT
         if split == "val":
@@ -286,14 +148,19 @@ class Run(Checkpoints):
         self.set_model_mode("eval")
         self.evaluator.reset()
         log.info(f"Evaluate on the *{split}* set")
+        counted, seen = 0, list[Tensor]()
         with preserve_random_state():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
-            seen: list[Tensor] = []
-            counted = 0
-            for batch in gather(self.outputs(record_indices(bar, seen))):
+            for batch in gather(self.outputs(noting_indices(bar, seen))):
                 self.process_outputs(*batch)
                 counted += len(batch[1])
-            check_each_once(split, len(getattr(self.dm.dataset, split)), counted, seen)
+        indices = list(gather([(torch.cat(seen),)] if seen else []))
+        given, total = from_main(lambda: counted), len(getattr(self.dm.dataset, split))
+        different = from_main(lambda: len(torch.cat([part for part, in indices]).unique()) if indices else counted)
+        if not given == different == total:
+            raise ValueError(f"The test on the {split} images is invalid: its loader gave {given} images, {different} "
+                             f"of them different, but there are {total}; give the test a loader that has each image "
+                             "once")
         results = from_main(self.evaluate_outputs)
         epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # nothing was left to train
         for name, value in results.items():
@@ -317,73 +184,109 @@ class Run(Checkpoints):
 
     def elapsed(self) -> float:
         """Return the seconds of training, including resumed runs, or before training the seconds since construction."""
-        return time.time() - getattr(self, "time_start", self.time_built)
+        return time.time() - self.time_start
 
     def write_results(self, mode: str, **source) -> None:
         """Write results.json to the output folder; mode is "train", or "eval" for a model loaded from `source`."""
         write_finished(self, mode, **source)
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    # Checkpoints
 
-    # Resuming
+    def save_model(
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
+    ) -> None:
+        """Write a checkpoint of each registered model after the epoch with this index."""
+        if is_main():
+            for name in self.get_model_names():
+                state = {**self.model_state(name), "epoch": epoch + 1, "val_result": val_result}
+                save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+        barrier()
 
-    def resume_model_if_exist(self, directory: str) -> int:
-        start_epoch = super().resume_model_if_exist(directory)
-        if self._models and self.cfg.RESUME and not (start_epoch or self.start_batch):
-            raise NothingToResume(f'RESUME asks for "{directory}", but there is no checkpoint of this trainer in it')
-        return start_epoch
+    def model_state(self, name: str) -> dict:
+        """Return the content of a registered model's checkpoint, except for the epoch."""
+        optim, sched = self._optims[name], self._scheds[name]
+        return {
+            "state_dict": trainable.state_dict(self._models[name]),
+            "optimizer": None if optim is None else optim.state_dict(),
+            "scheduler": None if sched is None else sched.state_dict(),
+            **self.run_state(),
+        }
 
     def run_state(self) -> dict:
-        scaler: Any = getattr(self, "scaler", None)
+        """Return what a checkpoint holds about the run as a whole."""
         return {
-            **super().run_state(),
+            "extra_state": self.extra_state(),
             "config": to_plain(self.cfg),
             "best_result": self.best_result,
             "seconds": self.elapsed(),
             "started": self.started,
             "resumed_anyway": self.resumed_anyway,
             **describe_classes(self.dm.dataset),
-            "scaler": scaler.state_dict() if hasattr(scaler, "state_dict") else None,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
+    def extra_state(self) -> dict | None:
+        """Return what else a trainer needs to resume, as plain tensors and values; a hook."""
+        return None
+
+    def load_extra_state(self, state: dict) -> None:
+        """Restore the result of `extra_state`; a hook."""
+
+    def resume_model_if_exist(self, directory: str) -> int:
+        """Resume from the checkpoints in a folder, if there are any, and return the epoch to start with.
+
+        Raise CannotResume if they belong to another run, do not fit or cannot be read, or RESUME names none.
+        """
+        names = self.get_model_names()
+        if not names:
+            log.info("There is nothing to train: no model is registered")
+            return self.max_epoch
+        folders = [os.path.join(directory, name) for name in names]
+        if missing := [folder for folder in folders if not os.path.isdir(folder) or os.listdir(folder) == [NONFINITE]]:
+            if self.cfg.RESUME:
+                raise NothingToResume(f'RESUME asks for "{directory}", but no checkpoint of this trainer is in it')
+            if len(missing) < len(folders):
+                log.warning(f"There are checkpoints in {directory}, but none in {', '.join(missing)}")
+            log.info("No checkpoint found, train from scratch")
+            return 0
+        log.info(f"Found checkpoint at {directory} (will resume training)")
+        self.resumed_from, checkpoints = load_resumable(folders, self.saves_inside_epoch)
+        self.check_run_state(checkpoints[-1])
+        for name, path, checkpoint in zip(names, self.resumed_from, checkpoints, strict=True):
+            restore(path, checkpoint, self._models[name], self._optims[name], self._scheds[name],
+                    keep_options=bool(self.resumed_anyway))
+        self.load_run_state(checkpoints[-1])
+        return checkpoints[-1]["epoch"]
+
     def check_run_state(self, checkpoint: dict) -> None:
+        """Raise CannotResume if a checkpoint belongs to another run; called before anything is loaded."""
         source = self.cfg.RESUME or self.output_dir
-        config, classnames = checkpoint.get("config") or {}, checkpoint.get("classnames")
+        config, classes = checkpoint.get("config") or {}, checkpoint.get("classnames")
         here = list(self.dm.dataset.classnames)
         faults = []
         if changed := describe_changes(config, self.cfg, self.length_matters):
-            faults.append((f", a run with other settings: {changed}",
-                           " (and no --resume), give the old values, or give --resume-anyway"))
-        if classnames is not None and classnames != here:
-            faults.append((
-                f": it was trained on {len(classnames)} classes ({', '.join(classnames[:3])}, ...), this dataset has "
-                f"{self.num_classes} ({', '.join(here[:3])}, ...){_first_difference(classnames, here)}",
-                ", or give --resume-anyway",
-            ))
+            faults.append(changed)
+        if classes is not None and classes != here:
+            differing = [f"; the first that differs, {label}, was {old!r}, is {new!r}"
+                         for label, (old, new) in enumerate(zip(classes, here, strict=False)) if old != new]
+            faults.append(f"it was trained on {len(classes)} classes ({', '.join(classes[:3])}, ...), this dataset has "
+                          f"{self.num_classes} ({', '.join(here[:3])}, ...){''.join(differing[:1])}")
         if not faults:
             return
         if not self.resume_anyway or "OPTIM.NAME" in changed_keys(config, self.cfg):
-            fault, remedy = faults[0]
-            raise CannotResume(f"Cannot resume from {source}{fault}; choose another --output-dir{remedy}")
-        self.resumed_anyway = [fault.partition(": ")[2] for fault, _ in faults]
-        self.optimizer_options = {
-            name: [{key: value for key, value in group.items() if key not in ("params", "lr")}
-                   for group in optim.param_groups]
-            for name, optim in self._optims.items() if optim
-        }
-        log.warning(f"Resuming from {source} anyway: {'; '.join(self.resumed_anyway)}")
+            raise CannotResume(f"Cannot resume from {source}, another run: {'; '.join(faults)}; choose another "
+                               "--output-dir (and no --resume), give the old settings, or give --resume-anyway")
+        self.resumed_anyway = faults
+        log.warning(f"Resuming from {source} anyway: {'; '.join(faults)}")
 
     def load_run_state(self, checkpoint: dict) -> None:
-        super().load_run_state(checkpoint)
-        scaler: Any = getattr(self, "scaler", None)
-        if checkpoint.get("scaler") and hasattr(scaler, "load_state_dict"):
-            scaler.load_state_dict(checkpoint["scaler"])
+        """Restore the result of `run_state`, of which a checkpoint of another engine lacks parts."""
+        if checkpoint.get("extra_state") is not None:
+            self.load_extra_state(checkpoint["extra_state"])
+        if checkpoint.get("scaler") and self.scaler is not None:
+            self.scaler.load_state_dict(checkpoint["scaler"])
         self.seconds_before = checkpoint.get("seconds", 0.0)
         self.started = checkpoint.get("started", self.started)
-        for name, options in self.optimizer_options.items():
-            for group, here in zip(self._optims[name].param_groups, options, strict=True):
-                group.update(here)
         self.resumed_anyway = [*checkpoint.get("resumed_anyway", ()), *self.resumed_anyway]
         self._restore_best_model(checkpoint)
 
@@ -402,10 +305,20 @@ class Run(Checkpoints):
                 mkdir_if_missing(os.path.dirname(target))
                 shutil.copyfile(source, target)
 
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load the weights of each registered model: the best ones, or those after `epoch` epochs.
 
-def _first_difference(old: list[str], new: list[str]) -> str:
-    """Describe the first position at which two lists of class names differ, "" if one continues the other."""
-    for label, (before, now) in enumerate(zip(old, new, strict=False)):
-        if before != now:
-            return f"; the first that differs, {label}, was {before!r}, is {now!r}"
-    return ""
+        Raise FileNotFoundError if there is no such checkpoint, ValueError if it cannot be read or does not fit.
+        """
+        if not directory:
+            log.info("Note that load_model() is skipped as no pretrained model is given")
+            return
+        for name in self.get_model_names():
+            path = os.path.join(directory, name, BEST if epoch is None else f"model.pth.tar-{epoch}")
+            checkpoint = load_checkpoint(path)
+            trainable.load_state_dict(self._models[name], checkpoint["state_dict"])
+            details = f"epoch={checkpoint['epoch']}"
+            if checkpoint.get("val_result") is not None:
+                details += f", val_result={checkpoint['val_result']:.1f}"
+            log.info(f"Load {path} to {name} ({details})")
+            self.deployed_epoch = checkpoint["epoch"]

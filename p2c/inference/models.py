@@ -8,7 +8,6 @@ from p2c import registry
 from p2c.clip.loading import load_backbone
 from p2c.clip.precision import PRECISIONS, Precision
 from p2c.denoising.noise import PromptDenoising
-from p2c.framework import TRAINER_REGISTRY
 from p2c.inference.records import RecordedRun
 from p2c.model import PromptedCLIP
 
@@ -31,13 +30,12 @@ def create_model(method: str, classnames: Sequence[str], *, backbone: str = "ViT
         ValueError: a name is unknown, or arguments do not fit together.
         FileNotFoundError: the weights cannot be found or downloaded.
     """
-    registry.require(method, registry.TRAINERS, "method", TRAINER_REGISTRY.registered_names())
+    model_class = registry.get_trainer(method).model_class
     if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision '{precision}'; choose from {', '.join(PRECISIONS)}")
     device = torch.device(device)
     policy = Precision.from_name(precision, device)
     clip = load_backbone(backbone, weights, policy, device)
-    model_class = TRAINER_REGISTRY.get(method).model_class
     if denoising is None:
         denoising = model_class.dpd_by_default
     if denoising is True:

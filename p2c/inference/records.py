@@ -15,7 +15,7 @@ from p2c.config import extend_cfg
 from p2c.engine.checkpoint import BEST, load_checkpoint
 from p2c.engine.config import SHARED_NODES
 from p2c.engine.results import read_results, to_plain
-from p2c.framework import TRAINER_REGISTRY, get_cfg_default
+from p2c.framework import get_cfg_default
 from p2c.merging import merge_values
 from p2c.model import PromptedCLIP
 from p2c.prompts.context import readable
@@ -52,7 +52,7 @@ class RecordedRun:
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint holds everything
         cfg.SEED = record["seed"]
         cfg.freeze()
-        self.cfg, self.trainer = cfg, TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+        self.cfg, self.trainer = cfg, registry.get_trainer(cfg.TRAINER.NAME)
         self.device = torch.device("cuda" if cfg.USE_CUDA else "cpu")
 
     def model(self, classes: Sequence[str] | None = None) -> PromptedCLIP:
@@ -117,11 +117,11 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
     settings = flatten(record["config"])
     name = settings["TRAINER.NAME"]
     try:
-        registry.require(name, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
+        node = getattr(registry.get_trainer(name), "node", "")
     except ValueError as error:
         raise ValueError(f"{run} cannot be rebuilt: {error}") from error
     known = flatten(to_plain(cfg))
-    own_nodes = {name.upper(), getattr(TRAINER_REGISTRY.get(name), "node", ""), *SHARED_NODES}
+    own_nodes = {name.upper(), node, *SHARED_NODES}
 
     def matters(key: str) -> bool:
         section, _, rest = key.partition(".")

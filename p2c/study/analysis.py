@@ -1,4 +1,5 @@
 """Statistics over seeds: mean differences with confidence intervals, pooled over datasets, and a test of spreads."""
+
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
@@ -23,20 +24,10 @@ class Estimate(NamedTuple):
         return self.low <= 0 <= self.high
 
 
-class Spreads(NamedTuple):
-    """The standard deviations of two paired samples, and the p-value of a test that they are equal."""
-
-    first: float
-    second: float
-    p: float
-
-
 def paired(differences: Sequence[float], comparisons: int = 1) -> Estimate:
-    """Estimate the mean of paired differences by Student's t.
+    """Estimate the mean of paired differences, at least two, by Student's t.
 
-    Args:
-        differences: at least two, one for each seed.
-        comparisons: number of intervals that hold jointly at LEVEL (Bonferroni); p is multiplied by it.
+    If several `comparisons` are made, their intervals hold jointly at LEVEL (Bonferroni), and p is multiplied by them.
     """
     n = len(differences)
     if n < 2:
@@ -56,13 +47,13 @@ def pooled(by_dataset: Mapping[str, Sequence[float]]) -> Estimate:
     return paired([fmean(seed) for seed in zip(*by_dataset.values(), strict=True)])
 
 
-def spreads(first: Sequence[float], second: Sequence[float]) -> Spreads:
-    """Compare the spreads of two paired samples of at least three values each, by the test of Pitman and Morgan (1939).
+def equal_spreads(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the p-value of the test of Pitman and Morgan (1939) that two paired samples have equal variances.
 
     Sums and differences of the pairs are uncorrelated if the variances are equal.
     """
     sums = [a + b for a, b in zip(first, second, strict=True)]
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    constant = len(set(sums)) == 1 or len(set(differences)) == 1
-    p = 1.0 if constant else float(stats.pearsonr(sums, differences).pvalue)
-    return Spreads(stdev(first), stdev(second), p)
+    if len(set(sums)) == 1 or len(set(differences)) == 1:
+        return 1.0
+    return float(stats.pearsonr(sums, differences).pvalue)

@@ -1,5 +1,4 @@
 """Trainings and the tests of their models, each in its own folder, so that finished ones are never repeated."""
-import contextlib
 import gc
 import hashlib
 import json
@@ -9,23 +8,24 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from p2c import registry
-from p2c.config import check_settings, config_file, extend_cfg
-from p2c.engine.config import check_values
+from p2c.config import config_file
+from p2c.download.contents import load_cfg
 from p2c.engine.files import write_atomically
 from p2c.engine.logger import only_warnings
 from p2c.engine.numerics import NonFiniteLoss
-from p2c.engine.results import changed_keys, read_results, write_started
+from p2c.engine.results import changed_keys, read_results
 from p2c.engine.seeds import set_random_seed
-from p2c.framework import DATASET_REGISTRY, TRAINER_REGISTRY, build_trainer, get_cfg_default
+from p2c.framework import build_trainer
 from p2c.merging import merge_values
 from p2c.study.plan import Settings
 from p2c.tables.cells import harmonic_mean
@@ -48,21 +48,15 @@ REPORT = Stage("report", ("base", "new"), "test")
 
 @dataclass(frozen=True)
 class Cell:
-    """A trainer with settings and a seed, trained on the first half of a dataset's classes and tested on both.
-
-    Attributes:
-        config: CONFIG in configs/trainers/TRAINER/CONFIG.yaml.
-        dataset: DATASET in configs/datasets/DATASET.yaml.
-        tests: settings of each test, which override those of the training; {}: the plain test.
-    """
+    """A trainer with settings and a seed, trained on the first half of a dataset's classes and tested on both."""
 
     stage: Stage
     trainer: str
-    config: str
-    dataset: str
+    config: str  # CONFIG in configs/trainers/TRAINER/CONFIG.yaml
+    dataset: str  # DATASET in configs/datasets/DATASET.yaml
     seed: int
     settings: Settings
-    tests: list[Settings] = field(default_factory=lambda: [{}])
+    tests: Sequence[Settings] = ({},)  # settings of each test, which override those of the training; {}: the plain test
 
     @property
     def folder(self) -> Path:
@@ -87,15 +81,21 @@ class Place(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The result of a test on both halves of the classes: accuracies in percent, and all metrics of each half."""
+    """The result of a test on both halves of the classes."""
 
-    base: float
+    base: float  # accuracy in percent
     novel: float
-    halves: Sequence[dict]
+    halves: Sequence[dict]  # all metrics of each half
 
     @property
     def hm(self) -> float:
         return harmonic_mean(self.base, self.novel)
+
+    def value(self, measure: str) -> float:
+        """Return base, novel or hm, or the mean of another metric over both halves."""
+        if measure in ("base", "novel", "hm"):
+            return getattr(self, measure)
+        return fmean(half[measure] for half in self.halves)
 
 
 def digest(settings: Settings) -> str:
@@ -145,11 +145,10 @@ def test(cell: Cell, half: str, settings: Settings, place: Place) -> None:
     if finished(cfg):
         return
     trainer = build_trainer(cfg)
-    source: dict[str, Any] = {"choice": place.choice} if place.choice else {}
+    source = {"choice": place.choice} if place.choice else {}
     if trainer.get_model_names():
         source["model_dir"] = os.path.join(place.output, cell.folder / "train")
         trainer.load_model(source["model_dir"])
-    write_started(cfg, cfg.OUTPUT_DIR, mode="eval", **source)
     trainer.test()
     trainer.write_results("eval", **source)
 
@@ -167,29 +166,23 @@ def build_cfg(cell: Cell, place: Place, folder: Path, options: Settings) -> CfgN
     """Return the frozen configuration of a cell's training or test, and seed the generators.
 
     Raises:
-        ValueError: a setting is unknown or out of range.
+        ValueError: a setting is unknown.
     """
-    cfg = get_cfg_default()
-    extend_cfg(cfg)
-    for parts in (("datasets", cell.dataset), ("trainers", cell.trainer, cell.config)):
-        cfg.merge_from_file(config_file(*parts))
-    fixed = {"TRAINER.NAME": cell.trainer, "DATASET.ROOT": place.root, "SEED": cell.seed, "VERBOSE": False,
+    cfg = load_cfg(cell.dataset, Path(place.root))
+    cfg.merge_from_file(config_file("trainers", cell.trainer, cell.config))
+    fixed = {"TRAINER.NAME": cell.trainer, "SEED": cell.seed, "VERBOSE": False,
              "OUTPUT_DIR": os.path.join(place.output, folder)}
     merge_values(cfg, {**fixed, **cell.settings, **options})
-    check_values(cfg)
-    check_settings(cfg)
+    registry.get_trainer(cell.trainer)
     cfg.freeze()
-    registry.require(cell.trainer, registry.TRAINERS, "trainer", TRAINER_REGISTRY.registered_names())
-    registry.require(cfg.DATASET.NAME, registry.DATASETS, "dataset", DATASET_REGISTRY.registered_names())
     set_random_seed(cell.seed)
     return cfg
 
 
 def measured(cell: Cell, place: Place, settings: Settings) -> Measured:
     """Return the result of a finished test of a cell."""
-    records = [read_results(os.path.join(place.output, cell.test_folder(half, settings)))
-               for half in cell.stage.halves]
-    metrics = [record["metrics"] for record in records if record]
+    folders = [os.path.join(place.output, cell.test_folder(half, settings)) for half in cell.stage.halves]
+    metrics = [record["metrics"] for folder in folders if (record := read_results(folder))]
     return Measured(metrics[0]["accuracy"], metrics[1]["accuracy"], metrics)
 
 
@@ -197,35 +190,24 @@ def measured(cell: Cell, place: Place, settings: Settings) -> Measured:
 
 
 def run_cells(title: str, cells: Iterable[Cell], place: Place, jobs: int) -> dict[str, str]:
-    """Run cells, `jobs` at a time, each in a process of one thread, and show the progress.
-
-    Returns:
-        Name of a cell without a result -> the reason.
-    """
-    merged = merge(cells)
+    """Run cells, `jobs` at a time, and show the progress; return by name why cells have no result."""
+    merged: dict[Path, Cell] = {}  # each training once, with all its tests
+    for cell in cells:
+        known = merged.setdefault(cell.folder, cell)
+        more = [settings for settings in cell.tests if settings not in known.tests]
+        merged[cell.folder] = replace(known, tests=[*known.tests, *more])
     faults: dict[str, str] = {}
     say(f"{title}: {len(merged)} trainings with their tests")
     with tqdm(total=len(merged), unit="run", leave=False, disable=None) as bar:
-        for cell, fault in execute(merged, place, jobs):
+        for cell, fault in execute(list(merged.values()), place, jobs):
             bar.update()
             if fault:
                 faults[cell.name] = fault
     return faults
 
 
-def merge(cells: Iterable[Cell]) -> list[Cell]:
-    """Return each training once, with all its tests."""
-    merged: dict[Path, Cell] = {}
-    for cell in cells:
-        known = merged.setdefault(cell.folder, cell)
-        if known is not cell:
-            more = [settings for settings in cell.tests if settings not in known.tests]
-            merged[cell.folder] = replace(known, tests=[*known.tests, *more])
-    return list(merged.values())
-
-
 def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Cell, str]]:
-    """Yield each cell when it is done, with its fault."""
+    """Yield each cell when it is done, with its fault; several `jobs` are processes of one thread each."""
     if jobs == 1:
         for cell in cells:
             yield cell, run_cell(cell, place)
@@ -233,8 +215,7 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=prepare_process) as pool:
         try:
-            with ctrl_c_ignored():
-                futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
+            futures = {pool.submit(run_cell, cell, place): cell for cell in cells}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
@@ -244,17 +225,8 @@ def execute(cells: Sequence[Cell], place: Place, jobs: int) -> Iterator[tuple[Ce
             raise
 
 
-@contextlib.contextmanager
-def ctrl_c_ignored() -> Iterator[None]:
-    """Let processes that start meanwhile ignore Ctrl-C for good: the study's own process ends them."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
 def prepare_process() -> None:
-    """Use one thread, and end silently when the study's process asks for it."""
+    """Use one thread, and end silently, not at Ctrl-C but when the study's process asks for it."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit())

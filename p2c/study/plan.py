@@ -2,21 +2,12 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from p2c.utils.console import one_line
 
@@ -30,14 +21,7 @@ def distinct(values: list) -> list:
     return values
 
 
-def as_written(value: Any, check: Callable) -> Any:
-    """Validate a number but keep its type, since `Study.space_digest` tells 2 from 2.0."""
-    check(value)
-    return value
-
-
 Count = Annotated[int, Field(ge=1)]
-Number = Annotated[float, WrapValidator(as_written)]
 Texts = Annotated[list[str], Field(min_length=1), AfterValidator(distinct)]
 
 
@@ -64,7 +48,7 @@ class Cloud(Part):
 
     trainers: Texts
     samples: Count
-    levels: Annotated[list[Number], Field(min_length=1), AfterValidator(distinct)]
+    levels: Annotated[list[float], Field(min_length=1), AfterValidator(distinct)]
     averages: Texts
 
     def trials(self) -> list[Settings]:
@@ -112,26 +96,13 @@ class Compare(Part):
 
 
 class Variant(Part):
-    """One line of an ablation.
-
-    Attributes:
-        chosen: trainers whose chosen settings it takes, later ones over earlier ones; default: its trainer.
-        settings: its own settings, which override the chosen ones.
-        against: the variant above it in its group that it is compared with; "": none; default: the first.
-    """
+    """One line of an ablation."""
 
     name: str
     trainer: str
-    chosen: Texts
-    settings: Settings = {}
-    against: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def choose_its_own(cls, content):
-        if isinstance(content, dict) and "trainer" in content:
-            return {"chosen": [content["trainer"]], **content}
-        return content
+    chosen: Texts = []  # trainers whose chosen settings it takes, later ones over earlier ones; []: its trainer
+    settings: Settings = {}  # its own settings, which override the chosen ones
+    against: str | None = None  # a variant above it that it is compared with; "": none; None: the first of its group
 
 
 class Group(Part):
@@ -170,17 +141,11 @@ class Initialisations(Part):
 
 
 class Study(Part):
-    """A whole study.
+    """A whole study."""
 
-    Attributes:
-        path: the study's file.
-        config: CONFIG in configs/trainers/TRAINER/CONFIG.yaml.
-        settings: those of every run.
-    """
-
-    path: str
-    config: str
-    settings: Settings = {}
+    path: str  # of the study's file
+    config: str  # CONFIG in configs/trainers/TRAINER/CONFIG.yaml
+    settings: Settings = {}  # of every run
     search: Search
     cloud: Cloud | None = None
     compare: Compare
@@ -197,8 +162,8 @@ class Study(Part):
     @model_validator(mode="after")
     def check_choices(self) -> "Study":
         """Raise ValueError if settings are chosen on reported data, or needed but never chosen."""
-        parts = [part for part in (self.ablations, self.initialisations) if part]
-        if both := {*self.compare.datasets, *(part.dataset for part in parts)} & set(self.search.datasets):
+        reported = {*self.compare.datasets, *(part.dataset for part in (self.ablations, self.initialisations) if part)}
+        if both := reported & set(self.search.datasets):
             raise ValueError(f"search.datasets names {', '.join(sorted(both))}, on which results are reported; "
                              "settings must be chosen on other datasets")
         users = {"compare.trainers": [name for name in self.compare.trainers if not name.startswith("ZeroshotCLIP")]}
@@ -206,7 +171,8 @@ class Study(Part):
             if part := getattr(self, name):
                 users[f"{name}.trainers"] = part.trainers
         for group in self.ablations.groups if self.ablations else ():
-            users |= {f"ablations, {group.title}, {variant.name}: chosen": variant.chosen for variant in group.variants}
+            users |= {f"ablations, {group.title}, {variant.name}: chosen": variant.chosen or [variant.trainer]
+                      for variant in group.variants}
         known = [space.trainer for space in self.search.spaces]
         for where, trainers in users.items():
             if unknown := [trainer for trainer in trainers if trainer not in known]:
@@ -237,10 +203,8 @@ def read_study(path: str) -> Study:
 def in_words(fault: Mapping) -> str:
     """Return in words a fault that pydantic found: the entry, its value and what was expected."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-    kind, message = fault["type"], fault["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{place} {message}".lstrip()
-    known = {"missing": "is missing", "extra_forbidden": "is an entry that nothing reads"}
-    if kind in known:
-        return f"{place} {known[kind]}"
-    return f"{place or 'the file'} is {fault['input']!r}: {message}"
+    known = {"missing": "is missing", "extra_forbidden": "is an entry that nothing reads",
+             "value_error": fault["msg"].removeprefix("Value error, ")}  # one of ours
+    if fault["type"] in known:
+        return f"{place} {known[fault['type']]}".lstrip()
+    return f"{place or 'the file'} is {fault['input']!r}: {fault['msg']}"

@@ -10,13 +10,12 @@ from p2c.tables.curves import COLOURS, MARKERS
 LINE = 0.26  # height of a line in a forest plot, in inches
 
 
-def differences(estimates: Mapping[str, tuple[Mapping[str, Estimate], Estimate | None]]) -> Figure:
+def differences(estimates: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """Draw a panel each for base, novel and HM, with the interval of each dataset and of the pooled estimate."""
-    names = list(estimates)
-    figure = Figure((8, 1 + LINE * 1.4 * len(names)), layout="constrained")
-    for ax, (measure, title) in zip(figure.subplots(1, 3, sharey=True),
-                                    (("base", "base"), ("novel", "novel"), ("hm", "HM")), strict=True):
-        forest(ax, {name: estimates[name][0][measure] for name in names}, COLOURS[0])
+    figure = Figure((8, 1 + LINE * 1.4 * len(estimates)), layout="constrained")
+    for ax, measure, title in zip(figure.subplots(1, 3, sharey=True), ("base", "novel", "hm"), ("base", "novel", "HM"),
+                                  strict=True):
+        forest(ax, {name: found[measure] for name, found in estimates.items()})
         ax.set_title(title, fontsize=9)
     figure.supxlabel("difference in points, 95% CI", fontsize=9)
     return figure
@@ -29,20 +28,20 @@ def ablations(groups: Mapping[str, Mapping[str, Estimate]], dataset: str) -> Fig
     figure = Figure((8, 0.8 + LINE * sum(heights)), layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (title, estimates) in zip(axes, shown.items(), strict=True):
-        forest(ax, estimates, COLOURS[0])
+        forest(ax, estimates)
         ax.set_title(title, fontsize=9, loc="left")
     figure.supxlabel(f"difference in HM on {dataset} in points, 95% CI", fontsize=9)
     return figure
 
 
-def forest(ax, estimates: Mapping[str, Estimate], colour: str) -> None:
+def forest(ax, estimates: Mapping[str, Estimate]) -> None:
     """Draw estimates with their intervals, the first on top, and a line at 0."""
     ax.axvline(0, color="0.6", linewidth=0.8)
     upwards = list(estimates)[::-1]
     for place, name in enumerate(upwards):
         found = estimates[name]
         ax.errorbar([found.mean], [place], xerr=[[found.mean - found.low], [found.high - found.mean]], fmt="o",
-                    color=colour, markersize=4, capsize=2, linewidth=1.2)
+                    color=COLOURS[0], markersize=4, capsize=2, linewidth=1.2)
     ax.set_yticks(range(len(estimates)), upwards, fontsize=8)
     ax.set_ylim(-0.6, len(estimates) - 0.4)
     ax.tick_params(axis="x", labelsize=8)

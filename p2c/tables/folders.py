@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     """One kind of run folder: how to list and parse its path, and whether its logs are those of evaluations."""
 
     globs: tuple[str, ...]
-    pattern: re.Pattern[str]
+    pattern: str
     test_log: bool
 
 
@@ -44,27 +44,16 @@ NAME = "[^/]+"
 GROUP = rf"(?P<trainer>{NAME})/(?P<config>{NAME})_(?P<shots>-?\d+)shots(?P<more>/{NAME})?"  # more: CoOp's variants
 DATASET, SEED = rf"(?P<dataset>{NAME})", rf"seed(?P<seed>{NAME})"
 
-TRAINED = Layout(
-    globs=("*/*/*shots/seed*", "*/*/*shots/*/seed*"),
-    pattern=re.compile(f"(?!evaluation/){DATASET}/{GROUP}/{SEED}"),
-    test_log=False,
-)
-TESTED = Layout(
-    globs=("evaluation/*/*shots/*/seed*", "evaluation/*/*shots/*/*/seed*"),
-    pattern=re.compile(f"evaluation/{GROUP}/{DATASET}/{SEED}"),
-    test_log=True,
-)
-ZERO_SHOT = Layout(
-    globs=("ZeroshotCLIP*/*/*",),
-    pattern=re.compile(f"(?P<trainer>ZeroshotCLIP2?)/(?P<config>{NAME})/{DATASET}"),
-    test_log=True,
-)
+TRAINED = Layout(("*/*/*shots/seed*", "*/*/*shots/*/seed*"), f"(?!evaluation/){DATASET}/{GROUP}/{SEED}", test_log=False)
+TESTED = Layout(("evaluation/*/*shots/*/seed*", "evaluation/*/*shots/*/*/seed*"),
+                f"evaluation/{GROUP}/{DATASET}/{SEED}", test_log=True)  # fmt: skip
+ZERO_SHOT = Layout(("ZeroshotCLIP*/*/*",), f"(?P<trainer>ZeroshotCLIP2?)/(?P<config>{NAME})/{DATASET}", test_log=True)
 
 
 def half_layout(name: str) -> Layout:
     """Return the layout of train_base, test_base or test_new, below base2new/."""
     pattern = rf"{name}/{DATASET}/shots_(?P<shots>-?\d+)/(?P<trainer>{NAME})/(?P<config>{NAME})/{SEED}"
-    return Layout((f"{name}/*/shots_*/*/*/seed*",), re.compile(pattern), test_log=name != "train_base")
+    return Layout((f"{name}/*/shots_*/*/*/seed*",), pattern, test_log=name != "train_base")
 
 
 def collect_runs(
@@ -77,7 +66,7 @@ def collect_runs(
             continue
         runs = found.setdefault(group, {}).setdefault(dataset, {})
         run = read_run(folder, keyword, layout.test_log)
-        if not run.counts:
+        if run.fault:
             notes.append(describe_left_out(run))
         elif seed in runs:
             notes.append(f"not counted: {folder}: the same run is in a directory given before")
@@ -93,8 +82,7 @@ def matches(roots: list[str], layout: Layout) -> Iterator[tuple[str, Group, str,
     """Yield the folders of a layout as (folder, group, dataset, seed)."""
     for root, pattern in itertools.product(roots, layout.globs):
         for folder in filter(osp.isdir, sorted(glob.glob(osp.join(glob.escape(root), pattern)))):
-            match = layout.pattern.fullmatch(osp.relpath(folder, root).replace(os.sep, "/"))
-            if match:
+            if match := re.fullmatch(layout.pattern, osp.relpath(folder, root).replace(os.sep, "/")):
                 parts = match.groupdict()
                 config = parts["config"] + (parts.get("more") or "")
                 group = Group(parts["trainer"], config, int(parts.get("shots") or 0))

@@ -8,6 +8,7 @@ from p2c.tables.folders import NO_SEED
 from p2c.tables.published import AVERAGE, STANDARD_SHOTS
 from p2c.tables.rows import OWN_DATA, Line, Row, format_seeds
 from p2c.tables.runs import Run
+from p2c.utils.ranges import flatten
 
 # Settings that differ between the seeds and halves of every experiment. If no others do, the engine, which knows all
 # settings that may differ but takes seconds to import, is not needed.
@@ -32,11 +33,10 @@ def missing(row: Row, output: str | None) -> list[str]:
     notes = []
     for label, names, line in group_lines(row, absent):
         what = ", ".join(names) if len(names) < len(row.scope.columns) else "any dataset"
-        over = ""
+        note = f"{label}: no result for {what}"
         if AVERAGE in line.cells and not row.all_datasets(line, AVERAGE):
-            count = line.cells[AVERAGE].datasets
-            over = f"; its average is over {count} of {len(row.scope.averaged)} datasets"
-        notes.append(f"{label}: no result for {what}{over}" + remedy(row, line, names[0], row.seeds or ["1"], output))
+            note += f"; its average is over {line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} datasets"
+        notes.append(note + remedy(row, line, names[0], row.seeds or ["1"], output))
     return notes
 
 
@@ -77,7 +77,7 @@ def remedy(row: Row, line: Line, dataset: str, seeds: list[str], output: str | N
     if output is None or row.scope.name == OWN_DATA or trainer == "CoOp":
         return ""
     zero_shot = trainer.startswith("ZeroshotCLIP")
-    variables = {"OUTPUT": output, "CFG": config}
+    variables = {"OUTPUT": output, "CFG": config} if output != "output" else {"CFG": config}
     cell = f"{dataset} {seeds[0]}" + (f" DATASET.NUM_SHOTS {shots}" if shots != STANDARD_SHOTS else "")
     if row.benchmark == "base2new":
         task = f"base2new_test {cell}" if zero_shot else f"base2new_train {cell}, then base2new_test"
@@ -88,8 +88,6 @@ def remedy(row: Row, line: Line, dataset: str, seeds: list[str], output: str | N
         task = f"few_shot {dataset} {shots}"
     else:
         task = f"xd_train {cell}" if dataset == row.scope.columns[0] else f"xd_test {cell}"
-    if variables["OUTPUT"] == "output":
-        del variables["OUTPUT"]
     assignments = "".join(f"{name}={shlex.quote(value)} " for name, value in variables.items())
     return f"; begin with {assignments}bash scripts/run.sh {trainer} {task}"
 
@@ -104,11 +102,9 @@ def mixed(row: Row) -> list[str]:
         for dataset, seeds in line.runs.items():
             where = f"{line.group}: {dataset}"
             for runs in zip(*seeds.values(), strict=True):
-                keys = differing(runs, ("SEED",))
-                if keys:
+                if keys := differing(runs, ("SEED",)):
                     notes.append(f"{where}: mixed configurations: its seeds differ in {', '.join(keys)}")
-            keys = differing(next(iter(seeds.values())), ("SEED", "DATASET.SUBSAMPLE_CLASSES"))
-            if keys:
+            if keys := differing(next(iter(seeds.values())), ("SEED", "DATASET.SUBSAMPLE_CLASSES")):
                 notes.append(f"{where}: mixed configurations: base and novel differ in {', '.join(keys)}")
             for seed, runs in seeds.items():
                 ran = {str(run.config["SEED"]) for run in runs if "SEED" in run.config} - {seed}
@@ -120,21 +116,11 @@ def mixed(row: Row) -> list[str]:
 def differing(runs: tuple[Run, ...], apart_from: tuple[str, ...]) -> list[str]:
     """Return the settings in which runs differ from the first, except those that may differ within an experiment."""
     configs = [run.config for run in runs if run.config]
-    if not configs:
-        return []
-    first, *others = configs
-    usual = (*USUAL, *apart_from)
-    if all(without_keys(usual, config) == without_keys(usual, first) for config in others):
+    compared = [{key: value for key, value in flatten(config).items() if key not in (*USUAL, *apart_from)}
+                for config in configs]
+    if all(config == compared[0] for config in compared):
         return []
     from p2c.engine.results import changed_keys
 
-    keys = {key for config in others for key in changed_keys(first, config)}
+    keys = {key for config in configs for key in changed_keys(configs[0], config)}
     return sorted(keys - set(apart_from))
-
-
-def without_keys(keys: tuple[str, ...], node, name: str = ""):
-    """Return a configuration, or its node with a dotted name, without some dotted keys."""
-    if not isinstance(node, dict):
-        return node
-    keyed = {f"{name}.{key}".lstrip("."): value for key, value in node.items()}
-    return {key: without_keys(keys, value, key) for key, value in keyed.items() if key not in keys}

@@ -30,25 +30,22 @@ TITLES = {"xd": "Cross-dataset transfer", "dg": "Domain generalization", "fewsho
 
 
 def report(
-    benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None = None,
-    datasets: Sequence[str] = (),
+    benchmark: str, folders: list[str], keyword: str, spread: Spread, style: str, curves: str | None,
+    datasets: Sequence[str],
 ) -> tuple[bool, int]:
-    """Print a benchmark's tables and draw its curves.
-
-    Args:
-        style: text, markdown, latex or csv.
-        curves: file of the few-shot curves; None: do not draw them.
-        datasets: names of the datasets to show; (): all.
+    """Print a benchmark's tables, of all or some datasets, and draw its few-shot curves to a file, if one is given.
 
     Returns:
         Whether there are any results, and the number of notes.
     """
     notes: list[str] = []
+    output: str | None = osp.normpath(folders[0])  # the $OUTPUT with which the scripts write there
     if benchmark == "base2new":
         below = [osp.join(folder, benchmark) for folder in folders]
         folders = [path if osp.isdir(path) else folder for path, folder in zip(below, folders, strict=True)]
+        scripts_write_here = osp.basename(osp.abspath(folders[0])) == benchmark
+        output = osp.normpath(osp.join(folders[0], osp.pardir)) if scripts_write_here else None
     rows = find_rows(benchmark, folders, keyword, spread, notes, datasets)
-    output = output_folder(benchmark, folders[0])
     for row in rows:
         notes += notes_on(row, output)
     if not rows:
@@ -62,21 +59,12 @@ def report(
         title = f"{keyword} in %, mean ± {spread.__name__} over seeds"
         show(rows, notes if complete else [LEGEND, *notes], title, style)
     if rows and curves:
-        from p2c.tables.curves import draw  # imported here, since matplotlib takes seconds to import
+        from p2c.engine.files import write_figure
+        from p2c.tables.curves import figure_of  # imported here, since matplotlib takes seconds to import
 
-        draw(rows, curves, keyword, spread.__name__)
+        write_figure(curves, figure_of(rows, keyword, spread.__name__))
         print(f"Curves: {curves}", file=sys.stderr)
     return bool(rows), len(notes)
-
-
-def output_folder(benchmark: str, folder: str) -> str | None:
-    """Return the $OUTPUT with which the scripts write to a folder; None if there is none."""
-    if benchmark != "base2new":
-        return osp.normpath(folder)
-    parent, name = osp.split(osp.abspath(folder))
-    if name != benchmark:
-        return None
-    return parent if osp.isabs(folder) else osp.relpath(parent)
 
 
 def any_published(rows: list[Row]) -> bool:
@@ -91,7 +79,7 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
     """Print a table of base, novel and HM by dataset for each row, then several rows side by side, and averages."""
     for row in rows:
         line = row.lines[0]
-        body = []
+        body: list[list] = []
         for name in row.scope.names:
             seeds = ", ".join(line.cells[name].seeds) if name in line.cells else MISSING
             label = name + format_coverage(row, line, name)
@@ -107,13 +95,13 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
                           lambda row, name: [[*row.lines[0].group, *our_cells(row, row.lines[0], name)]])
             print_title(f"Side by side, {scope.name} datasets: {title}", [], style)
             print_table(["Dataset", *GROUP, *MEASURES], body, style)
-    averages: list[list[object]] = []
+    body = []
     for row in rows:
         line = row.lines[0]
         size = f"{line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} {row.scope.name}"
-        averages.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
+        body.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
     print_title(f"Averages over datasets: {title}", rows, style)
-    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], averages, style)
+    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], body, style)
 
 
 def our_cells(row: Row, line: Line, name: str) -> list[str]:
@@ -134,30 +122,24 @@ def print_transfer(rows: list[Row], notes: list[str], title: str, style: str) ->
         body: list[list] = []
         for row in scope_rows:
             line = row.lines[0]
-            cells = [format_cell(row, line, name, gap=gap) + format_coverage(row, line, name, gap)
-                     for name in scope.names]
-            body.append([*line.group, *cells, ", ".join(row.seeds)])
-            body += comparison(row, [(line, name) for name in scope.names], labels=len(GROUP))
+            places: list[tuple[Line | None, str]] = [(line, name) for name in scope.names]
+            body += compared(row, [*line.group], places, ", ".join(row.seeds), gap, gap)
         print_title(f"{TITLES[rows[0].benchmark]} from {scope.names[0]}: {title}", scope_rows, style)
         print_table([*GROUP, *scope.names, "Seeds"], body, style)
     print_notes(notes, style)
 
 
 def print_few_shot(rows: list[Row], notes: list[str], title: str, style: str) -> None:
-    """Print a table for each family: for each dataset and their average a row per trainer and config, columns by shots.
-    """
+    """Print a table for each family: by dataset and for the average a row per trainer and config, columns by shots."""
     gap = "\n" if style == "text" else " "
     for scope, scope_rows in by_scope(rows):
         shots = sorted({line.group.shots for row in scope_rows for line in row.lines})
 
         def lines_of(row: Row, name: str, shots=shots) -> list[list[str]]:
             by_shots = {line.group.shots: line for line in row.lines}
-            lines = [by_shots.get(number) for number in shots]
-            cells = [format_cell(row, line, name) + format_coverage(row, line, name, gap) if line else ""
-                     for line in lines]
             seeds = ", ".join(row.seeds) if any(name in line.cells for line in row.lines) else MISSING
-            ours = [*row.lines[0].group[:2], *cells, seeds]
-            return [ours, *comparison(row, [(line, name) for line in lines], labels=2)]
+            places = [(by_shots.get(number), name) for number in shots]
+            return compared(row, [*row.lines[0].group[:2]], places, seeds, " ", gap)
 
         print_title(f"{TITLES['fewshot']}, {scope.name} datasets, by shots: {title}", scope_rows, style)
         print_table(["Dataset", *GROUP[:2], *map(str, shots), "Seeds"], blocks(scope, scope_rows, lines_of), style)
@@ -206,17 +188,20 @@ def format_signed(difference: float) -> str:
     return f"{round(difference, 2) + 0.0:+.2f}"  # adding 0.0 avoids -0.00
 
 
-def comparison(row: Row, places: list[tuple[Line | None, str]], labels: int) -> list[list[str]]:
-    """Return two table lines, the published numbers of a row's cells and ours minus these; blank lines are left out."""
-    published, differences = [], []
+def compared(
+    row: Row, labels: list, places: list[tuple[Line | None, str]], seeds: str, gap: str, coverage_gap: str
+) -> list[list]:
+    """Return three table lines: a row's cells, their published numbers, ours minus these; without blank lines."""
+    blank = [""] * (len(labels) - 1)
+    ours, published, differences = [*labels], ["published", *blank], ["difference", *blank]
     for line, name in places:
         reference = line.published.get(name) if line else None
         difference = row.differences(line, name) if line else None
+        cell = format_cell(row, line, name, gap=gap) + format_coverage(row, line, name, coverage_gap) if line else ""
+        ours.append(cell)
         published.append(f"{reference[0]:.2f}" if reference else "")
         differences.append(format_signed(difference[0]) if difference else "")
-    blank = [""] * (labels - 1)
-    lines = ["published", *blank, *published], ["difference", *blank, *differences]
-    return [line for line in lines if any(line[labels:])]
+    return [[*ours, seeds], *(line for line in (published, differences) if any(line[len(labels):]))]
 
 
 # Formats
@@ -272,13 +257,10 @@ def print_csv(rows: list[Row], keyword: str, spread: str) -> None:
 def csv_cells(row: Row, line: Line, name: str, count: int) -> list:
     """Return the values after the dataset's name: numbers in pairs, then family, completeness and seeds."""
     blank: Sequence[float | str] = [""] * count
-    means = spreads = blank
-    seeds: tuple[str, ...] = ()
-    n_seeds: int | str = 0
-    if cell := line.cells.get(name):
-        means, spreads, seeds = cell.means, cell.spreads or blank, cell.seeds
-        n_seeds = len(seeds) or ""  # none: an average over datasets with different seeds
+    cell = line.cells.get(name)
+    means, spreads, seeds = (cell.means, cell.spreads or blank, cell.seeds) if cell else (blank, blank, ())
     ours = zip(means, spreads, strict=True)
     theirs = zip(line.published.get(name, blank), row.differences(line, name) or blank, strict=True)
     complete = "yes" if row.is_complete(line, name) else "no"
+    n_seeds = len(seeds) or ("" if cell else 0)  # "": an average over datasets with different seeds
     return [*chain(*ours, *theirs), row.scope.name, complete, n_seeds, " ".join(seeds)]

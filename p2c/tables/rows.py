@@ -86,40 +86,35 @@ class Row:
 
 
 def find_rows(
-    benchmark: str, roots: list[str], keyword: str, spread: Spread, notes: list[str],
-    datasets: Sequence[str] = (),
+    benchmark: str, roots: list[str], keyword: str, spread: Spread, notes: list[str], datasets: Sequence[str] = ()
 ) -> list[Row]:
-    """Return the rows of a benchmark's tables, family by family; add to `notes` what was found but does not count.
+    """Return the rows of a benchmark's tables below some folders, family by family, of all or some datasets.
 
-    Args:
-        roots: the folders to search.
-        keyword: the metric.
-        datasets: names of the datasets to show; (): all.
+    What was found but does not count is added to `notes`.
     """
     found = FIND[benchmark](benchmark, roots, keyword, notes)
     rows = []
     for scope in scopes(benchmark, {name for runs in found.values() for name in runs}, datasets):
         for groups in grouped(benchmark, found):
-            runs = {group: restrict(scope, found.get(group, {})) for group in groups}
+            runs = {group: {name: found[group][name] for name in scope.columns if name in found.get(group, {})}
+                    for group in groups}  # fmt: skip
             if any(name in scope.averaged for line in runs.values() for name in line):
                 rows.append(make_row(benchmark, scope, runs, keyword, spread))
     return rows
 
 
 def scopes(benchmark: str, names: set[str], datasets: Sequence[str] = ()) -> list[Scope]:
-    """Return the scope of each family, then, if the benchmark has it, that of the user's own datasets.
+    """Return the scope of each family, and in base-to-novel and few-shot that of the user's own among datasets `names`.
 
-    Args:
-        names: the datasets that have runs.
-        datasets: names of the datasets to keep, beside a transfer's source; (): all.
+    If `datasets` are given, only these are kept, beside a transfer's source.
     """
     def scope(family: str, source: tuple[str, ...], others: tuple[str, ...]) -> Scope:
         kept = tuple(name for name in others if not datasets or name in datasets)
         return Scope(family, (*source, *kept), kept, chosen=len(kept) < len(others))
 
     if benchmark in ("xd", "dg"):
-        rest = {name: family.targets if benchmark == "xd" else family.domains for name, family in FAMILIES.items()}
-        return [scope(name, (FAMILIES[name].source,), others) for name, others in rest.items()]
+        return [scope(name, (family.source,), family.targets if benchmark == "xd" else family.domains)
+                for name, family in FAMILIES.items()]  # fmt: skip
     own = tuple(sorted(names - DATASETS))
     return [*(scope(name, (), family.datasets) for name, family in FAMILIES.items()), scope(OWN_DATA, (), own)]
 
@@ -133,11 +128,6 @@ def grouped(benchmark: str, found: Iterable[Group]) -> list[list[Group]]:
         expected = (group._replace(shots=shots) for shots in SHOTS if group.shots)
         rows.setdefault(group[:2], set()).update((group, *expected))
     return [sorted(groups) for groups in rows.values()]
-
-
-def restrict(scope: Scope, runs: Runs) -> Runs:
-    """Return the runs on the datasets of a scope, in its order."""
-    return {name: runs[name] for name in scope.columns if name in runs}
 
 
 def make_row(benchmark: str, scope: Scope, runs: dict[Group, Runs], keyword: str, spread: Spread) -> Row:
@@ -168,9 +158,8 @@ def base_to_novel(_: str, roots: list[str], keyword: str, notes: list[str]) -> d
 
     Base results are those of train_base, or of test_base where that has none, as for zero-shot.
     """
-    base, tested, novel = (
-        collect_runs(roots, half_layout(name), keyword, notes) for name in ("train_base", "test_base", "test_new")
-    )
+    base, tested, novel = (collect_runs(roots, half_layout(name), keyword, notes)
+                           for name in ("train_base", "test_base", "test_new"))  # fmt: skip
     fill_missing(base, tested)
     found: dict[Group, Runs] = {}
     for group in sorted(base.keys() | novel.keys()):
@@ -180,8 +169,8 @@ def base_to_novel(_: str, roots: list[str], keyword: str, notes: list[str]) -> d
             seeds = [seed for seed in ours if seed in theirs]
             if ours.keys() != theirs.keys():
                 outcome = f"the row is over {format_seeds(seeds)}" if seeds else "left out, no seed has both"
-                notes.append(f"{group}: {dataset}: base has {format_seeds(ours)}, novel {format_seeds(theirs)}: "
-                             f"{outcome}")
+                halves = f"base has {format_seeds(ours)}, novel {format_seeds(theirs)}"
+                notes.append(f"{group}: {dataset}: {halves}: {outcome}")
             if seeds:
                 found.setdefault(group, {})[dataset] = {seed: (ours[seed], theirs[seed]) for seed in seeds}
     return merge_epochs(found)
@@ -231,10 +220,8 @@ def fill_missing(found: Found, others: Found) -> None:
 
 def wrap_runs(found: Found) -> dict[Group, Runs]:
     """Return each run as a tuple of one, without datasets that have no runs."""
-    return {
-        group: {dataset: {seed: (run,) for seed, run in runs.items()} for dataset, runs in datasets.items() if runs}
-        for group, datasets in found.items()
-    }
+    return {group: {dataset: {seed: (run,) for seed, run in runs.items()} for dataset, runs in datasets.items() if runs}
+            for group, datasets in found.items()}  # fmt: skip
 
 
 def merge_epochs(found: dict[Group, Runs]) -> dict[Group, Runs]:
@@ -265,6 +252,5 @@ def without_epochs(group: Group) -> str:
 def format_seeds(seeds: Iterable[str]) -> str:
     """Format seeds for a note, such as "seeds 1, 2"."""
     listed = sort_seeds(seeds)
-    if not listed:
-        return "no results"
-    return f"{'seed' if len(listed) == 1 else 'seeds'} {', '.join(listed)}"
+    noun = "seed" if len(listed) == 1 else "seeds"
+    return f"{noun} {', '.join(listed)}" if listed else "no results"

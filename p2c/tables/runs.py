@@ -4,6 +4,7 @@ The value is taken from `results.json` (unrounded, finished runs only) if there 
 run's `log.txt`, `log.txt-DATE` with a result. Logs of CoOp, MaPLe and related code are read too.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -16,7 +17,6 @@ from statistics import pstdev
 
 METRICS = {"accuracy": "accuracy", "error": "error_rate", "macro_f1": "macro_f1", "average": "perclass_accuracy"}
 END_OF_TRAINING = ("Finish training", "Finished training")  # of Dassl from 0.6.1 on, and of older versions
-RESULT_BLOCK = ("=> result",)
 # A run restarted in its folder logs to a file with a date; restarted in the same second, to one with two dates.
 LOG_NAME = re.compile(r"log\.txt(-\d{4}(-\d\d){5})*")
 
@@ -33,17 +33,11 @@ class Run:
     fault: str = ""
     config: dict = field(default_factory=dict)  # as in results.json; empty if there is only a log
 
-    @property
-    def counts(self) -> bool:
-        """True if the run has a value."""
-        return not self.fault
-
 
 def read_run(folder: str, keyword: str, test_log: bool) -> Run:
     """Read the run's value for a keyword, from results.json if it is ours and has it, else from the log.
 
-    Args:
-        test_log: the log is that of an evaluation, in which no end of training precedes the result.
+    In a `test_log`, that of an evaluation, no end of training precedes the result.
     """
     path = osp.join(folder, "results.json")
     results = read_results(path)
@@ -51,8 +45,7 @@ def read_run(folder: str, keyword: str, test_log: bool) -> Run:
         return read_logs(folder, keyword, test_log)
     if results.get("finished") is not True:
         return Run(folder, fault="not finished (results.json)")
-    metrics = results.get("metrics")
-    value = metrics.get(METRICS.get(keyword, keyword)) if isinstance(metrics, dict) else None
+    value = results.get("metrics", {}).get(METRICS.get(keyword, keyword))
     if not isinstance(value, (int, float)):
         run = read_logs(folder, keyword, test_log)
     elif abs(value) <= sys.float_info.max:
@@ -72,9 +65,8 @@ def read_results(path: str) -> dict | None:
         return None
     if not isinstance(results, dict) or results.get("format") != "p2c-results":
         return None
-    if not all(isinstance(results.get(name, {}), dict) for name in ("metrics", "config")):
-        return None
-    return results
+    whole = all(isinstance(results.get(name, {}), dict) for name in ("metrics", "config"))
+    return results if whole else None
 
 
 def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
@@ -82,16 +74,15 @@ def read_logs(folder: str, keyword: str, test_log: bool) -> Run:
     logs = sorted((name for name in listdir(folder) if LOG_NAME.fullmatch(name)), reverse=True)
     if not logs:
         return Run(folder, fault="no log.txt, no results.json")
-    signals = RESULT_BLOCK if test_log else END_OF_TRAINING
-    ended = False
+    signals = ("=> result",) if test_log else END_OF_TRAINING
+    fault = f'not finished (no line "{signals[0]}" in its log)'
     for name in logs:
-        end, value = read_log(osp.join(folder, name), keyword, signals)
+        ended, value = read_log(osp.join(folder, name), keyword, signals)
         if value is not None:
             return Run(folder, osp.join(folder, name), value)
-        ended = ended or end
-    if ended:
-        return Run(folder, fault=f'finished, but no "* {keyword}: ...%" in its log')
-    return Run(folder, fault=f'not finished (no line "{signals[0]}" in its log)')
+        if ended:
+            fault = f'finished, but no "* {keyword}: ...%" in its log'
+    return Run(folder, fault=fault)
 
 
 def read_log(path: str, keyword: str, signals: tuple[str, ...]) -> tuple[bool, float | None]:
@@ -101,24 +92,16 @@ def read_log(path: str, keyword: str, signals: tuple[str, ...]) -> tuple[bool, f
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in map(str.strip, file):
             ended = ended or line in signals
-            match = pattern.search(line) if ended else None
-            if match:
-                value = number(match["percent"], value)
+            if ended and (match := pattern.search(line)):
+                with contextlib.suppress(ValueError):  # such as "1.2.3", which also matches
+                    number = float(match["percent"])
+                    value = number if math.isfinite(number) else value
     return ended, value
 
 
 def value_pattern(keyword: str) -> re.Pattern[str]:
     """Return CoOp's pattern of a line with a value; the keyword may be a regular expression."""
     return re.compile(rf"\* (?:{keyword}): (?P<percent>[\.\deE+-]+)%")
-
-
-def number(text: str, otherwise: float | None) -> float | None:
-    """Convert a matched text to a finite number; return `otherwise` for one such as "1.2.3", which also matches."""
-    try:
-        value = float(text)
-    except ValueError:
-        return otherwise
-    return value if math.isfinite(value) else otherwise
 
 
 def describe_left_out(run: Run) -> str:

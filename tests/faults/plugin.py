@@ -96,7 +96,10 @@ def arm(armed: Armed) -> None:
     def breaking_open(file, mode="r", buffering=-1, encoding=None, errors=None):
         if not set(mode) & set("wxa"):
             return builtins.open(file, mode, buffering, encoding, errors)
-        written = io.BufferedWriter(Breaking(file, mode.replace("b", "")))
+        raw = Breaking(file, mode.replace("b", ""))
+        if buffering == 0:
+            return raw
+        written = io.BufferedWriter(raw)
         return written if "b" in mode else io.TextIOWrapper(written, encoding, errors, line_buffering=buffering == 1)
 
     def at(stage: str, path: str, where: str) -> None:
