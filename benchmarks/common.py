@@ -37,11 +37,6 @@ def options(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def precisions(device: str) -> list[str]:
-    """Return the choices of PREC that matter on a device."""
-    return ["fp32"] if device == "cpu" else ["fp16", "bf16", "amp", "fp32"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """The conditions of a measurement."""

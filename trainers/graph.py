@@ -136,9 +136,11 @@ def stream_of_its_own(device: torch.device) -> Iterator[torch.cuda.Stream | None
         return
     stream, usual = torch.cuda.Stream(), torch.cuda.current_stream()
     stream.wait_stream(usual)
-    with torch.cuda.stream(stream):
-        yield stream
-    usual.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield stream
+    finally:
+        usual.wait_stream(stream)
 
 
 def capture(step: Callable[[], None], stream: torch.cuda.Stream | None) -> Callable[[], None]:
