@@ -184,6 +184,14 @@ def test_steps_of_other_trainers_are_captured_only_if_that_is_asked_for(make_cfg
     assert sum("Changing" in record.message for record in caplog.records) == 1
 
 
+def test_processes_that_average_their_gradients_are_not_captured(make_trainer, captures, monkeypatch, caplog):
+    trainer = make_trainer("P2C", "TRAIN.CUDA_GRAPH", "on")
+    monkeypatch.setattr("p2c.trainers.base.processes", lambda: 2)
+    for batch in trainer.train_loader_x:
+        trainer.forward_backward(batch)
+    assert captures.captured == 0 and sum("several processes" in record.message for record in caplog.records) == 1
+
+
 def test_without_a_gpu_or_fused_kernels_there_is_no_graph(make_trainer, captures, monkeypatch, caplog):
     trained(make_trainer, "P2C", "auto", "OPTIM.NAME", "rmsprop", out="rmsprop")
     monkeypatch.undo()
