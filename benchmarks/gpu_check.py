@@ -28,8 +28,8 @@ def parts(quick: bool, output: str) -> list[tuple[str, int, list[str]]]:
                 "configs/trainers/P2C/tiny_shapes.yaml", "TRAINER.P2C.PREC", "fp16"]
     return [
         ("Tests", 150, ["-m", "pytest", "-q", "--no-header", "tests/test_gpu.py"]),
-        ("A training step", 120, ["benchmarks/step.py", *benchmark]),
-        ("The base-to-novel grid", 110, ["benchmarks/grid.py", *benchmark]),
+        ("A training step", 100, ["benchmarks/step.py", *benchmark]),
+        ("The base-to-novel grid", 150, ["benchmarks/grid.py", *benchmark]),
         ("P2C in fp16 on shapes", 80, [*training, *(["OPTIM.MAX_EPOCH", "1"] if quick else [])]),
     ]
 
