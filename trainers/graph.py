@@ -6,6 +6,7 @@ once. It reads its inputs from tensors that stay where they are: images, labels,
 """
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,12 +65,13 @@ class GraphedStep:
                 self.replay = capture(self._step, stream)
                 found = outcome(self.replay)
         except RuntimeError as error:
-            raise Refused(f"a step could not be captured ({str(error).splitlines()[0]})") from error
+            line = str(error).partition("\n")[0]
+            raise Refused(f"a step could not be captured ({line})") from error
         finally:
             self._put_back(start, scale)
-        error = max(map(difference, found, expected))
-        if not error <= TOLERANCE.get(dtype, 0.0):
-            raise Refused(f"its losses or gradients differ from an eager step's by {error:.1e}, relatively")
+        largest = max(map(difference, found, expected))
+        if largest > TOLERANCE[dtype]:
+            raise Refused(f"its losses or gradients differ from an eager step's by {largest:.1e}, relatively")
 
     def __call__(self, image: Tensor, label: Tensor, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         """Do a step as `update` does."""
@@ -88,14 +90,17 @@ class GraphedStep:
     def _step(self) -> None:
         """Do a step from the static inputs, with rates that are read when it runs."""
         groups = self.optimizer.param_groups
-        options = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in groups]
+        options: list[dict[str, Any]] = [{name: group[name] for name in ("lr", "capturable") if name in group}
+                                         for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
-            group |= {"lr": rate, "capturable": True} if "capturable" in group else {"lr": rate}
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = True
         try:
             losses = self.update(self.image, self.label, self.noise)
         finally:
             for group, before in zip(groups, options, strict=True):
-                group |= before
+                group.update(before)
         self.names, self.losses = list(losses), torch.stack(list(losses.values()))
 
     def _parameters(self) -> Iterator[Tensor]:
