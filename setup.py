@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
 FOLDERS = {f"p2c.{name}": name for name in ("trainers", "datasets", "configs")}
 
 setup(
@@ -47,7 +48,8 @@ setup(
     ],
     entry_points={"console_scripts": ["p2c = p2c.__main__:main"]},
     extras_require={
+        "onnx": ONNX,
         "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.6", "import-linter>=2", "mypy>=1.13",
-                 "types-PyYAML", "types-tabulate", "types-tqdm", "build>=1", "setuptools>=68", "wheel"],
+                 "types-PyYAML", "types-tabulate", "types-tqdm", "build>=1", "setuptools>=68", "wheel", *ONNX],
     },
 )

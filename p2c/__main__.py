@@ -11,7 +11,7 @@ COMMANDS = {  # each is a module of p2c.cli
     "data": "download, verify and list datasets",
     "doctor": "check software, device, weights and datasets",
     "interpret": "name the words nearest to learned prompts",
-    "predict": "classify images, or export the text classifier",
+    "predict": "classify images, or export the classifier",
     "study": "choose settings on validation data, and compare methods",
     "verify_run": "repeat a run's test and compare the results",
 }

@@ -1,6 +1,5 @@
 """Predictions for arbitrary images: equal to train.py's, without the dataset, for any trainer; and the command."""
 import csv
-import json
 import logging
 import os
 import re
@@ -10,19 +9,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import open_clip
 import pytest
 import torch
 from clip_files import BREEDS, make_pets
 from engine_fixtures import CLASSNAMES
 from messages import naming
 from PIL import Image
-from safetensors import safe_open
 
 import p2c
 import train
 from p2c.cli import predict
-from p2c.clip.loading import load_backbone
 from p2c.engine.files import UnreadableImage, read_image, read_json, write_json
 from p2c.inference.predictor import Predictor
 from p2c.inference.records import checked_names, recorded_cfg
@@ -292,52 +288,6 @@ def test_a_device_that_is_not_there_is_refused(runs, monkeypatch, device, named)
         Predictor.from_run(runs.of("P2C"), device=device)
 
 
-# The text classifier as a file
-
-@pytest.fixture
-def exported(runs, tmp_path):
-    """exported(trainer): what is in the exported file, the predictor, and whether open_clip will do."""
-    def export(trainer):
-        predictor = Predictor.from_run(runs.of(trainer))
-        plain = predictor.export(tmp_path / "classifier.safetensors")
-        with safe_open(tmp_path / "classifier.safetensors", "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata(), predictor, plain  # noqa: SIM118
-    return export
-
-
-@pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "ZeroshotCLIP2"])
-def test_plain_open_clip_and_the_exported_classifier_give_the_same_probabilities(runs, exported, trainer):
-    tensors, about, predictor, plain = exported(trainer)
-    assert plain and about["image_tower"] == "plain" and json.loads(about["classnames"]) == runs.classes["base"]
-    model = load_backbone(about["backbone"], about["weights"]).model  # an open_clip.CLIP
-    preprocess = open_clip.image_transform(
-        tuple(json.loads(about["image_size"])), is_train=False, mean=json.loads(about["pixel_mean"]),
-        std=json.loads(about["pixel_std"]), interpolation=about["interpolation"])
-    images = torch.stack([preprocess(Image.open(path)) for path in runs.images["base"]])
-    with torch.no_grad():
-        features = model.encode_image(images, normalize=True)
-    probabilities = (tensors["logit_scale"] * features @ tensors["weight"].t()).softmax(-1)
-    assert torch.allclose(probabilities, predictor.predict(runs.images["base"]), atol=1e-5)
-
-
-def test_a_classifier_for_prompted_images_is_written_and_says_so(runs, exported):
-    tensors, about, predictor, plain = exported("P2C")
-    assert not plain and about["image_tower"] == "prompted"
-    images = torch.stack([predictor.transform(read_image(path)) for path in runs.images["base"]])
-    with torch.no_grad():
-        features = predictor.model.encode_image(images, predictor.model.learner())
-    probabilities = (tensors["logit_scale"] * features @ tensors["weight"].t()).softmax(-1)
-    assert torch.allclose(probabilities, predictor.predict(runs.images["base"]), atol=1e-5)
-
-
-def test_a_trainer_with_class_features_for_each_image_has_no_classifier_to_export(runs, tmp_path, monkeypatch):
-    predictor = Predictor.from_run(runs.of("MaPLe"))
-    monkeypatch.setattr(predictor.model, "per_image_classes", True)
-    with pytest.raises(ValueError, match=naming("MaPLe", "export")):
-        predictor.export(tmp_path / "classifier.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
 # The command
 
 def test_the_command_prints_a_line_an_image_and_nothing_else(runs, command):
@@ -400,7 +350,8 @@ def test_images_that_cannot_be_read_are_named_and_passed_over_with_status_1(runs
     (("IMAGE", "--classes", "cat,,dog"), ("2 of 3", "empty")),
     (("IMAGE", "--classes", "nowhere.txt"), ("nowhere.txt",)),
     (("IMAGE", "--load-epoch", "7"), ("model.pth.tar-7",)),
-    (("--export", "setup.py/x"), ("setup.py",)),
+    (("--export", "setup.py/x.safetensors"), ("setup.py",)),
+    (("--export", "clf.pt"), ("clf.pt", ".safetensors", ".pt2", ".onnx")),
 ])
 def test_a_mistake_is_one_line_and_status_2(runs, command, words, named):
     status, out, err = command(runs.of("P2C"), *(runs.images["base"][0] if word == "IMAGE" else word for word in words))

@@ -3,7 +3,7 @@
     python -m p2c predict output/RUN photos/ more.jpg              # five classes for each image
     python -m p2c predict output/RUN photos/ --csv photos.csv
     python -m p2c predict output/RUN photos/ --classes zebra,okapi  # other classes than the run's
-    python -m p2c predict output/RUN --export classifier.safetensors
+    python -m p2c predict output/RUN --export classifier.onnx       # or .pt2, or .safetensors: the text classifier
 
 RUN is the folder of a training or an evaluation by train.py; its dataset is not needed. Folders are searched
 recursively for image files. Predictions go to standard output, one line for each image, everything else to standard
@@ -23,6 +23,7 @@ from p2c.datasets.splits import read_lines
 from p2c.datasets.trees import SUFFIXES, images_below
 from p2c.engine.files import UnreadableImage, write_csv
 from p2c.engine.logger import only_warnings
+from p2c.inference.export import check_destination
 from p2c.inference.predictor import Predictor
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, exit_on, positive, printable, run_parser, say, show
 
@@ -35,7 +36,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--top", type=positive, default=5, help="classes named for each image (default: %(default)s)")
     parser.add_argument("--csv", help="also write the predictions to this file")
     parser.add_argument("--classes", help="names separated by commas, or a .txt file, one a line; default: the run's")
-    parser.add_argument("--export", metavar="FILE.safetensors", help="write the text classifier to this file")
+    parser.add_argument("--export", metavar="FILE", help="write the classifier to this file: .pt2 (torch.export) or "
+                        ".onnx, with the image tower; .safetensors, the class features only")
     parser.add_argument("--batch-size", type=positive, help="default: that of the run's tests")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     args = parser.parse_args(argv)
@@ -48,12 +50,15 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     args = parse_args(argv)
     with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
+        if args.export:
+            check_destination(args.export)
         paths = find_images(args.images)
         classes = None if args.classes is None else read_classes(args.classes)
         predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
-        if args.export and not predictor.export(args.export):
-            say(f"warning: the image features for {args.export} need this package too, since the image tower is "
-                "prompted")
+        if args.export:
+            with exit_on(RuntimeError, status=FAILED):
+                for line in predictor.export(args.export):
+                    say(line)
     with exit_on(*MISTAKES, RuntimeError, status=FAILED):
         complete = predict(predictor, paths, args)
     return DONE if complete else FAILED

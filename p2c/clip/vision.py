@@ -69,4 +69,4 @@ class ImageTower:
 
 def _append(x: Tensor, prompts: Tensor) -> Tensor:
     """Append the same prompts (M, D) to the states (B, T, D) of each image."""
-    return torch.cat([x, prompts.expand(len(x), -1, -1)], dim=1)
+    return torch.cat([x, prompts.expand(x.shape[0], -1, -1)], dim=1)

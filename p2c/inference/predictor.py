@@ -2,28 +2,24 @@
 
 Shapes: N images, C classes, E feature width.
 """
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
-from p2c.clip.loading import CLIP_NAMES
 from p2c.cloud import cloud_of
-from p2c.engine.files import UnreadableImage, read_image, to_rgb, write_atomically
+from p2c.engine.files import UnreadableImage, read_image, to_rgb
 from p2c.engine.seeds import preserve_random_state
 from p2c.framework import build_trainer, build_transform
+from p2c.inference.export import export
 from p2c.inference.records import RecordedRun
 from p2c.model import PromptedCLIP
 from p2c.trainers.base import PromptTrainer
 from p2c.trainers.building import input_normalization
-
-CLASSIFIER_FORMAT = "p2c-text-classifier"
 
 ImageLike = str | os.PathLike | Image.Image
 
@@ -110,48 +106,9 @@ class Predictor:
                 pixels = self.normalize(pixels.to(self.device))
                 yield indices, self.scores(pixels).float().softmax(1).cpu()
 
-    def export(self, path: str | os.PathLike) -> bool:
-        """Write the text classifier as safetensors; return whether plain open_clip gives the image features for it.
-
-        Tensors: weight (C, E), the normalised class features, and logit_scale (), the factor of their cosines.
-        Metadata: `classifier_metadata`.
-
-        Raises:
-            ValueError: there is not one classifier for all images, or inference uses a cloud of them.
-        """
-        if self.model is None or self.model.per_image_classes:
-            raise ValueError(f"{self.cfg.TRAINER.NAME} has no text classifier to export: its scores of an image are "
-                             "not cosines with the same class features for all images; use `p2c predict` or "
-                             "p2c.Predictor instead")
-        if self.cfg.TEST.CLOUD_SAMPLES:
-            raise ValueError("Cloud inference has several text classifiers, and a file holds one; export from a run "
-                             "with TEST.CLOUD_SAMPLES 0")
-        prompts, features = self.model.deployed()
-        plain = prompts.visual is None
-        tensors = {"weight": features.float().cpu().contiguous(),
-                   "logit_scale": torch.tensor(self.model.backbone.logit_scale)}
-        write_atomically(path, safetensors.torch.save(tensors, classifier_metadata(self.cfg, self.classnames, plain)))
-        return plain
-
-
-def classifier_metadata(cfg: CfgNode, classnames: Sequence[str], plain: bool) -> dict[str, str]:
-    """Return the metadata that a user of an exported classifier needs; lists are JSON."""
-    backbone, images = cfg.MODEL.BACKBONE, cfg.INPUT
-    normalised = "normalize" in images.TRANSFORMS
-    return {
-        "format": CLASSIFIER_FORMAT,
-        "version": "1",
-        "classnames": json.dumps(list(classnames)),
-        "trainer": cfg.TRAINER.NAME,
-        "backbone": backbone.NAME,
-        "weights": backbone.WEIGHTS,
-        "open_clip_model": CLIP_NAMES.get(backbone.NAME, backbone.NAME),
-        "image_tower": "plain" if plain else "prompted",
-        "image_size": json.dumps(list(images.SIZE)),
-        "interpolation": images.INTERPOLATION,
-        "pixel_mean": json.dumps(list(images.PIXEL_MEAN) if normalised else [0.0] * 3),
-        "pixel_std": json.dumps(list(images.PIXEL_STD) if normalised else [1.0] * 3),
-    }
+    def export(self, path: str | os.PathLike) -> list[str]:
+        """Write the classifier to a .safetensors, .pt2 or .onnx file; see `p2c.inference.export.export`."""
+        return export(self, path)
 
 
 # Images

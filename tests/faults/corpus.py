@@ -376,6 +376,8 @@ LINES = [
          both(earlier(), OWN), status=FAILURE),
     line("export into a file as folder", ("predict", "{here}/earlier", "--export", "{here}/file/x.safetensors"),
          "{here}/file/x.safetensors", "choose another place", both(earlier(), OWN)),
+    line("export to another kind of file", ("predict", "{here}/earlier", "--export", "{here}/x.pt"), "{here}/x.pt",
+         "give a name that ends in"),
     line("convert into a run's folder", ("convert", "{here}/earlier", "{here}/earlier"), "{here}/earlier",
          "choose another", earlier()),
     line("convert of CoOp", ("convert", "{here}/earlier", "{here}/new"), "CoOp", "runs of MaPLe and P2C can",
