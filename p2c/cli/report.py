@@ -6,7 +6,7 @@
 OUTPUT is a folder with runs of train.py below it, at any depth; those in the folders of the scripts also get the tables
 of parse_test_res.py, beside published numbers where these are comparable. The page shows, for each dataset: accuracy,
 calibration, the accuracy of each class, confusions, images with predictions, training curves, and the words nearest to
-learned prompts. Images come from the dataset's folder, nearest words need CLIP's weights; what is not there is left out.
+learned prompts. Images come from the dataset's folder, words need CLIP's weights; what is not there is left out.
 
 Exit status: 0 done, 1 the page cannot be written, 2 a usage error, such as a folder without finished runs.
 """

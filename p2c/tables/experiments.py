@@ -56,7 +56,7 @@ class Tested:
 
     @property
     def root(self) -> str:
-        return osp.expanduser(self.record["config"].get("DATASET", {}).get("ROOT", ""))
+        return osp.expanduser(self.record.get("config", {}).get("DATASET", {}).get("ROOT", ""))
 
     @cached_property
     def subject(self) -> Subject:
@@ -116,7 +116,8 @@ def find_tests(folders: Iterable[str]) -> list[Tested]:
         for place, names, files in os.walk(folder):
             names.sort()
             record = read_results(osp.join(place, "results.json")) if "results.json" in files else None
-            if record and record.get("finished") is True and "accuracy" in record.get("metrics", {}):
+            accuracy = record.get("metrics", {}).get("accuracy") if record else None
+            if record and record.get("finished") is True and isinstance(accuracy, (int, float)):
                 found.setdefault(osp.realpath(place), Tested(place, record))
     return list(found.values())
 
@@ -127,8 +128,7 @@ def by_subject(tests: Iterable[Tested]) -> dict[Subject, list[Experiment]]:
     for test in tests:
         parent, name = osp.split(osp.normpath(test.folder))
         folder = parent if re.fullmatch(r"seed-?\d+", name) else test.folder
-        experiments = found.setdefault(test.subject, {})
-        experiments.setdefault(folder, Experiment(folder, [])).runs.append(test)
+        found.setdefault(test.subject, {}).setdefault(folder, Experiment(folder, [])).runs.append(test)
     subjects = {subject: list(found[subject].values()) for subject in sorted(found, key=lambda key: key.title)}
     for experiments in subjects.values():
         name_experiments(experiments)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from os import path as osp
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from p2c.engine.files import UnreadableImage, read_image
 from p2c.tables import figures
 from p2c.tables.curves import figure_of, label_rows
 from p2c.tables.experiments import Experiment, Prediction, Subject, Tested, by_subject, find_tests
-from p2c.tables.printing import MEASURES, MISSING, by_scope, print_rows, rows_and_notes
+from p2c.tables.printing import MEASURES, MISSING, any_published, by_scope, print_rows, rows_and_notes
 from p2c.tables.published import AVERAGE
 from p2c.tables.rows import Row
 from p2c.tables.runs import std
@@ -44,7 +45,7 @@ Words = Callable[[str], Sequence[tuple[str, ...]]]  # folder of a training -> (p
 
 
 class Table(NamedTuple):
-    """A table; `wide`: it lists something by class, and is folded."""
+    """The headers and the cells of a table."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -74,12 +75,15 @@ def make_page(folders: list[str], words: Words) -> str:
         raise ValueError(f"No finished run with a test is below {', '.join(folders)}; give the folder that runs were "
                          "written to, such as output")
     subjects = [subject_section(subject, found, words) for subject, found in by_subject(tests).items()]
-    loader = jinja2.PackageLoader("p2c.tables", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html").render(
-        folders=folders, made=datetime.now().strftime("%Y-%m-%d %H:%M"), count=len(tests), benchmarks=benchmarks,
-        subjects=subjects)
+    return template().render(folders=folders, made=datetime.now().strftime("%Y-%m-%d %H:%M"), count=len(tests),
+                             benchmarks=benchmarks, subjects=subjects)
+
+
+def template() -> jinja2.Template:
+    """Read report.html, which escapes every text that is put into it."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html")
 
 
 # Benchmarks
@@ -98,7 +102,8 @@ def benchmark_section(benchmark: str, folders: list[str]) -> dict[str, Any] | No
     else:
         drawn = [figures.svg(benchmark_bars(benchmark, scope_rows), f"{title}: the numbers are in the table")
                  for _, scope_rows in by_scope(rows)]  # fmt: skip
-    return {"title": title, "tables": Markup(tables.getvalue()), "figures": drawn, "wide": benchmark == "fewshot"}
+    return {"title": title, "tables": Markup(tables.getvalue()), "figures": drawn, "wide": benchmark == "fewshot",
+            "published": benchmark != "fewshot" and any_published(rows)}
 
 
 def benchmark_bars(benchmark: str, rows: list[Row]):
