@@ -33,7 +33,7 @@ def words(folder: str) -> list[tuple[str, ...]]:
     run = RecordedRun(folder, device="cpu")
     model = run.model()
     vocabulary = Vocabulary(model.backbone)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for part, layer, classname, tokens in learned_text(model, run.cfg.TRAINER.NAME):
         for number, nearest in enumerate(vocabulary.nearest(tokens, NEAREST), 1):
             place = f"{part} of {classname}" if classname else part

@@ -196,7 +196,7 @@ class Run:
 
     def write_results(self, mode: str, **source) -> None:
         """Write predictions.csv, then results.json; mode is "train", or "eval" for a model loaded from `source`."""
-        if self.predictions is not None:
+        if self.predictions is not None and self.tested_split is not None:
             data = self.dm.dataset
             self.predictions.write(self.output_dir, getattr(data, self.tested_split), self.cfg.DATASET.ROOT,
                                    data.classnames)
