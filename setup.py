@@ -21,7 +21,7 @@ setup(
     package_data={
         "p2c": ["py.typed"],
         "p2c.clip": ["builtin/*"],
-        "p2c.tables": ["reference_results.yaml"],
+        "p2c.tables": ["reference_results.yaml", "report.html"],
         "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml", "studies/*.yaml"],
     },
     install_requires=[
@@ -45,6 +45,7 @@ setup(
         "huggingface_hub>=0.20",
         "packaging>=23",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     entry_points={"console_scripts": ["p2c = p2c.__main__:main"]},
     extras_require={

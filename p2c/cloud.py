@@ -9,7 +9,7 @@ Shapes: N images, B of them in a batch, K draws, C classes, E width of the featu
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,15 +17,13 @@ from yacs.config import CfgNode
 
 from p2c.denoising.mixture import Distribution, noise_from_config
 from p2c.denoising.noise import noise_unit
-from p2c.engine.datasets import Datum
 from p2c.engine.distributed import is_main
-from p2c.engine.files import write_csv
+from p2c.engine.predictions import Predictions
 from p2c.framework import TrainerX
 from p2c.model import PromptedCLIP, Step
 from p2c.prompts.context import Prompts, add_noise
 
-COLUMNS = ("path", "label", "class", "predicted_label", "predicted_class", "probability", "mutual_information",
-           "dissent")
+DOUBTS = "mutual_information", "dissent"  # of each image, in predictions.csv
 
 
 def combine(logits: Tensor, average: str) -> Tensor:
@@ -94,54 +92,23 @@ class Cloud:
         return combine(self.logits(image), self.average)
 
 
-class CloudRecord:
-    """The predictions of a cloud for each image of a split, gathered batch by batch."""
+def doubt_metrics(predictions: Predictions) -> dict[str, float]:
+    """Return the means over the images of "mutual_information" (nats) and "dissent" (disagreement, percent).
 
-    def __init__(self) -> None:
-        self._batches: list[tuple[Tensor, ...]] = []
+    Also return how well each of them tells wrong predictions from right ones, and how well low confidence does:
+    "auroc_...", areas under the ROC curve in percent, where 50 is chance. These are left out if all predictions are
+    right or all are wrong, and if a score is not finite.
+    """
+    from sklearn.metrics import roc_auc_score  # here: it takes a second to import
 
-    def add(self, output: Tensor, label: Tensor, index: Tensor, information: Tensor, disagreement: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            output: scores (B, C).
-            label, index: (B,) labels, and places in the split.
-            information, disagreement: (B,) what `mutual_information` and `disagreement` return.
-        """
-        confidence, prediction = output.double().softmax(1).max(1)
-        self._batches.append((index, label, prediction, confidence, information, disagreement))
-
-    def _columns(self) -> list[Tensor]:
-        """Return index, label, prediction, confidence, information, disagreement: (N,) each, in the split's order."""
-        columns = [torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)]
-        order = columns[0].argsort()
-        return [column[order] for column in columns]
-
-    def metrics(self) -> dict[str, float]:
-        """Return the means over the images of "mutual_information" (nats) and "dissent" (disagreement, percent).
-
-        Also return how well each of them tells wrong predictions from right ones, and how well low confidence does:
-        "auroc_...", areas under the ROC curve in percent, where 50 is chance. These are left out if all predictions are
-        right or all are wrong, and if a score is not finite.
-        """
-        from sklearn.metrics import roc_auc_score  # here: it takes a second to import
-
-        _, label, prediction, confidence, information, disagreement = self._columns()
-        metrics = {"mutual_information": information.mean().item(), "dissent": 100 * disagreement.mean().item()}
-        wrong = prediction != label
-        if wrong.any() and not wrong.all() and (information + confidence).isfinite().all():
-            doubts = {"mutual_information": information, "dissent": disagreement, "confidence": -confidence}
-            for name, doubt in doubts.items():
-                metrics[f"auroc_{name}"] = 100 * float(roc_auc_score(wrong, doubt))
-        return metrics
-
-    def write(self, directory: str, items: Sequence[Datum], root: str, classnames: Sequence[str]) -> None:
-        """Write predictions.csv to a folder, a line for each of the split's items; paths are relative to the root."""
-        rows = []
-        for index, label, prediction, *numbers in zip(*(column.tolist() for column in self._columns()), strict=True):
-            path = os.path.relpath(items[index].impath, os.path.expanduser(root)).replace(os.sep, "/")
-            rows.append((path, label, classnames[label], prediction, classnames[prediction], *numbers))
-        write_csv(os.path.join(directory, "predictions.csv"), COLUMNS, rows)
+    information, disagreement = (predictions[name] for name in DOUBTS)
+    confidence, wrong = predictions["probability"], predictions["prediction"] != predictions["label"]
+    metrics = {"mutual_information": information.mean().item(), "dissent": 100 * disagreement.mean().item()}
+    if wrong.any() and not wrong.all() and (information + confidence).isfinite().all():
+        doubts = {"mutual_information": information, "dissent": disagreement, "confidence": -confidence}
+        for name, doubt in doubts.items():
+            metrics[f"auroc_{name}"] = 100 * float(roc_auc_score(wrong, doubt))
+    return metrics
 
 
 class CloudTests(TrainerX):
@@ -149,7 +116,6 @@ class CloudTests(TrainerX):
 
     model_class: type[PromptedCLIP]
     model: PromptedCLIP
-    record: CloudRecord | None = None  # of the last test with a cloud
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise ValueError also if a cloud is asked for that the method cannot have."""
@@ -169,13 +135,13 @@ class CloudTests(TrainerX):
         """Return logits (B, C) of images, with a cloud its scores."""
         return super().model_inference(input) if self.cloud is None else self.cloud.predict(input)
 
-    def test(self, split: str | None = None) -> float:
-        """Test as the engine does; with a cloud also keep its predictions in `record`."""
-        self.record = CloudRecord() if self.cloud else None
-        return super().test(split)
+    @property
+    def output_columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names of what the `outputs` have behind the labels: a cloud's doubts."""
+        return DOUBTS if self.cloud else ()
 
     def outputs(self, loader: Iterable[dict]) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what `process_outputs` takes, batch by batch."""
+        """Yield the output and the labels of each batch, with a cloud also what DOUBTS names."""
         if self.cloud is None:
             yield from super().outputs(loader)
             return
@@ -183,28 +149,19 @@ class CloudTests(TrainerX):
             image, label = self.parse_batch_test(batch)
             logits = self.cloud.logits(image)
             output = combine(logits, self.cloud.average)
-            yield output, label, batch["index"], mutual_information(logits), disagreement(logits, output)
-
-    def process_outputs(self, output: Tensor, label: Tensor, *of_cloud: Tensor) -> None:
-        """Take the outputs of a batch, with a cloud also what `CloudRecord.add` takes."""
-        super().process_outputs(output, label)
-        if self.record is not None:
-            self.record.add(output, label, *of_cloud)
+            yield output, label, mutual_information(logits), disagreement(logits, output)
 
     def evaluate_outputs(self) -> dict[str, float]:
         """Return the metrics, with a cloud also its own."""
-        return {**super().evaluate_outputs(), **(self.record.metrics() if self.record else {})}
+        doubts = doubt_metrics(self.predictions) if self.cloud and self.predictions else {}
+        return {**super().evaluate_outputs(), **doubts}
 
     def write_results(self, mode: str, **source) -> None:
-        """Write results.json, with a cloud also predictions.csv and reliability.png."""
-        if self.record is not None and is_main():
-            loader = self.val_loader if self.tested_split == "val" else self.test_loader
-            self.record.write(self.output_dir, loader.dataset.data_source, self.cfg.DATASET.ROOT,
-                              self.dm.dataset.classnames)
-            if calibration := getattr(self.evaluator, "calibration", None):
-                from p2c.utils.reliability import draw  # here: matplotlib takes a second to import
+        """Write predictions.csv and results.json, with a cloud also reliability.png."""
+        if self.cloud and is_main() and (calibration := getattr(self.evaluator, "calibration", None)):
+            from p2c.utils.reliability import draw  # here: matplotlib takes a second to import
 
-                draw(calibration["reliability"], os.path.join(self.output_dir, "reliability.png"))
+            draw(calibration["reliability"], os.path.join(self.output_dir, "reliability.png"))
         super().write_results(mode, **source)
 
 

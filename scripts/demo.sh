@@ -23,4 +23,5 @@ for seed in 1 2 3; do
     done
 done
 "${PYTHON:-python}" "$scripts/../parse_test_res.py" --base2new "${OUTPUT:-output}" --datasets shapes
+PYTHONPATH=$scripts/..${PYTHONPATH:+:$PYTHONPATH} "${PYTHON:-python}" -m p2c report "${OUTPUT:-output}/base2new" --html "${OUTPUT:-output}/report.html"
 echo "Logs, checkpoints and results.json: ${OUTPUT:-output}/base2new"

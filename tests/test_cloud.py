@@ -10,8 +10,9 @@ from messages import naming
 from PIL import Image
 
 from p2c.cli import predict, verify_run
-from p2c.cloud import CloudRecord, combine, disagreement, mutual_information
+from p2c.cloud import DOUBTS, combine, disagreement, doubt_metrics, mutual_information
 from p2c.denoising.mixture import noise_from_config
+from p2c.engine.predictions import Predictions
 from p2c.engine.results import read_results
 from p2c.inference.predictor import Predictor
 from p2c.trainers import base
@@ -87,10 +88,11 @@ def test_areas_under_the_curve_count_pairs_of_a_wrong_and_a_right_prediction():
     output, label = torch.randn(30, 3, generator=random), torch.randint(0, 3, (30,), generator=random)
     doubts = {"mutual_information": torch.rand(30, generator=random),
               "dissent": torch.randint(0, 4, (30,), generator=random) / 4}
-    record = CloudRecord()
+    predictions = Predictions(DOUBTS)
     for part in torch.arange(30).split(8):
-        record.add(output[part], label[part], part, *(values[part] for values in doubts.values()))
-    found = record.metrics()
+        predictions.add(output[part], label[part], *(values[part] for values in doubts.values()))
+    predictions.arrange(torch.arange(30))
+    found = doubt_metrics(predictions)
     wrong = output.argmax(1) != label
     for name, values in {**doubts, "confidence": -output.softmax(1).max(1)[0]}.items():
         pairs = [(a > b) + (a == b) / 2 for a in values[wrong] for b in values[~wrong]]
@@ -100,9 +102,10 @@ def test_areas_under_the_curve_count_pairs_of_a_wrong_and_a_right_prediction():
 
 
 def test_without_a_wrong_prediction_there_is_no_area():
-    record = CloudRecord()
-    record.add(torch.eye(2), torch.arange(2), torch.arange(2), torch.zeros(2), torch.zeros(2))
-    assert record.metrics() == {"mutual_information": 0, "dissent": 0}
+    predictions = Predictions(DOUBTS)
+    predictions.add(torch.eye(2), torch.arange(2), torch.zeros(2), torch.zeros(2))
+    predictions.arrange(torch.arange(2))
+    assert doubt_metrics(predictions) == {"mutual_information": 0, "dissent": 0}
 
 
 # Trainers
@@ -214,7 +217,9 @@ def test_a_trained_model_is_tested_with_a_cloud(call, tmp_path, capsys, pets):
     metrics = read_results(tmp_path / "cloud")["metrics"]
     assert {"ece", "nll", "reliability"} <= plain.keys() and not METRICS & plain.keys()
     assert plain.keys() | METRICS == metrics.keys() and next(iter(metrics)) == "accuracy"
-    assert not (tmp_path / "trained/predictions.csv").exists()
+    with open(tmp_path / "trained/predictions.csv", newline="") as file:
+        assert not set(DOUBTS) & set(csv.DictReader(file).fieldnames)
+    assert not (tmp_path / "trained/reliability.png").exists()
     assert Image.open(tmp_path / "cloud/reliability.png").format == "PNG"
 
     with open(tmp_path / "cloud/predictions.csv", newline="") as file:

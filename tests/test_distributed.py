@@ -1,4 +1,5 @@
 """Two processes on the CPU against one: same prompts, metrics and curves, one writer, one end; two under torchrun."""
+import csv
 import os
 import re
 import subprocess
@@ -107,7 +108,9 @@ def test_one_process_writes_and_all_draw_one_seed(nine_pets, tmp_path):
     done = torchrun(*options("run", nine_pets), *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "MultiModalPromptLearner", "log.txt", "results.json", "tensorboard"]
+        "MultiModalPromptLearner", "log.txt", "predictions.csv", "results.json", "tensorboard"]
+    with open(tmp_path / "run/predictions.csv", newline="") as file:
+        assert len({row["path"] for row in csv.DictReader(file)}) == 9
     assert done.stdout.count("Finish training") == 1 and done.stdout.count("SEED is negative, drew") == 1
     record = read_results(str(tmp_path / "run"))
     assert record["processes"] == 2 and record["metrics"]["total"] == 9

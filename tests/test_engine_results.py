@@ -1,9 +1,11 @@
 """results.json, and which differences of a config make another run."""
+import csv
 import hashlib
 import json
 import os
 import subprocess
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from messages import naming
 
 import p2c
 from p2c.engine import DATASET_REGISTRY, read_json
+from p2c.engine.files import read_image
+from p2c.engine.predictions import Predictions
 from p2c.engine.results import (
     changed_keys,
     describe_changes,
@@ -19,6 +23,7 @@ from p2c.engine.results import (
     digest_weights,
     fingerprint,
     read_results,
+    to_plain,
     write_started,
 )
 
@@ -35,7 +40,8 @@ def test_results_of_a_training_run(tiny_trainer, tmp_path):
     assert (record["trainer"], record["dataset"], record["seed"]) == ("TinyTrainer", "TinyData", 1)
     assert (record["subsample_classes"], record["num_shots"], record["device"]) == ("all", -1, "cpu")
     metrics = record["metrics"]
-    assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total", "ece", "nll", "reliability"]
+    assert list(metrics) == ["accuracy", "error_rate", "macro_f1", "correct", "total", "ece", "nll", "reliability",
+                             "class_accuracy"]
     assert metrics["total"] == 24 and metrics["accuracy"] == 100 * metrics["correct"] / 24
     assert record["config"]["INPUT"]["SIZE"] == [32, 32]
     assert set(record["versions"]) == {"python", "torch", "torchvision", "open_clip_torch", "numpy", "pillow", "cuda",
@@ -49,6 +55,44 @@ def test_results_of_a_training_run(tiny_trainer, tmp_path):
     }
     assert record["seconds"] > 0
     assert started["config"] == record["config"]
+
+
+def test_every_test_leaves_its_predictions_and_the_accuracy_of_each_class(tiny_trainer, tmp_path):
+    trainer = tiny_trainer("OPTIM.MAX_EPOCH", 1, "DATALOADER.TEST.BATCH_SIZE", 5)
+    trainer.train()
+    metrics = read_results(trainer.output_dir)["metrics"]
+    with open(tmp_path / "run/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    root = trainer.cfg.DATASET.ROOT
+    assert [f"{root}/{row['path']}" for row in rows] == [item.impath for item in trainer.dm.dataset.test]
+    for row, item in zip(rows, trainer.dm.dataset.test, strict=True):
+        image = trainer.dm.test_loader.dataset.transform(read_image(item.impath))
+        with torch.no_grad():
+            scores = trainer.model(image[None]).softmax(1)[0]
+        assert int(row["predicted_label"]) == scores.argmax() and row["class"] == item.classname
+        assert float(row["probability"]) == pytest.approx(scores.max().item(), abs=1e-5)
+        assert row["predicted_class"] == trainer.dm.dataset.classnames[int(row["predicted_label"])]
+    right = [row["class"] for row in rows if row["label"] == row["predicted_label"]]
+    assert len(right) == metrics["correct"]
+    assert metrics["class_accuracy"] == [100 * right.count(name) / 4 for name in trainer.dm.dataset.classnames]
+
+
+def test_a_class_without_images_has_no_accuracy_and_one_without_a_name_can_be_predicted(tmp_path):
+    predictions = Predictions()
+    predictions.add(torch.eye(4)[[1, 3]], torch.tensor([1, 0]))
+    predictions.arrange(torch.tensor([1, 0]))
+    assert predictions.class_accuracy(3) == [0, 100, None]
+    items = [SimpleNamespace(impath=str(tmp_path / name)) for name in ("a.png", "b, 1.png")]
+    predictions.write(str(tmp_path), items, str(tmp_path), ["cat", "dog", "fox"])
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = [tuple(row.values())[:5] for row in csv.DictReader(file)]
+    assert rows == [("a.png", "0", "cat", "3", ""), ("b, 1.png", "1", "dog", "1", "dog")]
+
+
+def test_a_setting_that_only_adds_output_is_no_other_setting():
+    plain = tiny_config("data", "run")
+    more = tiny_config("data", "run", "TEST.COMPUTE_CMAT", True, "TEST.PER_CLASS_RESULT", True)
+    assert changed_keys(to_plain(plain), more) == []
 
 
 def test_results_of_an_evaluation(tiny_trainer, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from p2c.cli import interpret
-from p2c.cli.interpret import Vocabulary, learned_text
 from p2c.engine.checkpoint import load_checkpoint
+from p2c.inference.words import Vocabulary, learned_text
 
 WORDS = ["a", "photo", "of", "a"]  # what the tiny configurations start their contexts with
 ATTRIBUTES = ("TRAINER.ATPROMPT.USE_ATPROMPT", True, "TRAINER.ATPROMPT.N_ATT1", 2, "TRAINER.ATPROMPT.N_ATT2", 1)

@@ -225,7 +225,7 @@ def test_the_folder_of_a_killed_run_is_taken_over_with_a_line_in_the_log(call, t
     (tmp_path / "run" / OWNER).write_text("node7, process 12, since 2026-01-01 00:00:00")
     assert call() == 0
     assert "(node7, process 12, since" in (tmp_path / "run" / "log.txt").read_text()
-    assert files(tmp_path / "run") == [LEARNER, "log.txt", "results.json", "tensorboard"]
+    assert files(tmp_path / "run") == [LEARNER, "log.txt", "predictions.csv", "results.json", "tensorboard"]
     assert files(tmp_path / "run" / LEARNER) == ["checkpoint", "model.pth.tar-2"]
 
 

@@ -47,11 +47,12 @@ for name in ("p2c.p2c", "p2c.tests"):
     assert importlib.util.find_spec(name) is None, name
 found = pathlib.Path(importlib.util.find_spec("p2c.cli.data").origin)
 assert found == pathlib.Path({str(path)!r}, "p2c", "cli", "data.py")
-import p2c.configs, p2c.clip.loading, p2c.tables.published
+import p2c.configs, p2c.clip.loading, p2c.tables.published, p2c.tables.report
 folder = pathlib.Path(list(p2c.configs.__path__)[0])
 assert (folder / "trainers/P2C/tiny_shapes.yaml").is_file() and (folder / "datasets/shapes.yaml").is_file()
 p2c.clip.loading.load_backbone("tiny-shapes", "builtin")
 assert p2c.tables.published.references()["backbone"] == "ViT-B/16"
+assert p2c.tables.report.template().filename
 """
     done = start("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(path)})
     assert done.returncode == 0, done.stderr

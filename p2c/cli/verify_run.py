@@ -111,7 +111,7 @@ def compare(record: dict, trainer: SimpleTrainer) -> list[Row]:
 
 def brief(value: Any) -> str:
     """Return a value as one short text."""
-    text = ", ".join(value) if isinstance(value, list) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= WIDTH else f"{text[:WIDTH - 3]}..."
 
 

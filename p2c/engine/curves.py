@@ -51,10 +51,8 @@ def truncate_curves(folder: str, keep: Callable[[str, int], bool]) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError:
         return
-    for name in sorted(os.listdir(folder)):
-        if not name.startswith("events.out.tfevents."):
-            continue
-        path, kept = os.path.join(folder, name), io.BytesIO()
+    for path in _event_files(folder):
+        kept = io.BytesIO()
         writer = RecordWriter(kept)
         for record in _records(path):
             event = Event.FromString(record)
@@ -62,6 +60,26 @@ def truncate_curves(folder: str, keep: Callable[[str, int], bool]) -> None:
                 writer.write(record)
         if kept.tell() != os.path.getsize(path):
             write_atomically(path, kept.getvalue())
+
+
+def read_curves(folder: str) -> dict[str, dict[int, float]]:
+    """Return the curves in a folder's event files: tag -> step -> value; nothing without a folder or tensorboard."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+    except ImportError:
+        return {}
+    curves: dict[str, dict[int, float]] = {}
+    for path in _event_files(folder):
+        for record in _records(path):
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    return curves
+
+
+def _event_files(folder: str) -> list[str]:
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in names if name.startswith("events.out.tfevents.")]
 
 
 def _records(path: str) -> Iterator[bytes]:

@@ -25,7 +25,8 @@ FORMAT = "p2c-results"
 # Keys whose values may differ between a run and its continuation.
 MAY_CHANGE = (
     "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ",
-    "TRAIN.CHECKPOINT_STEPS", "TRAIN.CUDA_GRAPH", "TRAIN.TEXT_MEMORY", "USE_CUDA", "VERBOSE",
+    "TRAIN.CHECKPOINT_STEPS", "TRAIN.CUDA_GRAPH", "TRAIN.TEXT_MEMORY", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",
+    "USE_CUDA", "VERBOSE",
 )
 
 
@@ -61,11 +62,16 @@ def write_finished(trainer, mode: str, **source) -> None:
 
 
 def measured(trainer) -> dict:
-    """Return the metrics and counts of a trainer's last test and, on this package's engine, the calibration."""
+    """Return the metrics and counts of a trainer's last test, the accuracy of each class and the calibration.
+
+    Real Dassl's evaluator gives no calibration.
+    """
     evaluator = trainer.evaluator  # real Dassl's keeps the counts under private names
     counts = {name: getattr(evaluator, name, getattr(evaluator, f"_{name}", None)) for name in ("correct", "total")}
     counts = {name: count for name, count in counts.items() if count is not None}
-    return {**trainer.results, **counts, **getattr(evaluator, "calibration", {})}
+    predictions = trainer.predictions
+    classes = {} if predictions is None else {"class_accuracy": predictions.class_accuracy(trainer.num_classes)}
+    return {**trainer.results, **counts, **getattr(evaluator, "calibration", {}), **classes}
 
 
 def read_results(directory: str) -> dict | None:

@@ -28,6 +28,7 @@ from p2c.engine.evaluation import EvaluatorBase
 from p2c.engine.files import mkdir_if_missing
 from p2c.engine.logger import on_terminal
 from p2c.engine.numerics import FILE as NONFINITE
+from p2c.engine.predictions import Predictions
 from p2c.engine.results import changed_keys, describe_changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import preserve_random_state, run_seed, use_deterministic_algorithms
 from p2c.utils import trainable
@@ -82,6 +83,8 @@ class Run:
     supports_distributed = False  # whether the trainer averages its gradients over the processes of torchrun
     results: dict | None = None  # of the last test
     tested_split: str | None = None
+    output_columns: tuple[str, ...] = ()  # names of what a trainer's `outputs` have behind the labels, (B,) each
+    predictions: Predictions | None = None  # of the last test; None if the batches have no "index"
 
     def open_run(self, cfg) -> None:
         """Check the engine's settings, as `check_values` does, and start the clock."""
@@ -149,10 +152,12 @@ class Run:
         self.evaluator.reset()
         log.info(f"Evaluate on the *{split}* set")
         counted, seen = 0, list[Tensor]()
+        predictions = Predictions(self.output_columns)
         with preserve_random_state():
             bar = tqdm(loader, desc=split, unit="batch", leave=False, disable=not on_terminal())
             for batch in gather(self.outputs(noting_indices(bar, seen))):
                 self.process_outputs(*batch)
+                predictions.add(*batch)
                 counted += len(batch[1])
         indices = list(gather([(torch.cat(seen),)] if seen else []))
         given, total = from_main(lambda: counted), len(getattr(self.dm.dataset, split))
@@ -161,6 +166,9 @@ class Run:
             raise ValueError(f"The test on the {split} images is invalid: its loader gave {given} images, {different} "
                              f"of them different, but there are {total}; give the test a loader that has each image "
                              "once")
+        self.predictions = predictions if indices else None
+        if indices:
+            predictions.arrange(torch.cat([part for part, in indices]))
         results = from_main(self.evaluate_outputs)
         epoch = self.epoch if self.start_epoch < self.max_epoch else self.max_epoch - 1  # nothing was left to train
         for name, value in results.items():
@@ -169,12 +177,12 @@ class Run:
         return next(iter(results.values()))
 
     def outputs(self, loader: Iterable) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the model's output and the labels of each batch, as tensors for `process_outputs`."""
+        """Yield the model's output and the labels of each batch, and its `output_columns`, as tensors."""
         for batch in loader:
             input, label = self.parse_batch_test(batch)
             yield self.model_inference(input), label
 
-    def process_outputs(self, output: Tensor, label: Tensor) -> None:
+    def process_outputs(self, output: Tensor, label: Tensor, *more: Tensor) -> None:
         """Pass one of the `outputs` to the evaluator; the main process gets those of all processes."""
         self.evaluator.process(output, label)
 
@@ -187,7 +195,11 @@ class Run:
         return time.time() - self.time_start
 
     def write_results(self, mode: str, **source) -> None:
-        """Write results.json to the output folder; mode is "train", or "eval" for a model loaded from `source`."""
+        """Write predictions.csv, then results.json; mode is "train", or "eval" for a model loaded from `source`."""
+        if self.predictions is not None and self.tested_split is not None:
+            data = self.dm.dataset
+            self.predictions.write(self.output_dir, getattr(data, self.tested_split), self.cfg.DATASET.ROOT,
+                                   data.classnames)
         write_finished(self, mode, **source)
 
     # Checkpoints

@@ -1,11 +1,10 @@
 """The figures of a report."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from p2c.study.analysis import Estimate
-from p2c.tables.curves import COLOURS, MARKERS
+from p2c.tables.curves import COLOURS
 
 LINE = 0.26  # height of a line in a forest plot, in inches
 
@@ -46,22 +45,3 @@ def forest(ax, estimates: Mapping[str, Estimate]) -> None:
     ax.set_ylim(-0.6, len(estimates) - 0.4)
     ax.tick_params(axis="x", labelsize=8)
     ax.grid(axis="x", alpha=0.3)
-
-
-def reliability(kinds: Mapping[str, Sequence[Mapping[str, list]]]) -> Figure:
-    """Draw accuracy against confidence, over the joint bins of all tests of a kind."""
-    figure = Figure((4.2, 4), layout="constrained")
-    ax = figure.subplots()
-    ax.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
-    for (kind, tests), colour, marker in zip(kinds.items(), COLOURS, MARKERS, strict=False):
-        counts, confidence, accuracy = (np.array([bins[name] for bins in tests], float)  # NaN for None
-                                        for name in ("count", "confidence", "accuracy"))
-        filled = counts.sum(0) > 0
-        x, y = (np.nansum(counts * means, 0)[filled] / counts.sum(0)[filled] for means in (confidence, accuracy))
-        ax.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.2, label=kind)
-    ax.set_xlabel("confidence in %", fontsize=9)
-    ax.set_ylabel("accuracy in %", fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
-    return figure

@@ -15,6 +15,7 @@ from p2c.study.analysis import Estimate, equal_spreads, paired, pooled
 from p2c.study.cells import REPORT, Cell, Measured, Place, measured, run_cells
 from p2c.study.choice import Choice
 from p2c.study.plan import Ablations, Compare, Initialisations, Settings, Study
+from p2c.tables.figures import reliability
 
 TITLES = {"base": "Base", "novel": "Novel", "hm": "HM"}  # measures
 DOUBT = {"low confidence": "auroc_confidence", "mutual information": "auroc_mutual_information",
@@ -122,7 +123,7 @@ def write(study: Study, choice: Choice, rows: Rows, place: Place, command: str) 
     if study.initialisations:
         sections += spread_section(study.compare, study.initialisations, rows)
     if study.cloud:
-        figures["reliability.png"] = plots.reliability(reliability_bins(choice, rows))
+        figures["reliability.png"] = reliability(reliability_bins(choice, rows))
         sections += cloud_section(study.compare, choice, rows)
     for name, figure in figures.items():
         write_figure(folder / name, figure)

@@ -1,9 +1,10 @@
-"""Printing of the tables: text, Markdown and LaTeX for people, and CSV, unrounded, for programs."""
+"""Printing of the tables: text, Markdown, LaTeX and HTML for people, and CSV, unrounded, for programs."""
 
 import csv
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from itertools import chain, groupby
 from os import path as osp
 
@@ -38,6 +39,21 @@ def report(
     Returns:
         Whether there are any results, and the number of notes.
     """
+    rows, notes = rows_and_notes(benchmark, folders, keyword, spread, datasets)
+    print_rows(rows, notes, keyword, spread, style)
+    if rows and curves:
+        from p2c.engine.files import write_figure
+        from p2c.tables.curves import figure_of  # imported here, since matplotlib takes seconds to import
+
+        write_figure(curves, figure_of(rows, keyword, spread.__name__))
+        print(f"Curves: {curves}", file=sys.stderr)
+    return bool(rows), len(notes)
+
+
+def rows_and_notes(
+    benchmark: str, folders: list[str], keyword: str, spread: Spread, datasets: Sequence[str] = ()
+) -> tuple[list[Row], list[str]]:
+    """Return the rows of a benchmark's tables, of all or some datasets, and the notes on them."""
     notes: list[str] = []
     output: str | None = osp.normpath(folders[0])  # the $OUTPUT with which the scripts write there
     if benchmark == "base2new":
@@ -48,6 +64,11 @@ def report(
     rows = find_rows(benchmark, folders, keyword, spread, notes, datasets)
     for row in rows:
         notes += notes_on(row, output)
+    return rows, notes
+
+
+def print_rows(rows: list[Row], notes: list[str], keyword: str, spread: Spread, style: str) -> None:
+    """Print a benchmark's tables in a style: "text", "markdown", "latex", "html" or "csv"."""
     if not rows:
         print_notes(notes)
     elif style == "csv":
@@ -55,16 +76,9 @@ def report(
         print_notes([STATEMENT, *notes] if any_published(rows) else notes, style)
     else:
         complete = all(row.is_complete(line, name) for row in rows for line in row.lines for name in row.scope.names)
-        show = {"base2new": print_base_to_novel, "fewshot": print_few_shot}.get(benchmark, print_transfer)
+        show = {"base2new": print_base_to_novel, "fewshot": print_few_shot}.get(rows[0].benchmark, print_transfer)
         title = f"{keyword} in %, mean ± {spread.__name__} over seeds"
         show(rows, notes if complete else [LEGEND, *notes], title, style)
-    if rows and curves:
-        from p2c.engine.files import write_figure
-        from p2c.tables.curves import figure_of  # imported here, since matplotlib takes seconds to import
-
-        write_figure(curves, figure_of(rows, keyword, spread.__name__))
-        print(f"Curves: {curves}", file=sys.stderr)
-    return bool(rows), len(notes)
 
 
 def any_published(rows: list[Row]) -> bool:
@@ -211,7 +225,8 @@ def print_title(title: str, rows: list[Row], style: str) -> None:
     """Print the line above a table; if the rows have published numbers, it says what these are."""
     if any_published(rows):
         title += f"; {STATEMENT}"
-    print({"text": title, "markdown": f"**{title}**\n", "latex": "% " + title.replace("%", "percent")}[style])
+    print({"text": title, "markdown": f"**{title}**\n", "latex": "% " + title.replace("%", "percent"),
+           "html": f"<h3>{escape(title)}</h3>"}[style])
 
 
 def print_table(headers: list[str], lines: list[list], style: str) -> None:
@@ -222,8 +237,9 @@ def print_table(headers: list[str], lines: list[list], style: str) -> None:
     sides = ["left" if header in LEFT else "right" for header in headers]
     if style == "latex":  # escaped here and printed as latex_raw, since tabulate would escape the plus-minus sign
         headers, *texts = ([latex(text) for text in line] for line in (headers, *texts))
-    form = {"text": "simple", "markdown": "github", "latex": "latex_raw"}[style]
-    print(tabulate(texts, headers, tablefmt=form, disable_numparse=True, colalign=sides), end="\n\n")
+    form = {"text": "simple", "markdown": "github", "latex": "latex_raw", "html": "html"}[style]
+    table = tabulate(texts, headers, tablefmt=form, disable_numparse=True, colalign=sides)
+    print(f'<div class="scroll" tabindex="0">\n{table}\n</div>' if style == "html" else table, end="\n\n")
 
 
 def latex(text: str) -> str:
@@ -233,6 +249,10 @@ def latex(text: str) -> str:
 
 def print_notes(notes: list[str], style: str = "") -> None:
     """Print the notes; to standard error if the table is for a program to read."""
+    if style == "html":
+        items = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
+        print(f"<details><summary>Notes</summary><ul>\n{items}\n</ul></details>" if notes else "")
+        return
     file = sys.stdout if style in ("text", "markdown") else sys.stderr
     for note in notes:
         print(f"- {note}", file=file)
