@@ -33,7 +33,7 @@ from os import listdir
 from statistics import fmean
 
 from p2c.tables.runs import METRICS, Spread, ci95, describe_left_out, read_run, std, value_pattern
-from p2c.utils.console import Parser
+from p2c.utils.console import Parser, end_with_reader
 
 # CoOp's report: folders of seeds
 
@@ -155,4 +155,5 @@ def hint_for(directory: str, test_log: bool) -> str:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main())

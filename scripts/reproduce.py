@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2c.grid.families import FAMILIES, Family, unique_names  # noqa: E402
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser, show  # noqa: E402
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser, ReaderGone, end_with_reader, show  # noqa: E402
 
 RUN = ROOT / "scripts" / "run.sh"
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
@@ -286,8 +286,8 @@ def duration(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line; a closed terminal is ignored."""
-    with suppress(OSError):
+    """Print a line; a closed terminal, or a reader that has gone, is ignored."""
+    with suppress(OSError, ReaderGone):
         print(line, flush=True)
 
 
@@ -436,4 +436,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main(sys.argv[1:]))
