@@ -65,7 +65,10 @@ class Several(argparse.Action):
         super().__init__(option_strings, dest, nargs="+", **settings)
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        setattr(namespace, self.dest, [value for word in values for value in word])
+        flat = [value for word in values for value in word]
+        if not flat:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        setattr(namespace, self.dest, flat)
 
 
 def positive(text: str) -> int:
