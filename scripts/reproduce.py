@@ -414,11 +414,11 @@ def report(grid: Grid, out: str) -> int:
     if STOPPED in kinds or BROKEN in kinds:
         say("The same command tries these again, and repeats no finished run")
     say("The tables:")
-    selection = [] if any(name.startswith("folder:") for name in args.datasets) else args.datasets
-    for protocol in args.chosen:
+    own = any(name.startswith("folder:") for name in args.datasets)
+    for protocol, names in args.chosen.items():
         words = [os.environ.get("PYTHON") or "python", relative_path(ROOT / "parse_test_res.py"), f"--{protocol}", out]
-        if selection:
-            words += ["--datasets", *selection]
+        if args.datasets and not own:
+            words += ["--datasets", *(name for name in args.datasets if name in names)]
         say(f"    {shlex.join(words)}")
     if BROKEN in kinds:
         return FAILED

@@ -1,7 +1,6 @@
-"""Printing of the tables: text, Markdown and LaTeX for people, and CSV, unrounded, for programs."""
+"""Printing of the tables: text and Markdown for people, LaTeX for papers, and CSV, unrounded, for programs."""
 
 import csv
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
@@ -9,15 +8,15 @@ from os import path as osp
 
 from tabulate import tabulate
 
+from p2c.tables.latex import TITLES, latex
 from p2c.tables.notes import notes_on
 from p2c.tables.published import AVERAGE, STATEMENT
-from p2c.tables.rows import Line, Row, Scope, find_rows
+from p2c.tables.rows import Line, Row, Scope, find_rows, heading
 from p2c.tables.runs import Spread
 
 MISSING = "–"
 LEGEND = f"{MISSING}: no result; *: lacks seeds of other cells in the row; n of m: an average over n of m datasets"
 GROUP = ["Trainer", "Config", "Shots"]
-MEASURES = ["Base", "Novel", "HM"]
 PUBLISHED = ["Published", "Difference"]  # each holds all three measures
 LEFT = {"Dataset", *GROUP, "Datasets", "Seeds"}
 LOOKED_FOR = {
@@ -26,7 +25,6 @@ LOOKED_FOR = {
     "dg": "evaluation/TRAINER/CFG_Kshots/DATASET/seedN and ZeroshotCLIP/CFG/DATASET of the source's domains",
     "fewshot": "DATASET/TRAINER/CFG_Kshots/seedN and ZeroshotCLIP/CFG/DATASET",
 }
-TITLES = {"xd": "Cross-dataset transfer", "dg": "Domain generalization", "fewshot": "Few-shot learning"}
 
 
 def report(
@@ -37,6 +35,9 @@ def report(
 
     Returns:
         Whether there are any results, and the number of notes.
+
+    Raises:
+        ValueError: the benchmark has no dataset of that name.
     """
     notes: list[str] = []
     output: str | None = osp.normpath(folders[0])  # the $OUTPUT with which the scripts write there
@@ -50,14 +51,16 @@ def report(
         notes += notes_on(row, output)
     if not rows:
         print_notes(notes)
+    elif style == "latex":
+        print(latex(rows, keyword, spread.__name__))
+        print_notes(notes, style)
     elif style == "csv":
         print_csv(rows, keyword, spread.__name__)
         print_notes([STATEMENT, *notes] if any_published(rows) else notes, style)
     else:
         complete = all(row.is_complete(line, name) for row in rows for line in row.lines for name in row.scope.names)
         show = {"base2new": print_base_to_novel, "fewshot": print_few_shot}.get(benchmark, print_transfer)
-        title = f"{keyword} in %, mean ± {spread.__name__} over seeds"
-        show(rows, notes if complete else [LEGEND, *notes], title, style)
+        show(rows, notes if complete else [LEGEND, *notes], heading(rows, keyword, spread.__name__), style)
     if rows and curves:
         from p2c.engine.files import write_figure
         from p2c.tables.curves import figure_of  # imported here, since matplotlib takes seconds to import
@@ -85,7 +88,7 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
             label = name + format_coverage(row, line, name)
             body.append([label, *our_cells(row, line, name), *published_cells(row, line, name), seeds])
         print_title(f"{line.group}: {title}", [row], style)
-        print_table(["Dataset", *MEASURES, *PUBLISHED, "Seeds"], body, style)
+        print_table(["Dataset", *row.measures, *PUBLISHED, "Seeds"], body, style)
     print_notes(notes, style)
     if len(rows) == 1:
         return
@@ -94,19 +97,19 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
             body = blocks(scope, scope_rows,
                           lambda row, name: [[*row.lines[0].group, *our_cells(row, row.lines[0], name)]])
             print_title(f"Side by side, {scope.name} datasets: {title}", [], style)
-            print_table(["Dataset", *GROUP, *MEASURES], body, style)
+            print_table(["Dataset", *GROUP, *rows[0].measures], body, style)
     body = []
     for row in rows:
         line = row.lines[0]
         size = f"{line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} {row.scope.name}"
         body.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
     print_title(f"Averages over datasets: {title}", rows, style)
-    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], body, style)
+    print_table([*GROUP, "Datasets", *rows[0].measures, *PUBLISHED], body, style)
 
 
 def our_cells(row: Row, line: Line, name: str) -> list[str]:
-    """Return base, novel and HM of a cell."""
-    return [format_cell(row, line, name, measure) for measure in range(len(MEASURES))]
+    """Return base, novel and, if the metric has one, HM of a cell."""
+    return [format_cell(row, line, name, measure) for measure in range(len(row.measures))]
 
 
 def published_cells(row: Row, line: Line, name: str) -> list[str]:
@@ -166,14 +169,14 @@ def blocks(scope: Scope, rows: list[Row], lines_of: Callable[[Row, str], list[li
 
 
 def format_cell(row: Row, line: Line, name: str, measure: int = 0, gap: str = " ") -> str:
-    """Format the mean, marked by * if seeds are missing, and the spread with two decimals."""
+    """Format the mean, marked by * if seeds are missing, and the spread if there are several seeds."""
     if name not in line.cells:
         return MISSING
-    cell = line.cells[name]
-    mean = f"{cell.means[measure]:.2f}"
+    cell, digits = line.cells[name], row.metric.digits
+    mean = f"{cell.means[measure]:.{digits}f}"
     if not row.all_seeds(line, name):
         mean += "*"
-    return mean if cell.spreads is None else f"{mean}{gap}± {cell.spreads[measure]:.2f}"
+    return mean if cell.spreads is None else f"{mean}{gap}± {cell.spreads[measure]:.{digits}f}"
 
 
 def format_coverage(row: Row, line: Line, name: str, gap: str = " ") -> str:
@@ -211,7 +214,7 @@ def print_title(title: str, rows: list[Row], style: str) -> None:
     """Print the line above a table; if the rows have published numbers, it says what these are."""
     if any_published(rows):
         title += f"; {STATEMENT}"
-    print({"text": title, "markdown": f"**{title}**\n", "latex": "% " + title.replace("%", "percent")}[style])
+    print(f"**{title}**\n" if style == "markdown" else title)
 
 
 def print_table(headers: list[str], lines: list[list], style: str) -> None:
@@ -220,15 +223,8 @@ def print_table(headers: list[str], lines: list[list], style: str) -> None:
     used = [index for index in range(len(headers)) if any(line[index] for line in texts)]
     headers, *texts = ([line[index] for index in used] for line in (headers, *texts))
     sides = ["left" if header in LEFT else "right" for header in headers]
-    if style == "latex":  # escaped here and printed as latex_raw, since tabulate would escape the plus-minus sign
-        headers, *texts = ([latex(text) for text in line] for line in (headers, *texts))
-    form = {"text": "simple", "markdown": "github", "latex": "latex_raw"}[style]
+    form = {"text": "simple", "markdown": "github"}[style]
     print(tabulate(texts, headers, tablefmt=form, disable_numparse=True, colalign=sides), end="\n\n")
-
-
-def latex(text: str) -> str:
-    """Escape a text for LaTeX."""
-    return re.sub(r"([_&%#])", r"\\\1", text).replace("±", r"$\pm$").replace(MISSING, "--")
 
 
 def print_notes(notes: list[str], style: str = "") -> None:
@@ -242,7 +238,7 @@ def print_notes(notes: list[str], style: str = "") -> None:
 
 def print_csv(rows: list[Row], keyword: str, spread: str) -> None:
     """Print all cells in one table, unrounded: a line for each number of shots and dataset or average."""
-    names = ("base", "novel", "hm") if rows[0].benchmark == "base2new" else (keyword,)
+    names = [name.lower() for name in rows[0].measures] if rows[0].benchmark == "base2new" else [keyword]
     columns = [f"{name}{kind}" for name in names for kind in ("", f"_{spread}")]
     compared = [f"{name}{kind}" for name in names for kind in ("_published", "_difference")]
     writer = csv.writer(sys.stdout, lineterminator="\n")
