@@ -94,6 +94,7 @@ def has(row: Row, name: str) -> bool:
 def panel(name: str, labelled: dict[str, Row]) -> str:
     """Return the small table of a dataset or of the average: a line per method, a column per measure or shots."""
     first = next(iter(labelled.values()))
+    grid: list[list[Place]]
     if first.benchmark == "base2new":
         heads = list(first.measures)
         grid = [[(row, row.lines[0], name, measure) for measure in range(len(heads))] for row in labelled.values()]
