@@ -22,7 +22,7 @@ import torch
 
 from p2c.datasets.splits import read_lines
 from p2c.datasets.trees import SUFFIXES, images_below
-from p2c.engine.files import UnreadableImage, write_csv
+from p2c.engine.files import UnreadableImage, check_writable, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.inference.predictor import Predictor
 from p2c.utils.console import (
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     args = parse_args(argv)
     with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
+        for file in filter(None, (args.csv, args.export)):  # before minutes of work
+            check_writable(file)
         paths = find_images(args.images)
         classes = None if args.classes is None else read_classes(args.classes)
         predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
