@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import open_clip
 import torch
@@ -330,13 +331,13 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore")
                 content = torch.jit.load(path, map_location="cpu").state_dict() if script else _load_plain(path)
     except Exception as error:
+        remedy = "give OpenAI's archive, a state dict saved by torch, or safetensors"
         if objects := _other_objects(path, error):
-            raise ValueError(f"{path} is a checkpoint that also holds other objects ({objects}), and loading these may "
-                             f"run code; if you trust it, save its weights alone by torch.save(torch.load("
-                             f"{str(path)!r}, weights_only=False)['state_dict'], FILE) (with .state_dict() in place of "
-                             "['state_dict'] if it holds a model) and set MODEL.BACKBONE.WEIGHTS to FILE") from error
-        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
-                         "state dict saved by torch, or safetensors") from error
+            raise ValueError(f"{path} cannot be read as CLIP weights: it also holds other objects ({objects}), and "
+                             f"loading these may run code; {remedy}. Of a file that you trust, torch.save(torch.load("
+                             f"{str(path)!r}, weights_only=False)['state_dict'], FILE) saves the state dict; if it "
+                             "holds a whole model, write .state_dict() in place of ['state_dict']") from error
+        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); {remedy}") from error
     if script and not published:
         raise ValueError(f"{path} is a TorchScript archive other than OpenAI's, and loading one runs the code in it; "
                          f"if you trust it, convert it by torch.save(torch.jit.load({str(path)!r}).state_dict(), FILE) "
@@ -380,7 +381,7 @@ def _other_objects(path: Path, error: Exception) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _is_state_dict(content: object) -> bool:
+def _is_state_dict(content: object) -> TypeGuard[Mapping[str, Tensor]]:
     """Return whether an object is a non-empty dict from names to tensors."""
     return isinstance(content, Mapping) and bool(content) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
