@@ -8,7 +8,7 @@ Results of one experiment, one folder per seed (mean and spread are printed in C
 
 A run's value is taken from its `results.json` (unrounded, finished runs only) if there is one, else from the newest of
 its `log.txt`, `log.txt-DATE` with a result. Logs of CoOp, MaPLe and related code are read too. Runs that do not count
-are listed.
+are listed, and runs that are not seeds of one experiment are named.
 
 The table of a benchmark, over datasets and trainers, from the folders that the scripts write:
 
@@ -20,7 +20,8 @@ The table of a benchmark, over datasets and trainers, from the folders that the 
 Each cell is a mean over seeds, next to the published number if there is one. As in the papers, base-to-novel's HM is
 the harmonic mean of these means, and in the average row that of the means over datasets. A transfer's average leaves
 out the source. The spread is the population standard deviation over seeds; for HM that of the seeds' HMs, in an average
-that of the seeds' averages. Cells that are missing, or that mix seeds or configurations, are listed.
+that of the seeds' averages; a single seed has none. Cells that are missing, or that mix seeds or configurations, are
+listed. The LaTeX is for a paper: the best values are bold, and published numbers are left out.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ import sys
 from os import listdir
 from statistics import fmean
 
-from p2c.tables.runs import METRICS, Spread, ci95, describe_left_out, read_run, std, value_pattern
-from p2c.utils.console import Parser
+from p2c.tables.runs import METRICS, Run, Spread, ci95, describe_left_out, metric_of, read_run, std, value_pattern
+from p2c.utils.console import FAILED, MISTAKE, Parser, Several, end_with_reader, listed, one_line, say
 
 # CoOp's report: folders of seeds
 
@@ -45,22 +46,45 @@ def folders_in(directory: str) -> list[str]:
 
 
 def report(directory: str, keyword: str, test_log: bool, spread: Spread) -> tuple[float | None, int]:
-    """Print a directory's runs, their mean and spread; return the mean, if any, and how many runs were left out."""
+    """Print a directory's runs, their mean and spread; return the mean, if any, and how many faults there are.
+
+    A fault is a run that was left out, or a mean over runs that are not alike.
+    """
     print(f"Parsing files in {directory}")
+    text = metric_of(keyword).text
     runs = [read_run(folder, keyword, test_log) for folder in folders_in(directory)]
-    values = [run.value for run in runs if not run.fault]
+    counted = [run for run in runs if not run.fault]
     for run in runs:
-        print(describe_left_out(run) if run.fault else f"file: {run.file}. {keyword}: {run.value:.2f}%. ")
-    missing = len(runs) - len(values)
-    if not values:
+        print(describe_left_out(run) if run.fault else f"file: {run.file}. {keyword}: {text(run.value)}. ")
+    missing = len(runs) - len(counted)
+    if not counted:
         return None, missing
     if missing:
-        print(f"{len(values)} of {len(runs)} runs counted")
+        print(f"{len(counted)} of {len(runs)} runs counted")
+    unlike = describe_unlike(counted)
+    if unlike:
+        print(f"warning: {unlike}")
+    values = [run.value for run in counted]
     print("===")
     print(f"Summary of directory: {directory}")
-    print(f"* {keyword}: {fmean(values):.2f}% +- {spread(values):.2f}%")
+    print(f"* {keyword}: {text(fmean(values))} +- {text(spread(values))}")
     print("===")
-    return fmean(values), missing
+    return fmean(values), missing + bool(unlike)
+
+
+def describe_unlike(runs: list[Run]) -> str:
+    """Describe in what runs differ that are not seeds of one experiment; "" if they do not, or have only logs."""
+    recorded = [run for run in runs if run.config]
+    if len(recorded) < 2:
+        return ""
+    from p2c.tables.notes import differing  # imported here, so that averaging CoOp's folders needs no other package
+
+    keys = [name for name in ("mode", "split") if len({run.tested.get(name) for run in recorded} - {None}) > 1]
+    keys += differing(tuple(recorded), ("SEED",))
+    if not keys:
+        return ""
+    shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more settings" if len(keys) > 5 else "")
+    return f"these runs are not alike, and their mean is over different experiments: they differ in {shown}"
 
 
 def report_experiments(directory: str, keyword: str, test_log: bool, spread: Spread) -> tuple[float | None, int]:
@@ -76,7 +100,7 @@ def report_experiments(directory: str, keyword: str, test_log: bool, spread: Spr
     if empty:
         print(f"{len(means)} of {len(reports)} experiments counted")
     print("Average performance")
-    print(f"* {keyword}: {fmean(means):.2f}%")
+    print(f"* {keyword}: {metric_of(keyword).text(fmean(means))}")
     return fmean(means), missing
 
 
@@ -98,7 +122,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         ("dg", "domain generalization"), ("fewshot", "few-shot learning")):  # fmt: skip
         benchmarks.add_argument(f"--{name}", dest="benchmark", action="store_const", const=name,
                                 help=f"the table of {title}")
-    parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
+    parser.add_argument("--datasets", action=Several, type=listed(), default=[], metavar="NAME",
                         help="datasets of that table (default: all of a family)")
     parser.add_argument("--format", choices=("text", "markdown", "csv", "latex"),
                         help="format of that table (default: text)")
@@ -129,14 +153,14 @@ def main(argv: list[str] | None = None) -> int:
             print(f"No such directory: {directory}; give a folder that holds runs", file=sys.stderr)
             return 1
     if args.benchmark:
-        from p2c.tables import printing  # imported here, so that averaging CoOp's folders needs no other package
+        from p2c.tables import printing  # imported here as well
 
         try:
             found, missing = printing.report(args.benchmark, args.directory, args.keyword, spread,
                                              args.format or "text", args.curves, args.datasets)
-        except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        except (ValueError, OSError) as error:
+            say(f"error: {one_line(error)}")
+            return MISTAKE if isinstance(error, ValueError) else FAILED
         hint = f"looked for {printing.LOOKED_FOR[args.benchmark]}"
     else:
         show = report_experiments if args.multi_exp else report
@@ -155,4 +179,5 @@ def hint_for(directory: str, test_log: bool) -> str:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main())

@@ -23,7 +23,7 @@ import torch
 from p2c import compat
 from p2c.config import check_settings, extend_cfg
 from p2c.utils.console import DONE as FINISHED
-from p2c.utils.console import FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
+from p2c.utils.console import FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, ReaderGone, end_with_reader, one_line
 
 try:
     compat.choose_engine()
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
             ignore_signals()
             say(f"{stopped}; the same command continues from there (give --seed if it was drawn)")
             return INTERRUPTED
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ReaderGone):
             say("Interrupted; the same command continues from the last checkpoint (give --seed if it was drawn)")
             return INTERRUPTED
         finally:
@@ -323,6 +323,7 @@ interrupt = Interrupt()
 
 
 def main() -> None:
+    end_with_reader()
     for number in SIGNALS:
         signal.signal(number, interrupt)
     sys.exit(run(parse_args(sys.argv[1:])))

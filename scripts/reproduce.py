@@ -31,7 +31,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2c.grid.families import FAMILIES, Family, unique_names  # noqa: E402
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser, show  # noqa: E402
+from p2c.utils.console import (  # noqa: E402
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    Parser,
+    ReaderGone,
+    Several,
+    end_with_reader,
+    listed,
+    show,
+)
 
 RUN = ROOT / "scripts" / "run.sh"
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
@@ -286,8 +296,8 @@ def duration(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line; a closed terminal is ignored."""
-    with suppress(OSError):
+    """Print a line; a closed terminal, or a reader that has gone, is ignored."""
+    with suppress(OSError, ReaderGone):
         print(line, flush=True)
 
 
@@ -306,15 +316,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                         help=f"{', '.join(PROTOCOLS)} or all")
     parser.add_argument("--family", choices=FAMILIES, default="standard", metavar="NAME",
                         help=f"datasets: {' or '.join(FAMILIES)} (default: %(default)s)")
-    parser.add_argument("--datasets", nargs="+", default=[], metavar="NAME",
+    parser.add_argument("--datasets", action=Several, type=listed(), default=[], metavar="NAME",
                         help="some of the family's; xd and dg always train on the source. base2new and fewshot take "
                              "folder:PATH too")
-    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[1, 2, 3], metavar="N",
+    parser.add_argument("--seeds", action=Several, type=listed(at_least(0)), default=[1, 2, 3], metavar="N",
                         help="(default: 1 2 3)")
-    parser.add_argument("--shots", nargs="+", type=at_least(1), metavar="K",
+    parser.add_argument("--shots", action=Several, type=listed(at_least(1)), metavar="K",
                         help="shots of fewshot (default: 1 2 4 8 16)")
     places = parser.add_mutually_exclusive_group()
-    places.add_argument("--gpus", metavar="0,1,...", help="GPUs to use, with one run at a time on each")
+    places.add_argument("--gpus", action=Several, type=listed(), metavar="GPU",
+                        help="GPUs to use, with one run at a time on each")
     places.add_argument("--jobs", type=at_least(1), metavar="N",
                         help="parallel runs, which share the GPU or the cores (default: 1; with --family shapes, whose "
                              "runs are small, one per core, at most 4)")
@@ -349,7 +360,6 @@ def check(args: argparse.Namespace) -> None:
     if "fewshot" in args.chosen and args.trainer not in ZERO_SHOT and "DATASET.NUM_SHOTS" in args.extra:
         raise ValueError("DATASET.NUM_SHOTS would make all few-shot runs the same; choose their shots with --shots")
     if args.gpus is not None:
-        args.gpus = args.gpus.split(",")
         wrong = [gpu for gpu in args.gpus if not re.fullmatch(r"[0-9]+|(GPU|MIG)-\S+", gpu)]
         if wrong or len(set(args.gpus)) < len(args.gpus):
             raise ValueError(f"--gpus takes different GPUs, such as 0,1,2,3, but got '{','.join(args.gpus)}'")
@@ -404,11 +414,11 @@ def report(grid: Grid, out: str) -> int:
     if STOPPED in kinds or BROKEN in kinds:
         say("The same command tries these again, and repeats no finished run")
     say("The tables:")
-    selection = [] if any(name.startswith("folder:") for name in args.datasets) else args.datasets
-    for protocol in args.chosen:
+    own = any(name.startswith("folder:") for name in args.datasets)
+    for protocol, names in args.chosen.items():
         words = [os.environ.get("PYTHON") or "python", relative_path(ROOT / "parse_test_res.py"), f"--{protocol}", out]
-        if selection:
-            words += ["--datasets", *selection]
+        if args.datasets and not own:
+            words += ["--datasets", *(name for name in args.datasets if name in names)]
         say(f"    {shlex.join(words)}")
     if BROKEN in kinds:
         return FAILED
@@ -436,4 +446,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,8 @@
 # may be a YAML file too.
 # Further arguments go to train.py: options (--...), then KEY VALUE pairs, which override the script's own. --dry-run
 # prints the commands instead of running them.
-# Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python).
+# Variables: DATA (data/), OUTPUT (output/), CFG (the trainer's default for the protocol), PYTHON (python), SEEDS (1 2 3,
+# or 1,2,3) and SOURCE.
 # Exit status: 0 finished now or before, 1 failed, 2 usage error, 75 interrupted and resumable.
 set -euo pipefail
 
@@ -52,6 +53,13 @@ upper() {
     tr a-z A-Z <<<"$*"
 }
 
+for word in "${@:1:3}"; do # --help of this script; further on it is train.py's
+    if [[ $word == --help || $word == -h ]]; then
+        sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit
+    fi
+done
+
 method=${1:-} protocol=${2:-}
 trainer=${method%%:*}
 reserved="--seed SEED --trainer TRAINER.NAME --dataset-config-file DATASET.NAME --config-file"
@@ -61,8 +69,8 @@ case $protocol in
     zeroshot) takes="dataset cfg" example="oxford_pets vit_b16" ;;
     main) takes="dataset cfg ctp nctx shots csc" example="oxford_pets vit_b16 end 16 16 False" ;;
     eval) takes="dataset cfg" example="imagenetv2 vit_b16_ep50" ;;
-    *) fail "Unknown protocol '$protocol'; choose from base2new_train, base2new_test, xd_train, xd_test, few_shot," \
-        "zeroshot, main, eval" ;;
+    *) fail "${protocol:+Unknown protocol '$protocol'; }give TRAINER PROTOCOL DATASET ...; protocols are" \
+        "base2new_train, base2new_test, xd_train, xd_test, few_shot, zeroshot, main, eval (--help explains them)" ;;
 esac
 if [[ $protocol == main || $protocol == eval ]]; then
     [[ $trainer == CoOp ]] || fail "$protocol is a protocol of CoOp only, but got the trainer '$trainer'"
@@ -184,10 +192,22 @@ run() {
     return $status
 }
 
+# needs FOLDER PROTOCOL DATASET NUMBER: refuse to test where no training has begun, naming the command that trains
+needs() {
+    [[ -n $dry_run || -d $1 ]] && return
+    local name variables='' words script=$home/scripts/run.sh
+    for name in DATA OUTPUT CFG SEEDS; do
+        [[ -z ${!name:-} ]] || variables+="$name=$(printf %q "${!name}") "
+    done
+    printf -v words ' %q' "${script#"$PWD/"}" "$method" "${@:2}" ${pairs[@]+"${pairs[@]}"}
+    fail "There is no training in $1; train first: ${variables}bash$words"
+}
+
 base2new=$out/base2new
 run_name=$label/shots_$shots/$trainer/$cfg/seed$seed
 group=$trainer/${cfg}_${shots}shots$variant
 [[ $takes == *seed ]] && seeds=$seed || seeds=${SEEDS:-1 2 3}
+seeds=${seeds//,/ }
 case $protocol in
     base2new_train)
         run "$seed" "$base2new/train_base/$run_name" -- \
@@ -200,6 +220,7 @@ case $protocol in
                     DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES $half
             done
         else
+            needs "$base2new/train_base/$run_name" base2new_train "$dataset" "$seed"
             run "$seed" "$base2new/test_new/$run_name" --eval-only --model-dir "$base2new/train_base/$run_name" -- \
                 DATASET.NUM_SHOTS "$shots" DATASET.SUBSAMPLE_CLASSES new
         fi
@@ -216,6 +237,11 @@ case $protocol in
         [[ $dataset == shapes* ]] && source=${SOURCE:-shapes} || source=${SOURCE:-imagenet}
         trained=$(find_dataset "$source" && echo "$label")
         for seed in $seeds; do
+            if [[ $protocol == eval ]]; then
+                needs "$out/$trained/$group/seed$seed" main "$source" "$cfg" "$ctp" "$nctx" "$shots" "$csc"
+            else
+                needs "$out/$trained/$group/seed$seed" xd_train "$source" "$seed"
+            fi
             run "$seed" "$out/evaluation/$group/$label/seed$seed" \
                 --eval-only --model-dir "$out/$trained/$group/seed$seed" --
         done

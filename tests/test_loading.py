@@ -1,8 +1,11 @@
 """Loading a frozen CLIP by name or file: OpenAI's archive, state dicts, safetensors, the built-in backbone."""
+import argparse
 import copy
 import hashlib
+import logging
 import re
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -168,6 +171,23 @@ def test_unreachable_openai_weights_are_one_clear_error(small, tmp_path, monkeyp
         load_backbone("ViT-B/16", "openai")
 
 
+def test_a_failed_fetch_shows_no_attempts_and_the_whole_cause(small, tmp_path, monkeypatch, caplog):
+    attempts = logging.getLogger("huggingface_hub.utils._http")
+    cause = ConnectionError("no network. " * 30)
+
+    def refuse(*args, **kwargs):
+        for _ in range(5):
+            attempts.warning("Retrying in 1s")
+            logging.error("Retrying failed")
+        raise FileNotFoundError("Failed to download file") from cause
+
+    monkeypatch.setattr(loading, "CLIP_CACHE", tmp_path)
+    monkeypatch.setattr(open_clip, "create_model", refuse)
+    with pytest.raises(FileNotFoundError, match=naming("'openai'", str(cause).strip())):
+        load_backbone("ViT-B/16", "openai")
+    assert "Retrying" not in caplog.text and attempts.isEnabledFor(logging.WARNING)
+
+
 @pytest.mark.parametrize("content", [b"<html>not weights</html>", b""])
 def test_files_that_are_no_weights_are_refused_by_name(small, tmp_path, content):
     path = tmp_path / "bad.pt"
@@ -188,6 +208,54 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(small, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         read_state_dict(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_training_checkpoint_with_other_objects_says_which_and_how_to_save_its_state_dict(small, tmp_path):
+    path = tmp_path / "epoch_3.pt"
+    torch.save({"state_dict": small.state_dict(), "args": argparse.Namespace(lr=1)}, path)
+    command = f"torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], FILE)"
+    with pytest.raises(ValueError, match=naming(path, "argparse.Namespace", command)):
+        load_backbone("small-clip", str(path))
+    exec(command, {"torch": torch, "FILE": tmp_path / "weights.pt"})
+    assert torch.equal(load_backbone("small-clip", str(tmp_path / "weights.pt")).model.visual.proj, small.visual.proj)
+
+
+def test_numbers_and_arrays_of_numpy_in_a_checkpoint_are_harmless(small, tmp_path):
+    path = tmp_path / "epoch_3.pt"
+    torch.save({"state_dict": small.state_dict(), "loss": np.float64(0.5), "rng": np.arange(3), "name": "x"}, path)
+    assert torch.equal(load_backbone("small-clip", str(path)).model.visual.proj, small.visual.proj)
+    assert np.dtype("float64").byteorder == "="
+
+
+def test_a_checkpoint_with_its_weights_under_another_name_says_what_it_holds(small, tmp_path):
+    path = tmp_path / "epoch_3.pt"
+    torch.save({"epoch": 3, "model": small.state_dict()}, path)
+    command = f"torch.save(torch.load({str(path)!r})['model'], FILE)"
+    with pytest.raises(ValueError, match=naming(path, "'epoch', 'model'", command)):
+        load_backbone("small-clip", str(path))
+    for content, held in (({"epoch": 3}, "'epoch'"), ([1, 2], "list"), ({}, "nothing")):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=naming(path, held, "give CLIP's weights")):
+            load_backbone("small-clip", str(path))
+
+
+@pytest.mark.parametrize("key, whose", [("vision_model.embeddings.class_embedding", "transformers"),
+                                        ("visual.trunk.cls_token", "timm"),
+                                        ("prompt_learner.ctx", "--model-dir")])
+def test_weights_in_a_foreign_layout_say_whose_it_is(small, tmp_path, key, whose):
+    path = tmp_path / "model.safetensors"
+    save_file({"logit_scale": torch.zeros(1), key: torch.zeros(4)}, path)
+    with pytest.raises(ValueError, match=naming(path, whose, "MODEL.BACKBONE.WEIGHTS")) as refused:
+        load_backbone("small-clip", str(path))
+    assert "MODEL.BACKBONE.NAME" not in str(refused.value)
+
+
+def test_a_tag_of_the_sibling_architecture_says_which_name_has_it():
+    with pytest.raises(FileNotFoundError, match=naming("'laion400m_e32'", "ViT-B/16", "NAME ViT-B-16 has")):
+        load_backbone("ViT-B/16", "laion400m_e32")
+    with pytest.raises(FileNotFoundError) as refused:
+        load_backbone("ViT-B/16", "no_such_tag")
+    assert "MODEL.BACKBONE.NAME" not in str(refused.value)
 
 
 def test_weights_of_another_architecture_are_refused_with_what_differs(small, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -219,6 +220,45 @@ def test_a_results_file_that_is_not_ours_leaves_the_log(tmp_path, parse, text):
     assert f"file: {tmp_path}/seed1/log.txt. accuracy: 81.00%. \n" in parse(tmp_path)[1]
 
 
+def test_a_results_file_that_cannot_be_read_is_no_missing_one(tmp_path, parse):
+    for seed, text in enumerate(("{", '{"format": "other"}'), start=1):
+        (tmp_path / f"seed{seed}").mkdir()
+        (tmp_path / f"seed{seed}" / "results.json").write_text(text)
+    _, out, _ = parse(tmp_path)
+    assert "no results.json" not in out
+    assert all(re.search(f"seed{seed}: .*results.json is damaged", out) for seed in (1, 2))
+
+
+def test_a_metric_that_results_lack_is_named(tmp_path, parse):
+    write_results(tmp_path / "seed1", 80)
+    assert re.search("not counted: .*seed1: no nll in its results.json", parse(tmp_path, "--keyword", "nll")[1])
+
+
+def test_a_metric_has_its_own_unit(tmp_path, parse):
+    for seed, nll in enumerate((0.5, 0.6), start=1):
+        write_results(tmp_path / f"seed{seed}", 80, nll=nll)
+    out = parse(tmp_path, "--keyword", "nll")[1]
+    assert "* nll: 0.550 nats +- 0.050 nats\n" in out and "%" not in out
+
+
+@pytest.mark.parametrize("settings, record, named", [
+    ({"DATASET": {"NAME": "EuroSAT", "SUBSAMPLE_CLASSES": "base"}}, {}, "DATASET.NAME"),
+    ({"DATASET": {"NAME": "DTD", "SUBSAMPLE_CLASSES": "new"}}, {}, "DATASET.SUBSAMPLE_CLASSES"),
+    ({}, {"mode": "eval"}, "mode"), ({}, {"split": "val"}, "split"),
+])
+def test_an_average_over_unlike_runs_says_so(tmp_path, parse, settings, record, named):
+    like = {"DATASET": {"NAME": "DTD", "SUBSAMPLE_CLASSES": "base"}}
+    for seed in (1, 2, 3):
+        write_results(tmp_path / f"seed{seed}", 80, config={"SEED": seed, "OUTPUT_DIR": f"seed{seed}", **like})
+        path = tmp_path / f"seed{seed}" / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"split": "test"}))
+    assert "warning" not in parse(tmp_path)[1] and parse(tmp_path, "--strict")[0] == 0
+    path.write_text(json.dumps(json.loads(path.read_text()) | record | {"config": like | settings}))
+    status, out, _ = parse(tmp_path)
+    assert status == 0 and re.search(f"\nwarning: .*differ in {named}\n", out) and "* accuracy: 80.00%" in out
+    assert parse(tmp_path, "--strict")[0] == 1
+
+
 def test_a_metric_that_is_not_a_number_does_not_count(tmp_path, parse):
     write_results(tmp_path / "seed1", 80)
     write_results(tmp_path / "seed2", math.nan)
@@ -276,9 +316,8 @@ def test_means_spreads_and_harmonic_means_follow_the_field(tmp_path, parse):
     [
         ("text", "plants     90.00 ± 1.00  50.00 ± 0.00  64.29 ± 0.26  1, 2\n"),
         ("markdown", "| plants    | 90.00 ± 1.00 | 50.00 ± 0.00 | 64.29 ± 0.26 | 1, 2    |\n"),
-        ("latex", r" plants    & 90.00 $\pm$ 1.00 & 50.00 $\pm$ 0.00 & 64.29 $\pm$ 0.26 & 1, 2    \\" "\n"),
     ],
-    ids=["text", "markdown", "latex"],
+    ids=["text", "markdown"],
 )
 def test_the_table_is_printed_in_each_format(tmp_path, parse, style, line):
     write_pair(tmp_path, "plants", 1, 89, 50)
@@ -286,11 +325,6 @@ def test_the_table_is_printed_in_each_format(tmp_path, parse, style, line):
     status, out, _ = parse(tmp_path, "--base2new", "--format", style)
     assert status == 0 and "P2C, tiny_shapes, 16 shots" in out
     assert line in out and line.replace("plants ", "average") in out
-
-
-def test_latex_escapes_names(tmp_path, parse):
-    write_pair(tmp_path, "stanford_cars", 1, 80, 70)
-    assert r"stanford\_cars" in parse(tmp_path, "--base2new", "--format", "latex")[1]
 
 
 def test_coop_style_logs_make_the_same_table(tmp_path, parse):

@@ -365,9 +365,10 @@ def test_a_folder_that_is_no_run_is_one_line_and_status_2(runs, command, tmp_pat
     assert err[0].startswith("error: ") and re.search(naming(tmp_path, "results.json", "--output-dir"), err[0])
 
 
-def test_a_table_that_cannot_be_written_is_one_line_and_status_1(runs, command):
-    status, out, err = command(runs.of("P2C"), runs.images["base"][0], "--csv", "setup.py/table.csv")
-    assert status == 1 and len(out) == len(err) == 1 and err[0].startswith("error: ")
+@pytest.mark.parametrize("option, path", [("--csv", "setup.py/table.csv"), ("--csv", "docs"), ("--export", "docs")])
+def test_a_file_that_cannot_be_written_is_one_line_and_status_2_before_any_image_is_read(runs, command, option, path):
+    status, out, err = command(runs.of("P2C"), runs.images["base"][0], option, path)
+    assert status == 2 and not out and len(err) == 1 and err[0].startswith("error: ") and path in err[0]
 
 
 def test_the_command_as_a_process_in_another_folder(runs, tmp_path):

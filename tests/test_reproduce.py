@@ -115,8 +115,9 @@ def test_cross_dataset_and_domains_test_one_training_on_the_source(here):
     assert tested == [*SHAPES.targets, *SHAPES.domains] and "shapes" not in tested
 
 
-def test_few_shot_runs_each_seed_and_number_of_shots(here):
-    done = reproduce(here, "P2C", "fewshot", "--datasets", "dtd", "--seeds", 1, 2, "--shots", 1, 16, "--dry-run")
+@pytest.mark.parametrize("words", [("--seeds", 1, 2, "--shots", 1, 16), ("--seeds", "1,2", "--shots", "1,16")])
+def test_few_shot_runs_each_seed_and_number_of_shots(here, words):
+    done = reproduce(here, "P2C", "fewshot", "--datasets", "dtd", *words, "--dry-run")
     lines = [line.partition("SEEDS=")[2] for line in done.stdout.splitlines()[1:]]
     assert [line[0] + line.rpartition(" ")[2] for line in lines] == ["11", "116", "21", "216"]
     default = listed(here, "P2C", "fewshot", "--datasets", "dtd", "--seeds", 1)
@@ -190,7 +191,7 @@ def test_the_listed_commands_are_what_runs(here):
     assert {call[2] for call in calls(here)} == ran
 
 
-@pytest.mark.parametrize("slots", [("--jobs", 4), ("--gpus", "0,2,GPU-7a")])
+@pytest.mark.parametrize("slots", [("--jobs", 4), ("--gpus", "0,2,GPU-7a"), ("--gpus", "0", "2", "GPU-7a")])
 def test_everything_runs_once_in_an_order_that_works(here, slots):
     """The stand-in fails if a model is missing, or a folder or a GPU is in use."""
     grid = ("P2C", "all", "--family", "shapes", "--seeds", 1, "--shots", 2, 16, *slots)

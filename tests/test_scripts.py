@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -46,13 +45,11 @@ def script(path, *words, cwd, **variables):
 
 def command(path, *words, cwd, **variables):
     """What train.py would be called with."""
-    with tempfile.TemporaryDirectory() as folder:
-        echo = Path(folder) / "echo"
-        echo.write_text("#!/bin/sh\nprintf '%s\\t' \"$@\"\necho\n")  # words may have spaces in them
-        echo.chmod(0o755)
-        done = script(path, *words, cwd=cwd, PYTHON=str(echo), **variables)
+    keys = [i for i, word in enumerate(words) if re.fullmatch(r"[A-Z]+(\.[A-Z0-9_]+)+|USE_CUDA", word)]
+    first = keys[0] if keys else len(words)
+    done = script(path, *words[:first], "--dry-run", *words[first:], cwd=cwd, **variables)
     assert done.returncode == 0, done.stderr
-    return [line.split("\t")[1:-1] for line in done.stdout.splitlines()]
+    return [shlex.split(line)[2:] for line in done.stdout.splitlines()]
 
 
 def option(words, name):
@@ -337,6 +334,35 @@ def test_an_unknown_configuration_or_protocol_is_one_line_and_status_2(tmp_path)
     assert done.returncode == 2 and re.search(naming("IVLP", "tiny_shapes_language_only"), done.stderr)
     done = script("run.sh", "MaPLe", "eval", "imagenet_a", MAIN, cwd=tmp_path)
     assert done.returncode == 2 and re.search(naming("eval", "CoOp", "'MaPLe'"), done.stderr)
+
+
+@pytest.mark.parametrize("path, words, trains", [
+    ("p2c/base2new_test.sh", ("shapes", "7", "OPTIM.LR", "1 2"), "P2C base2new_train shapes 7 OPTIM.LR '1 2'"),
+    ("p2c/xd_test.sh", ("shapes_dark", "7"), "P2C xd_train shapes 7"),
+    ("coop/eval.sh", ("shapes_dark", "tiny_shapes"), "CoOp main shapes tiny_shapes end 16 16 False"),
+])
+def test_a_test_without_its_training_names_the_command_that_trains(tmp_path, path, words, trains):
+    done = script(path, *words, cwd=tmp_path, OUTPUT="my out", SEEDS="1,2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+    command = shlex.split(done.stderr.rpartition("train first: ")[2])
+    assert command == ["OUTPUT=my out", "SEEDS=1,2", "bash", f"{ROOT}/scripts/run.sh", *shlex.split(trains)]
+    tested = script(path, *words[:2], "--dry-run", *words[2:], cwd=tmp_path, OUTPUT="my out", SEEDS="1").stdout
+    trained = subprocess.run([*command[2:], "--dry-run"] if "OPTIM.LR" not in words else
+                             [*command[2:8], "--dry-run", *command[8:]], cwd=tmp_path, capture_output=True, text=True,
+                             env={**os.environ, "OUTPUT": "my out", "SEEDS": "1"}).stdout
+    assert option(shlex.split(tested), "--model-dir") == option(shlex.split(trained), "--output-dir")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("P2C", "--help"), ("P2C", "few_shot", "-h")])
+def test_help_explains_the_protocols(tmp_path, words):
+    done = script("run.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr and "set -" not in done.stdout
+    assert all(f" {protocol} " in done.stdout for protocol in ("base2new_test", "xd_train", "few_shot", "zeroshot"))
+
+
+def test_seeds_are_separated_by_spaces_or_commas(tmp_path):
+    spaces, commas = (command("p2c/few_shot.sh", "shapes", "1", cwd=tmp_path, SEEDS=seeds) for seeds in ("2 3", "2,3"))
+    assert spaces == commas and len(commas) == 2
 
 
 def test_a_terminated_script_stops_its_training_and_a_second_call_continues_it(tmp_path):

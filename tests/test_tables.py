@@ -274,7 +274,7 @@ def test_missing_targets_and_seeds_are_marked_and_can_be_filled(tmp_path, parse)
     status, out, _ = parse("--xd", "--format", "markdown", tmp_path)
     line = next(line for line in out.splitlines() if line.startswith("| MaPLe"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["MaPLe", "tiny_shapes", "16", "90.00* ± 0.00", "–", "60.00* ± 0.00", "60.50 ± 0.50",
+    assert cells == ["MaPLe", "tiny_shapes", "16", "90.00*", "–", "60.00*", "60.50 ± 0.50",
                      "61.50 ± 0.50", "60.67* (3 of 4)", "1, 2"]  # fmt: skip
     label = "- MaPLe, tiny_shapes, 16 shots:"
     begin = f"OUTPUT={tmp_path} CFG=tiny_shapes bash scripts/run.sh MaPLe"
@@ -317,7 +317,7 @@ def test_few_shot_averages_over_datasets_for_each_number_of_shots(tmp_path, rows
     assert averages == {"0": 61, "1": 52, "2": 53, "4": 55, "8": 59, "16": 67} and err == ""
     out = parse("--fewshot", tmp_path)[1].splitlines()
     assert out[1].split() == ["Dataset", "Trainer", "Config", "0", "1", "2", "4", "8", "16", "Seeds"]
-    assert out[3].split()[:5] == ["shapes", "MaPLe", "tiny_shapes", "51.00", "±"]
+    assert out[3].split()[:5] == ["shapes", "MaPLe", "tiny_shapes", "51.00", "52.00"]
     assert out[4].split() == ["ZeroshotCLIP", "tiny_shapes", "60.00"]
 
 
@@ -345,7 +345,7 @@ def test_missing_shots_are_marked(tmp_path, parse):
     write_few_shot(tmp_path, ["shapes"], shots=(16, 32), cfg="tiny_shapes", seed=2)
     out = parse("--fewshot", tmp_path)[1]
     shapes = next(line for line in out.splitlines() if line.startswith("shapes "))
-    assert re.split("  +", shapes)[3:] == ["–", "52.00* ± 0.00", "–", "–", "66.00 ± 0.00", "82.00* ± 0.00", "1, 2"]
+    assert re.split("  +", shapes)[3:] == ["–", "52.00*", "–", "–", "66.00 ± 0.00", "82.00*", "1, 2"]
     begin = re.escape(f"OUTPUT={tmp_path} CFG=tiny_shapes")
     run = "bash scripts/run.sh MaPLe few_shot shapes"
     assert re.search(f"- MaPLe, tiny_shapes, 1, 4, 8 shots: .*{begin} SEEDS='1 2' {run} 1\n", out)
@@ -416,17 +416,121 @@ def test_a_seed_that_is_not_what_its_folder_says_is_named(tmp_path, parse):
 # Formats
 
 
-def test_text_has_the_spread_below_the_mean_and_latex_is_escaped(tmp_path, parse):
+def test_text_has_the_spread_below_the_mean(tmp_path, parse):
     tiny(tmp_path, write_tested, SHAPES.targets)
     tiny(tmp_path, write_tested, SHAPES.targets, seed=2)
     _, out, _ = parse("--xd", tmp_path)
     mean, spread = out.splitlines()[3:5]
     assert mean.split() == ["MaPLe", "tiny_shapes", "16", "–", "60.00", "61.00", "62.00", "63.00", "61.50", "1,", "2"]
     assert spread.split() == ["±", "0.00"] * 5
+
+
+def test_one_seed_has_no_spread(tmp_path, parse, rows):
+    write_published(tmp_path)
+    status, out, _ = parse("--base2new", tmp_path)
+    assert "±" not in out and out.partition(";")[0].endswith("accuracy in %")
+    table, _ = rows("--base2new", tmp_path)
+    assert {row["base_std"] + row["hm_std"] for row in table.values()} == {""}
+
+
+@pytest.mark.parametrize("keyword, unit, shown", [("nll", "nats", "0.512"), ("ece", "%", "7.00"),
+                                                  ("error_rate", "%", "30.00")])
+def test_a_metric_has_its_own_unit_and_a_harmonic_mean_only_if_that_means_something(tmp_path, parse, rows, keyword,
+                                                                                    unit, shown):
+    for half in ("train_base", "test_new"):
+        run = tmp_path / "base2new" / half / "dtd" / "shots_16" / "MaPLe" / CFG / "seed1"
+        write_results(run, 70, config=config(), nll=0.5123, ece=7.0)
+    status, out, _ = parse("--base2new", tmp_path, "--keyword", keyword)
+    assert status == 0 and f"{keyword} in {unit}\n" in out and "HM" not in out and "ublished" not in out
+    assert re.search(rf"dtd +{shown} +{shown} +1\n", out)
+    assert "hm" not in next(iter(rows("--base2new", tmp_path, "--keyword", keyword)[0].values()))
+
+
+@pytest.mark.parametrize("benchmark, known", [("--base2new", "birds"), ("--xd", "shapes_pairs"),
+                                              ("--dg", "shapes_dark")])
+def test_an_unknown_dataset_is_a_mistake_that_names_the_known(tmp_path, parse, benchmark, known):
+    write_pair(tmp_path, "birds", 80, 60)
+    status, out, err = parse(benchmark, tmp_path, "--datasets", "imagenet,cats")
+    assert (status, out, err.count("\n")) == (2, "", 1) and re.search(naming("'cats'", "imagenet", known), err)
+
+
+# LaTeX
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.removesuffix(r"\\").split("&")]
+
+
+def check_latex(text: str) -> None:
+    """Environments and braces are balanced, every row has the columns of its tabular, and nothing is unescaped."""
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", text):
+        opened.append(name) if kind == "begin" else opened.remove(name)
+    plain = re.sub(r"\\[\\{}%_&#$]", "", text)
+    assert not opened and plain.count("{") == plain.count("}") and plain.count("$") % 2 == 0
+    assert "%" not in "".join(line.removesuffix("{%") for line in plain.splitlines() if not line.startswith("%"))
+    assert not re.search(r"_(?!\{\\pm)", re.sub(r"\\label\{.*\}", "", plain))
+    for body in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", plain, flags=re.DOTALL):
+        columns = len(re.search(r"\{(l?c+)\}", body)[1])
+        for line in re.findall(r"^(?!\\multicolumn| & ).*&.*$", body, flags=re.MULTILINE):
+            assert line.count("&") == columns - 1
+    tables = text.count(r"\begin{tabular}")
+    assert all(text.count(rf"\{rule}rule") == tables for rule in ("top", "mid", "bottom"))
+
+
+def test_latex_of_base_to_novel_has_names_as_in_papers_and_the_best_in_bold(tmp_path, parse):
+    for seed in (1, 2):
+        write_pair(tmp_path, "oxford_flowers", 80 + seed, 60, seed=seed)
+        write_pair(tmp_path, "oxford_flowers", 80.999 + seed, 60, seed=seed, trainer="P2C")
+        write_pair(tmp_path, "oxford_flowers", 70, 60.001, seed=seed, trainer="ZeroshotCLIP", cfg="vit_b16")
+    _, out, _ = parse("--base2new", "--format", "latex", tmp_path)
+    check_latex(out)
+    flowers = out[out.index(r"{Flowers102} \\"):]
+    lines = [cells_of(line) for line in flowers.splitlines() if "&" in line][:4]
+    assert lines[0] == ["Method", "Base", "Novel", "HM"]
+    assert lines[2][:3] == ["MaPLe", r"81.50$_{\pm 0.50}$", r"\textbf{60.00}$_{\pm 0.00}$"]
+    assert lines[3][:3] == ["P2C", r"\textbf{82.50}$_{\pm 0.50}$", r"\textbf{60.00}$_{\pm 0.00}$"]
+    assert lines[1][:3] == ["CLIP", r"70.00$_{\pm 0.00}$", r"\textbf{60.00}$_{\pm 0.00}$"]
+    assert r"\textbf" in lines[3][3] and r"\textbf" not in lines[2][3]
+    assert "Average over 11 datasets" in out and "(1 of 11)" in out and "published" not in out
+
+
+def test_latex_of_a_transfer_has_columns_for_source_and_targets(tmp_path, parse):
+    for trainer, offset in (("CoOp", 0), ("P2C", 1)):
+        for dataset, value in references()["cross_dataset"]["maple"]["targets"].items():
+            write_tested(tmp_path, dataset, value + offset, trainer=trainer)
+        write_trained(tmp_path, "imagenet", 71, trainer=trainer)
+    write_tested(tmp_path, "dtd", 99, seed=2, trainer="CoOp")
     _, out, err = parse("--xd", "--format", "latex", tmp_path)
-    assert r"shapes\_counts" in out and re.search(r"MaPLe +& tiny\\_shapes +& 16 +& +-- & +60.00 \$\\pm\$ 0.00 &", out)
-    assert out.startswith("% ")
-    assert "no result for shapes" in err and "no result" not in out
+    check_latex(out)
+    heads, coop, p2c = (cells_of(line) for line in out.splitlines() if line.count("&") == 12)
+    assert heads == ["Method", "ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "Flowers102", "Food101",
+                     "FGVCAircraft", "SUN397", "DTD", "EuroSAT", "UCF101", "Average"]
+    assert p2c[1] == r"\textbf{71.00}" and coop[1] == r"\textbf{71.00}$^{*}$"
+    assert p2c[2] == r"\textbf{94.53}" and coop[2].startswith("93.53")
+    assert coop[9].startswith(r"\textbf{") and "different seeds" in err and "different seeds" not in out
+
+
+def test_latex_of_few_shot_has_a_column_for_each_number_of_shots_and_lower_errors_in_bold(tmp_path, parse):
+    write_few_shot(tmp_path, cfg="tiny_shapes")
+    write_few_shot(tmp_path, shots=(2,), cfg="tiny_shapes", trainer="P2C")
+    tiny(tmp_path, write_zero_shot, SHAPES.datasets)
+    write_trained(tmp_path, "shapes_counts", 90, shots=2, cfg="tiny_shapes", trainer="P2C")
+    _, out, _ = parse("--fewshot", "--format", "latex", "--keyword", "error", tmp_path)
+    check_latex(out)
+    counts = out[out.index(r"{shapes\_counts} \\"):]
+    heads, clip, maple, p2c = [cells_of(line) for line in counts.splitlines() if "&" in line][:4]
+    assert heads == ["Method", "0 shots", "1 shot", "2 shots", "4 shots", "8 shots", "16 shots"]
+    assert maple[:4] == ["MaPLe", "--", "48.00", "47.00"] and p2c[:4] == ["P2C", "--", "--", r"\textbf{10.00}"]
+    assert clip[:3] == ["CLIP", "39.00", "--"]
+
+
+def test_latex_escapes_what_users_call_their_datasets_and_configurations(tmp_path, parse):
+    for cfg in ("a_b", "a&b"):
+        write_pair(tmp_path, "50%_#1~$x^{2}", 80, 60, cfg=cfg)
+    _, out, _ = parse("--base2new", "--format", "latex", tmp_path)
+    assert r"50\%\_\#1\textasciitilde{}\$x\textasciicircum{}\{2\}" in out
+    assert r"MaPLe, a\_b &" in out and r"MaPLe, a\&b &" in out
 
 
 @pytest.mark.parametrize("benchmark", ["--xd", "--dg", "--fewshot"])

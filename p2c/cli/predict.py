@@ -13,6 +13,7 @@ Exit status: 0 all predicted, 1 some images could not be read (they are named an
 usage error.
 """
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,23 @@ import torch
 
 from p2c.datasets.splits import read_lines
 from p2c.datasets.trees import SUFFIXES, images_below
-from p2c.engine.files import UnreadableImage, write_csv
+from p2c.engine.files import UnreadableImage, check_writable, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.inference.export import check_destination
 from p2c.inference.predictor import Predictor
-from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, exit_on, positive, printable, run_parser, say, show
+from p2c.utils.console import (
+    DONE,
+    FAILED,
+    MISTAKE,
+    MISTAKES,
+    ReaderGone,
+    exit_on,
+    positive,
+    printable,
+    run_parser,
+    say,
+    show,
+)
 
 COLUMNS = ("path", "rank", "class", "label", "probability")
 
@@ -52,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
         if args.export:
             check_destination(args.export)
+        for file in filter(None, (args.csv, args.export)):  # before minutes of work
+            check_writable(file)
         paths = find_images(args.images)
         classes = None if args.classes is None else read_classes(args.classes)
         predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
@@ -80,7 +95,8 @@ def predict(predictor: Predictor, paths: list[str], args: argparse.Namespace) ->
         for index, values, labels in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
             path = printable(paths[index])
             ranking = [(names[label], label, value) for label, value in zip(labels, values, strict=True)]
-            show(f"{path}: {', '.join(f'{name} {value:.1%}' for name, _, value in ranking)}")
+            with contextlib.suppress(*([ReaderGone] if args.csv else [])):  # the file is wanted whole
+                show(f"{path}: {', '.join(f'{name} {value:.1%}' for name, _, value in ranking)}")
             rows += [(path, rank, *entry) for rank, entry in enumerate(ranking, 1)]
     if args.csv:
         write_csv(args.csv, COLUMNS, rows)

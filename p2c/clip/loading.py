@@ -4,11 +4,14 @@ CLIP comes from open_clip, is never edited, and runs in evaluation mode with no 
 """
 import hashlib
 import json
+import logging
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 import open_clip
 import torch
@@ -41,6 +44,13 @@ QUICK = 1.702  # of quick-GELU
 TINY = "tiny-shapes"  # the backbone that ships with the package
 BUILTIN = Path(__file__).parent / "builtin"
 CLIP_CACHE = Path("~/.cache/clip")  # where OpenAI's package keeps its downloads
+LAYOUTS = {  # the beginning of a name in files that are not CLIP's own -> whose they are
+    "vision_model.": "transformers' CLIPModel",
+    "text_model.": "transformers' CLIPTextModel",
+    "visual.trunk.": "open_clip's models with an image tower of timm",
+    "text.": "open_clip's models with a text tower of their own",
+    "prompt_learner.": "a checkpoint of learned prompts, which belongs to --model-dir",
+}
 RANDOM_SEED = 0  # `random` weights are the same in every run
 
 
@@ -195,13 +205,21 @@ def _load_open_clip(name: str, weights: str) -> tuple[open_clip.CLIP, dict]:
                              "file")
         if not path.is_file():
             raise FileNotFoundError(f"No weights '{weights}' for {name}: it is neither a file nor one of "
-                                    f"{', '.join(named_weights(name))}")
+                                    f"{', '.join(named_weights(name))}{_others_with(architecture, weights)}")
         published = _is_openais(path)
         if published:
             _check_activation(name, config, weights, quick=True)
     model = _random(config)
     _load_state(model, read_state_dict(path, published), name, path)
     return model, statistics
+
+
+def _others_with(architecture: str, tag: str) -> str:
+    """Return the end of a message, naming other models of open_clip's that have weights of a name; "" if none has."""
+    models = open_clip.list_pretrained_models_by_tag(tag)
+    family = architecture.removesuffix("-quickgelu")
+    same = [model for model in models if model.removesuffix("-quickgelu") == family]
+    return f"; MODEL.BACKBONE.NAME {' or '.join((same or models)[:5])} has weights '{tag}'" if models else ""
 
 
 def _check_activation(name: str, config: dict, weights: str, quick: bool) -> None:
@@ -262,14 +280,24 @@ def _is_openais(path: Path) -> bool:
 
 def _fetch(name: str, architecture: str, tag: str) -> open_clip.CLIP:
     """Download through open_clip, which keeps its own cache."""
-    log.info(f"Fetching the weights '{tag}' of {name} through open_clip")
+    log.info(f"Fetching the weights '{tag}' of {name} through open_clip (gives up after a minute without a network)")
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # the libraries tell of each of a dozen attempts; the error below says it once
     try:
         return open_clip.create_model(architecture, pretrained=tag)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(f"The weights '{tag}' of {name} could not be fetched ({reason}); set "
+        raise FileNotFoundError(f"The weights '{tag}' of {name} could not be fetched ({_root_cause(error)}); set "
                                 "MODEL.BACKBONE.WEIGHTS to a file, or put OpenAI's archive (such as ViT-B-16.pt) into "
                                 f"{CLIP_CACHE}") from error
+    finally:
+        logging.disable(disabled)
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the message of the error that an error began with, without line breaks."""
+    while previous := error.__cause__ or error.__context__:
+        error = previous
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _sha256(path: Path) -> str:
@@ -301,23 +329,74 @@ def read_state_dict(path: Path, published: bool = False) -> dict[str, Tensor]:
         elif not script or published:
             with warnings.catch_warnings():  # of how a foreign file was written; what matters raises
                 warnings.simplefilter("ignore")
-                content = torch.jit.load(path, map_location="cpu").state_dict() if script else \
-                    torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.jit.load(path, map_location="cpu").state_dict() if script else _load_plain(path)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); give OpenAI's archive, a "
-                         "state dict saved by torch, or safetensors") from error
+        remedy = "give OpenAI's archive, a state dict saved by torch, or safetensors"
+        if objects := _other_objects(path, error):
+            raise ValueError(f"{path} cannot be read as CLIP weights: it also holds other objects ({objects}), and "
+                             f"loading these may run code; {remedy}. Of a file that you trust, torch.save(torch.load("
+                             f"{str(path)!r}, weights_only=False)['state_dict'], FILE) saves the state dict; if it "
+                             "holds a whole model, write .state_dict() in place of ['state_dict']") from error
+        raise ValueError(f"{path} cannot be read as CLIP weights ({type(error).__name__}); {remedy}") from error
     if script and not published:
         raise ValueError(f"{path} is a TorchScript archive other than OpenAI's, and loading one runs the code in it; "
                          f"if you trust it, convert it by torch.save(torch.jit.load({str(path)!r}).state_dict(), FILE) "
                          "and set MODEL.BACKBONE.WEIGHTS to FILE")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) and isinstance(value, Tensor)
-                                                 for key, value in state.items()):
-        raise ValueError(f"{path} holds no state dict (names to tensors); give CLIP's weights")
+    if not _is_state_dict(state):
+        raise ValueError(f"{path} holds no state dict (names to tensors), bare or as 'state_dict': "
+                         f"{_describe(content, path)}")
     tensors = {key.removeprefix("module."): value for key, value in state.items()}
     for scalar in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives carry these as well
         tensors.pop(scalar, None)
     return tensors
+
+
+class _Ignored:
+    """Stands for a NumPy number or array in a checkpoint: harmless, but not among the weights."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+# The functions that pickles call for these; NumPy 2 has moved two of them.
+NUMPY = ("numpy.dtype", "numpy.ndarray", *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
+                                           for name in ("scalar", "_reconstruct")))  # fmt: skip
+
+
+def _load_plain(path: Path) -> object:
+    """Read a file of torch.save without running code from it; NumPy's numbers and arrays in it are ignored."""
+    with torch.serialization.safe_globals([(_Ignored, name) for name in NUMPY]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _other_objects(path: Path, error: Exception) -> str:
+    """Return the names of the first objects for which torch refused a file; "" if it had another reason."""
+    if not isinstance(error, pickle.UnpicklingError) or not zipfile.is_zipfile(path):
+        return ""
+    names = [name for name in torch.serialization.get_unsafe_globals_in_checkpoint(path) if name not in NUMPY]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _is_state_dict(content: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Return whether an object is a non-empty dict from names to tensors."""
+    return isinstance(content, Mapping) and bool(content) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+
+
+def _describe(content: object, path: Path) -> str:
+    """Return what a file holds, and how to save a state dict in it alone."""
+    if not isinstance(content, Mapping):
+        return f"it holds a {type(content).__name__}; give CLIP's weights"
+    keys = ", ".join(map(repr, list(content)[:5])) or "nothing"
+    named = [key for key, value in content.items() if _is_state_dict(value)]
+    if not named:
+        return f"it holds {keys}{' and more' if len(content) > 5 else ''}; give CLIP's weights"
+    return (f"it holds {keys}; save its {named[0]!r} alone by torch.save(torch.load({str(path)!r})[{named[0]!r}], FILE)"
+            " and set MODEL.BACKBONE.WEIGHTS to FILE")
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -336,6 +415,10 @@ def _load_state(model: open_clip.CLIP, state: dict[str, Tensor], name: str, sour
     faults += [f"has {key} of shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
                for key in own if key in state and state[key].shape != own[key].shape]
     if faults:
+        for start, layout in LAYOUTS.items():
+            if any(key.startswith(start) for key in state):
+                raise ValueError(f"{source} has the layout of {layout}; set MODEL.BACKBONE.WEIGHTS to a file in "
+                                 f"OpenAI's or open_clip's layout, or to one of {', '.join(named_weights(name))}")
         raise ValueError(f"{source} does not fit {name}: it {'; '.join(faults[:3])}"
                          + (f"; and {len(faults) - 3} faults more" if len(faults) > 3 else "")
                          + ". Set MODEL.BACKBONE.NAME to the model that the weights belong to")

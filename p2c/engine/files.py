@@ -64,6 +64,21 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
             raise
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise OSError now if a file could not be written later: a folder is there, or its own folder cannot be used."""
+    path = os.path.abspath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "A folder is where a file should be written; add a file's name", path)
+    folder = os.path.dirname(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    with errors_naming(path):
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def remove_leftovers(folder: str) -> None:
     """Delete temporary files of a killed `write_atomically` from a folder not in use, and the folder if it is empty."""
     if not os.path.isdir(folder):

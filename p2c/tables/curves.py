@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from p2c.tables.published import AVERAGE
-from p2c.tables.rows import Row
+from p2c.tables.rows import Row, heading, label_rows
 
 PANEL = 2.9, 2.2  # width and height in inches
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")  # safe for colour-blind readers
@@ -38,20 +38,11 @@ def figure_of(rows: list[Row], keyword: str, spread: str) -> Figure:
         drawn, names = ax.get_legend_handles_labels()
         handles.update(zip(names, drawn, strict=True))
     figure.supxlabel("shots (training images per class)", fontsize=10)
-    figure.supylabel(f"{keyword} in %, mean ± {spread} over seeds", fontsize=10)
+    figure.supylabel(heading(rows, keyword, spread), fontsize=10)
     columns = int(figure.get_figwidth() / (0.6 + 0.085 * max(map(len, labels))))  # as many labels as fit side by side
     figure.legend([handles[label] for label in labels], labels, loc="outside upper center", ncols=max(1, columns),
                   frameon=False)
     return figure
-
-
-def label_rows(rows: list[Row]) -> dict[str, Row]:
-    """Return the rows of a family by trainer, or by trainer and config if the trainer has several."""
-    groups = [row.lines[0].group for row in rows]
-    trainers = [group.trainer for group in groups]
-    labels = [group.trainer if trainers.count(group.trainer) == 1 else f"{group.trainer}, {group.config}"
-              for group in groups]  # fmt: skip
-    return dict(zip(labels, rows, strict=True))
 
 
 def draw_panel(ax: Axes, name: str, rows: dict[str, Row], shots: list[int], styles: dict[str, tuple[str, str]]) -> None:
@@ -70,7 +61,7 @@ def draw_panel(ax: Axes, name: str, rows: dict[str, Row], shots: list[int], styl
             offset = (trained.index(label) - (len(trained) - 1) / 2) * 0.08  # so that error bars do not overlap
             x = [position + offset for position in x]
             spreads = [line.cells[name].spreads for line in lines]
-            ax.errorbar(x, y, [spread[0] if spread else 0 for spread in spreads], **look, capsize=2, label=label)
+            ax.errorbar(x, y, [spread[0] if spread else math.nan for spread in spreads], **look, capsize=2, label=label)
         else:
             ax.axhline(y[0], color=color, linewidth=1, linestyle=":")
             ax.plot(x, y, **look, linestyle=":", label=label)

@@ -1,7 +1,6 @@
-"""Printing of the tables: text, Markdown, LaTeX and HTML for people, and CSV, unrounded, for programs."""
+"""Printing of the tables: text, Markdown and HTML for people, LaTeX for papers, and CSV, unrounded, for programs."""
 
 import csv
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
@@ -10,15 +9,15 @@ from os import path as osp
 
 from tabulate import tabulate
 
+from p2c.tables.latex import TITLES, latex
 from p2c.tables.notes import notes_on
 from p2c.tables.published import AVERAGE, STATEMENT
-from p2c.tables.rows import Line, Row, Scope, find_rows
+from p2c.tables.rows import Line, Row, Scope, find_rows, heading
 from p2c.tables.runs import Spread
 
 MISSING = "–"
 LEGEND = f"{MISSING}: no result; *: lacks seeds of other cells in the row; n of m: an average over n of m datasets"
 GROUP = ["Trainer", "Config", "Shots"]
-MEASURES = ["Base", "Novel", "HM"]
 PUBLISHED = ["Published", "Difference"]  # each holds all three measures
 LEFT = {"Dataset", *GROUP, "Datasets", "Seeds"}
 LOOKED_FOR = {
@@ -27,7 +26,6 @@ LOOKED_FOR = {
     "dg": "evaluation/TRAINER/CFG_Kshots/DATASET/seedN and ZeroshotCLIP/CFG/DATASET of the source's domains",
     "fewshot": "DATASET/TRAINER/CFG_Kshots/seedN and ZeroshotCLIP/CFG/DATASET",
 }
-TITLES = {"xd": "Cross-dataset transfer", "dg": "Domain generalization", "fewshot": "Few-shot learning"}
 
 
 def report(
@@ -38,6 +36,9 @@ def report(
 
     Returns:
         Whether there are any results, and the number of notes.
+
+    Raises:
+        ValueError: the benchmark has no dataset of that name.
     """
     rows, notes = rows_and_notes(benchmark, folders, keyword, spread, datasets)
     print_rows(rows, notes, keyword, spread, style)
@@ -71,14 +72,16 @@ def print_rows(rows: list[Row], notes: list[str], keyword: str, spread: Spread, 
     """Print a benchmark's tables in a style: "text", "markdown", "latex", "html" or "csv"."""
     if not rows:
         print_notes(notes)
+    elif style == "latex":
+        print(latex(rows, keyword, spread.__name__))
+        print_notes(notes, style)
     elif style == "csv":
         print_csv(rows, keyword, spread.__name__)
         print_notes([STATEMENT, *notes] if any_published(rows) else notes, style)
     else:
         complete = all(row.is_complete(line, name) for row in rows for line in row.lines for name in row.scope.names)
         show = {"base2new": print_base_to_novel, "fewshot": print_few_shot}.get(rows[0].benchmark, print_transfer)
-        title = f"{keyword} in %, mean ± {spread.__name__} over seeds"
-        show(rows, notes if complete else [LEGEND, *notes], title, style)
+        show(rows, notes if complete else [LEGEND, *notes], heading(rows, keyword, spread.__name__), style)
 
 
 def any_published(rows: list[Row]) -> bool:
@@ -99,7 +102,7 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
             label = name + format_coverage(row, line, name)
             body.append([label, *our_cells(row, line, name), *published_cells(row, line, name), seeds])
         print_title(f"{line.group}: {title}", [row], style)
-        print_table(["Dataset", *MEASURES, *PUBLISHED, "Seeds"], body, style)
+        print_table(["Dataset", *row.measures, *PUBLISHED, "Seeds"], body, style)
     print_notes(notes, style)
     if len(rows) == 1:
         return
@@ -108,19 +111,19 @@ def print_base_to_novel(rows: list[Row], notes: list[str], title: str, style: st
             body = blocks(scope, scope_rows,
                           lambda row, name: [[*row.lines[0].group, *our_cells(row, row.lines[0], name)]])
             print_title(f"Side by side, {scope.name} datasets: {title}", [], style)
-            print_table(["Dataset", *GROUP, *MEASURES], body, style)
+            print_table(["Dataset", *GROUP, *rows[0].measures], body, style)
     body = []
     for row in rows:
         line = row.lines[0]
         size = f"{line.cells[AVERAGE].datasets} of {len(row.scope.averaged)} {row.scope.name}"
         body.append([*line.group, size, *our_cells(row, line, AVERAGE), *published_cells(row, line, AVERAGE)])
     print_title(f"Averages over datasets: {title}", rows, style)
-    print_table([*GROUP, "Datasets", *MEASURES, *PUBLISHED], body, style)
+    print_table([*GROUP, "Datasets", *rows[0].measures, *PUBLISHED], body, style)
 
 
 def our_cells(row: Row, line: Line, name: str) -> list[str]:
-    """Return base, novel and HM of a cell."""
-    return [format_cell(row, line, name, measure) for measure in range(len(MEASURES))]
+    """Return base, novel and, if the metric has one, HM of a cell."""
+    return [format_cell(row, line, name, measure) for measure in range(len(row.measures))]
 
 
 def published_cells(row: Row, line: Line, name: str) -> list[str]:
@@ -180,14 +183,14 @@ def blocks(scope: Scope, rows: list[Row], lines_of: Callable[[Row, str], list[li
 
 
 def format_cell(row: Row, line: Line, name: str, measure: int = 0, gap: str = " ") -> str:
-    """Format the mean, marked by * if seeds are missing, and the spread with two decimals."""
+    """Format the mean, marked by * if seeds are missing, and the spread if there are several seeds."""
     if name not in line.cells:
         return MISSING
-    cell = line.cells[name]
-    mean = f"{cell.means[measure]:.2f}"
+    cell, digits = line.cells[name], row.metric.digits
+    mean = f"{cell.means[measure]:.{digits}f}"
     if not row.all_seeds(line, name):
         mean += "*"
-    return mean if cell.spreads is None else f"{mean}{gap}± {cell.spreads[measure]:.2f}"
+    return mean if cell.spreads is None else f"{mean}{gap}± {cell.spreads[measure]:.{digits}f}"
 
 
 def format_coverage(row: Row, line: Line, name: str, gap: str = " ") -> str:
@@ -225,8 +228,8 @@ def print_title(title: str, rows: list[Row], style: str) -> None:
     """Print the line above a table; if the rows have published numbers, it says what these are."""
     if any_published(rows):
         title += f"; {STATEMENT}"
-    print({"text": title, "markdown": f"**{title}**\n", "latex": "% " + title.replace("%", "percent"),
-           "html": f"<h3>{escape(title)}</h3>"}[style])
+    forms = {"text": title, "markdown": f"**{title}**\n", "html": f"<h3>{escape(title)}</h3>"}
+    print(forms[style])
 
 
 def print_table(headers: list[str], lines: list[list], style: str) -> None:
@@ -235,16 +238,9 @@ def print_table(headers: list[str], lines: list[list], style: str) -> None:
     used = [index for index in range(len(headers)) if any(line[index] for line in texts)]
     headers, *texts = ([line[index] for index in used] for line in (headers, *texts))
     sides = ["left" if header in LEFT else "right" for header in headers]
-    if style == "latex":  # escaped here and printed as latex_raw, since tabulate would escape the plus-minus sign
-        headers, *texts = ([latex(text) for text in line] for line in (headers, *texts))
-    form = {"text": "simple", "markdown": "github", "latex": "latex_raw", "html": "html"}[style]
+    form = {"text": "simple", "markdown": "github", "html": "html"}[style]
     table = tabulate(texts, headers, tablefmt=form, disable_numparse=True, colalign=sides)
     print(f'<div class="scroll" tabindex="0">\n{table}\n</div>' if style == "html" else table, end="\n\n")
-
-
-def latex(text: str) -> str:
-    """Escape a text for LaTeX."""
-    return re.sub(r"([_&%#])", r"\\\1", text).replace("±", r"$\pm$").replace(MISSING, "--")
 
 
 def print_notes(notes: list[str], style: str = "") -> None:
@@ -262,7 +258,7 @@ def print_notes(notes: list[str], style: str = "") -> None:
 
 def print_csv(rows: list[Row], keyword: str, spread: str) -> None:
     """Print all cells in one table, unrounded: a line for each number of shots and dataset or average."""
-    names = ("base", "novel", "hm") if rows[0].benchmark == "base2new" else (keyword,)
+    names = [name.lower() for name in rows[0].measures] if rows[0].benchmark == "base2new" else [keyword]
     columns = [f"{name}{kind}" for name in names for kind in ("", f"_{spread}")]
     compared = [f"{name}{kind}" for name in names for kind in ("_published", "_difference")]
     writer = csv.writer(sys.stdout, lineterminator="\n")

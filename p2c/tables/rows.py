@@ -1,8 +1,9 @@
 """The rows of a benchmark's tables, made from folders: selects its runs, assigns them to cells and averages."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from p2c.grid.families import FAMILIES
@@ -20,12 +21,13 @@ from p2c.tables.folders import (
     sort_seeds,
 )
 from p2c.tables.published import AVERAGE, comparable, published
-from p2c.tables.runs import Run, Spread
+from p2c.tables.runs import Metric, Run, Spread, metric_of
 
 SHOTS = (1, 2, 4, 8, 16)  # of the few-shot benchmark
 SOURCES = {family.source for family in FAMILIES.values()}
 MEMBERS = {name for family in FAMILIES.values() for name in family.members}
 DATASETS = {name for family in FAMILIES.values() for name in family.datasets}
+MEASURES = "Base", "Novel", "HM"
 OWN_DATA = "own"  # the scope of the user's own datasets; one that any trainer was run on is expected of all trainers
 
 Runs = dict[str, dict[str, tuple[Run, ...]]]  # dataset -> seed -> run, or the runs of the base and the novel half
@@ -63,6 +65,12 @@ class Row:
     scope: Scope
     lines: list[Line]
     seeds: list[str]  # the seeds of all cells together
+    metric: Metric
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of a cell's values in base-to-novel."""
+        return MEASURES if self.metric.has_hm else MEASURES[:2]
 
     def all_seeds(self, line: Line, name: str) -> bool:
         """Return whether a cell has all seeds of the row."""
@@ -91,15 +99,22 @@ def find_rows(
     """Return the rows of a benchmark's tables below some folders, family by family, of all or some datasets.
 
     What was found but does not count is added to `notes`.
+
+    Raises:
+        ValueError: the benchmark has no dataset of that name.
     """
     found = FIND[benchmark](benchmark, roots, keyword, notes)
+    names = {name for runs in found.values() for name in runs}
+    known = dict.fromkeys(name for scope in scopes(benchmark, names) for name in scope.columns)
+    if unknown := [name for name in datasets if name not in known]:
+        raise ValueError(f"Unknown dataset '{unknown[0]}' for --{benchmark}; choose from {', '.join(known)}")
     rows = []
-    for scope in scopes(benchmark, {name for runs in found.values() for name in runs}, datasets):
+    for scope in scopes(benchmark, names, datasets):
         for groups in grouped(benchmark, found):
             runs = {group: {name: found[group][name] for name in scope.columns if name in found.get(group, {})}
                     for group in groups}  # fmt: skip
             if any(name in scope.averaged for line in runs.values() for name in line):
-                rows.append(make_row(benchmark, scope, runs, keyword, spread))
+                rows.append(make_row(benchmark, scope, runs, metric_of(keyword), spread))
     return rows
 
 
@@ -130,24 +145,47 @@ def grouped(benchmark: str, found: Iterable[Group]) -> list[list[Group]]:
     return [sorted(groups) for groups in rows.values()]
 
 
-def make_row(benchmark: str, scope: Scope, runs: dict[Group, Runs], keyword: str, spread: Spread) -> Row:
+def make_row(benchmark: str, scope: Scope, runs: dict[Group, Runs], metric: Metric, spread: Spread) -> Row:
     """Return the row of some groups' runs in a scope."""
     all_runs = [run for line in runs.values() for seeds in line.values() for pair in seeds.values() for run in pair]
-    compare = keyword == "accuracy" and scope.name == "standard"
+    compare = metric.name == "accuracy" and scope.name == "standard"
     lines = []
     for group, line in runs.items():
         values = {name: {seed: tuple(run.value for run in pair) for seed, pair in seeds.items()}
                   for name, seeds in line.items()}  # fmt: skip
-        cells = {name: make_cell(seeds, spread) for name, seeds in values.items()}
+        cells = {name: make_cell(seeds, spread, metric.has_hm) for name, seeds in values.items()}
         averaged = [values[name] for name in scope.averaged if name in values]
         if averaged:
-            cells[AVERAGE] = make_average(averaged, spread)
+            cells[AVERAGE] = make_average(averaged, spread, metric.has_hm)
         references = published(benchmark, group) if compare and comparable(group.config, all_runs) else {}
         if scope.chosen:
             references.pop(AVERAGE, None)
         lines.append(Line(group, line, cells, references))
     seeds = {seed for line in runs.values() for pairs in line.values() for seed in pairs} - {NO_SEED}
-    return Row(benchmark, scope, lines, sort_seeds(seeds))
+    return Row(benchmark, scope, lines, sort_seeds(seeds), metric)
+
+
+# Words
+
+
+def label_rows(rows: list[Row], names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Row]:
+    """Return the rows of a family by trainer, or by trainer and config if the trainer has several.
+
+    `names` are other names for some of the trainers.
+    """
+    groups = [row.lines[0].group for row in rows]
+    trainers = [group.trainer for group in groups]
+    labels = [names.get(group.trainer, group.trainer)
+              + (f", {group.config}" if trainers.count(group.trainer) > 1 else "") for group in groups]  # fmt: skip
+    return dict(zip(labels, rows, strict=True))
+
+
+def heading(rows: list[Row], keyword: str, spread: str) -> str:
+    """Return what the numbers of some rows are, such as "accuracy in %, mean ± std over seeds"."""
+    text = f"{keyword} in {rows[0].metric.unit}"
+    if any(cell.spreads for row in rows for line in row.lines for cell in line.cells.values()):
+        return f"{text}, mean ± {spread} over seeds"
+    return f"{text}, mean over seeds" if any(len(row.seeds) > 1 for row in rows) else text
 
 
 # Which runs belong to a benchmark

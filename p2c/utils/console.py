@@ -1,10 +1,11 @@
 """The console of the commands: their options, what they print, and their exit statuses."""
 import argparse
+import atexit
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TextIO
 
 DONE, FAILED, MISTAKE = 0, 1, 2  # exit statuses
 INTERRUPTED = 75  # the same command continues
@@ -49,6 +50,27 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(message).split()) or type(error).__name__
 
 
+def listed(convert: Callable[[str], object] = str) -> Callable[[str], list]:
+    """Return the conversion of a word of `Several` to values: those between its commas."""
+    def split(word: str) -> list:
+        return [word] if word.startswith("folder:") else [convert(part) for part in word.split(",") if part]
+
+    return split
+
+
+class Several(argparse.Action):
+    """An option with one or more values, separated by spaces or commas; its type is made by `listed`."""
+
+    def __init__(self, option_strings: list[str], dest: str, **settings):
+        super().__init__(option_strings, dest, nargs="+", **settings)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        flat = [value for word in values for value in word]
+        if not flat:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        setattr(namespace, self.dest, flat)
+
+
 def positive(text: str) -> int:
     """Convert an option to a whole number of at least 1."""
     number = int(text)
@@ -57,12 +79,58 @@ def positive(text: str) -> int:
     return number
 
 
-def show(line: str) -> None:
-    """Print a line; do nothing if the reader of standard output has gone, as `head` does."""
+class ReaderGone(SystemExit):
+    """The program at the other end of an output has gone, as `head` goes after its last line: the command ends too."""
+
+
+class Output:
+    """A standard output whose failed writes raise ReaderGone; nobody takes that for an error of their own."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self._checked():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._checked():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            discard(self.stream)
+            raise ReaderGone(FAILED) from None
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)  # isatty, encoding, fileno, buffer and the rest
+
+
+def end_with_reader() -> None:
+    """Have this process end quietly when the reader of its output goes; a program calls it first."""
+    atexit.register(flush_rest, sys.stdout)
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
+
+
+def flush_rest(stream: TextIO) -> None:
+    """Flush what is left at the end of a program, if somebody reads it."""
     try:
-        print(line, flush=True)
+        stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is written to a stream from now on nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def show(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
 
 
 def say(line: str) -> None:
