@@ -18,9 +18,9 @@ from p2c.engine.files import UnreadableImage, read_image
 from p2c.tables import figures
 from p2c.tables.curves import figure_of, label_rows
 from p2c.tables.experiments import Experiment, Prediction, Subject, Tested, by_subject, find_tests
-from p2c.tables.printing import MEASURES, MISSING, any_published, by_scope, print_rows, rows_and_notes
+from p2c.tables.printing import MISSING, any_published, by_scope, print_rows, rows_and_notes
 from p2c.tables.published import AVERAGE
-from p2c.tables.rows import Row
+from p2c.tables.rows import MEASURES, Row
 from p2c.tables.runs import std
 from p2c.utils.console import MISTAKES, one_line
 
