@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from p2c.datasets.splits import read_lines
-from p2c.datasets.trees import SUFFIXES, images_below
-from p2c.engine.files import UnreadableImage, write_csv
+from p2c.datasets.trees import SUFFIXES, describe, files_below
+from p2c.engine.files import UNREAD, UnreadableImage, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.inference.predictor import Predictor
 from p2c.utils.console import DONE, FAILED, MISTAKE, MISTAKES, exit_on, positive, printable, run_parser, say, show
@@ -99,20 +99,29 @@ def read_classes(words: str) -> list[str]:
 def find_images(places: Sequence[str]) -> list[str]:
     """Return the files among `places` and the image files below its folders, each once, in order.
 
-    In a folder the names are sorted, and hidden files and other kinds of files are left out. A folder that several
-    links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
+    In a folder the names are sorted, hidden files are left out, and other kinds of files are left out and counted. A
+    folder that several links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the
+    first is kept.
     """
     def fail(error: OSError) -> None:
         raise error
 
     found: dict[tuple[str, str], str] = {}  # (folder, name) -> path as given
+    others: set[str] = set()
     for place in places:
         if not os.path.lexists(place):
             raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
-        for path in images_below(place, fail) if os.path.isdir(place) else [place]:
+        paths = [place]
+        if os.path.isdir(place):
+            files = files_below(place, fail)
+            paths = [path for path in files if path.lower().endswith((*SUFFIXES, *UNREAD))]
+            others |= set(files).difference(paths)
+        for path in paths:
             folder, name = os.path.split(path)
             found.setdefault((os.path.realpath(folder), name), path)
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
-                                f"{', '.join(SUFFIXES)}")
+                                f"{', '.join(SUFFIXES)}, but found {describe(others) or 'no file'}")
+    if others:
+        say(f"left out, as no images: {describe(others)}")
     return list(found.values())

@@ -18,7 +18,7 @@ from p2c.engine.results import read_results, to_plain
 from p2c.framework import get_cfg_default
 from p2c.merging import merge_values
 from p2c.model import PromptedCLIP
-from p2c.prompts.context import readable
+from p2c.prompts.context import find_same
 from p2c.trainers.base import PromptTrainer
 from p2c.trainers.building import init_seed, load_clip
 from p2c.utils.ranges import flatten
@@ -48,6 +48,10 @@ class RecordedRun:
         cfg = recorded_cfg(record, run)
         self.model_dir, self.epoch = recorded_model(record, run, epoch)
         self.classnames, self.template = recorded_classes(record, run, self.model_dir, self.epoch)
+        # Photos are predicted as a viewer shows them, unless the run is older than the setting, or a folder of one's
+        # own was read otherwise.
+        known = "AS_SHOWN" in record["config"].get("INPUT", {})
+        cfg.INPUT.AS_SHOWN = cfg.INPUT.AS_SHOWN or (known and cfg.DATASET.NAME != "Folder")
         cfg.USE_CUDA = use_cuda(device)
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint holds everything
         cfg.SEED = record["seed"]
@@ -197,14 +201,12 @@ def checked_names(classes: Sequence[str]) -> list[str]:
     names = [name.strip() for name in classes]
     if not names:
         raise ValueError("The list of classes is empty")
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise ValueError(f"Class name {number} of {len(names)} is empty; give each class a name")
-        first = seen.setdefault(readable(name).lower(), number)
-        if first != number:
-            raise ValueError(f"Class names {first} and {number}, {names[first - 1]!r} and {name!r}, are the same to "
-                             "CLIP; give each class once")
+    if "" in names:
+        raise ValueError(f"Class name {names.index('') + 1} of {len(names)} is empty; give each class a name")
+    if same := find_same(names):
+        first, second = same
+        raise ValueError(f"Class names {first + 1} and {second + 1}, {names[first]!r} and {names[second]!r}, are the "
+                         "same to CLIP; give each class once")
     return names
 
 
