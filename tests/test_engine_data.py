@@ -87,6 +87,18 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
     assert read_image(tmp_path / "image.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("setting, size", [(None, (8, 4)), (False, (8, 4)), (True, (4, 8))])
+def test_a_dataset_is_read_as_its_setting_says(config, tmp_path, setting, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    Image.new("RGB", (8, 4)).save(tmp_path / "image.jpg", exif=exif)
+    cfg = config()
+    if setting is not None:
+        cfg.defrost()
+        cfg.INPUT.AS_SHOWN = setting
+    assert DatasetWrapper(cfg, [Datum(str(tmp_path / "image.jpg"))])[0]["img"].size == size
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_a_photo_is_turned_as_its_note_says_if_shown(tmp_path, suffix, orientation):
@@ -227,6 +239,17 @@ class TinyDrawing(TinyData):
     def __init__(self, cfg):
         super().__init__(cfg)
         random.random(), np.random.rand(), torch.rand(1)
+
+
+@pytest.mark.parametrize("batch_size, left_out", [(500, None), (72, None), (50, "22 of 72")])
+def test_training_images_that_fill_no_batch_are_counted(config, monkeypatch, batch_size, left_out):
+    lines = []
+    monkeypatch.setattr("p2c.engine.data.log.info", lines.append)
+    data = DataManager(config("DATALOADER.TRAIN_X.BATCH_SIZE", batch_size))
+    images = sum(len(batch["index"]) for batch in data.train_loader_x)
+    found = [line for line in lines if "leaves out" in line]
+    assert images == (72 if left_out is None else 50)
+    assert not found if left_out is None else re.search(left_out, found[0])
 
 
 def test_building_the_data_manager_leaves_the_global_generators_alone(config):

@@ -48,12 +48,14 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     args = parse_args(argv)
     with exit_on(*MISTAKES, torch.OutOfMemoryError, status=MISTAKE), only_warnings():
-        paths = find_images(args.images)
+        paths, others = find_images(args.images)
         classes = None if args.classes is None else read_classes(args.classes)
         predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
         if args.export and not predictor.export(args.export):
             say(f"warning: the image features for {args.export} need this package too, since the image tower is "
                 "prompted")
+    if others:
+        say(f"left out, as no images: {describe(others)}")
     with exit_on(*MISTAKES, RuntimeError, status=FAILED):
         complete = predict(predictor, paths, args)
     return DONE if complete else FAILED
@@ -96,12 +98,11 @@ def read_classes(words: str) -> list[str]:
     return read_lines(Path(words))
 
 
-def find_images(places: Sequence[str]) -> list[str]:
-    """Return the files among `places` and the image files below its folders, each once, in order.
+def find_images(places: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return the files among `places` and the image files below its folders, each once, in order, and the other files.
 
-    In a folder the names are sorted, hidden files are left out, and other kinds of files are left out and counted. A
-    folder that several links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the
-    first is kept.
+    In a folder the names are sorted, and hidden files are left out. A folder that several links lead to is searched
+    once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
     """
     def fail(error: OSError) -> None:
         raise error
@@ -122,6 +123,4 @@ def find_images(places: Sequence[str]) -> list[str]:
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
                                 f"{', '.join(SUFFIXES)}, but found {describe(others) or 'no file'}")
-    if others:
-        say(f"left out, as no images: {describe(others)}")
-    return list(found.values())
+    return list(found.values()), others

@@ -48,10 +48,7 @@ class RecordedRun:
         cfg = recorded_cfg(record, run)
         self.model_dir, self.epoch = recorded_model(record, run, epoch)
         self.classnames, self.template = recorded_classes(record, run, self.model_dir, self.epoch)
-        # Photos are predicted as a viewer shows them, unless the run is older than the setting, or a folder of one's
-        # own was read otherwise.
-        known = "AS_SHOWN" in record["config"].get("INPUT", {})
-        cfg.INPUT.AS_SHOWN = cfg.INPUT.AS_SHOWN or (known and cfg.DATASET.NAME != "Folder")
+        cfg.INPUT.AS_SHOWN = predicts_as_shown(record)
         cfg.USE_CUDA = use_cuda(device)
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint holds everything
         cfg.SEED = record["seed"]
@@ -140,6 +137,17 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
         raise ValueError(f"{Path(run) / 'results.json'} is damaged: {error}; delete it and repeat the run, or give "
                          "another") from error
     return cfg
+
+
+def predicts_as_shown(record: dict) -> bool:
+    """Return whether photos are predicted as a viewer shows them: as a folder's own, otherwise unless the run is older.
+
+    Real Dassl read the images of a folder as they are stored.
+    """
+    shown = record["config"].get("INPUT", {}).get("AS_SHOWN")
+    if record["config"]["DATASET"].get("NAME") == "Folder":
+        return bool(shown) and record.get("engine") != "dassl"
+    return shown is not None
 
 
 def recorded_model(record: dict, run: str | os.PathLike, epoch: int | None) -> tuple[Path | None, int | None]:
