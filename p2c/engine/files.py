@@ -19,9 +19,10 @@ from p2c.utils.logs import get_logger
 try:
     import pillow_heif
 except ImportError:
-    pillow_heif = None
+    READS_HEIF = False
 else:
     pillow_heif.register_heif_opener()
+    READS_HEIF = True
 
 log = get_logger(__name__)
 
@@ -29,7 +30,7 @@ log = get_logger(__name__)
 READERS = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif",
            ".avif": "pip install 'pillow>=11.3'"}
 UNREAD = {ending: remedy for ending, remedy in READERS.items()
-          if not (features.check("avif") if ending == ".avif" else pillow_heif)}  # those without a reader here
+          if not (features.check("avif") if ending == ".avif" else READS_HEIF)}  # those without a reader here
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # EXIF orientation -> what sets the image upright

@@ -176,8 +176,9 @@ class ReadImages(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | UnreadableImage]:
         image = self.images[index]
         try:
-            read = to_rgb if isinstance(image, Image.Image) else read_image
-            return index, self.transform(read(image, self.as_shown))
+            if isinstance(image, Image.Image):
+                return index, self.transform(to_rgb(image, self.as_shown))
+            return index, self.transform(read_image(image, self.as_shown))
         except UnreadableImage as error:
             return index, error
 
