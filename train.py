@@ -143,10 +143,23 @@ def setup_cfg(args: argparse.Namespace):
         sys.stdout = open(os.devnull, "w")
     if cfg.SEED < 0:
         cfg.SEED = run_seed(cfg)
+    keep_reading(cfg, args.model_dir)
     cfg.freeze()
     registry.get_trainer(cfg.TRAINER.NAME)
     registry.get_dataset(cfg.DATASET.NAME)
     return cfg, given
+
+
+def keep_reading(cfg, model_dir: str) -> None:
+    """Set INPUT.AS_SHOWN to False if a run that is continued or tested is older than it, or real Dassl reads images."""
+    if not cfg.INPUT.AS_SHOWN:
+        return
+    records = {folder: read_results(folder) for folder in (cfg.OUTPUT_DIR, cfg.RESUME, model_dir) if folder}
+    older = [f"the older run in {folder}" for folder, record in records.items()
+             if record and "AS_SHOWN" not in record["config"].get("INPUT", {})]
+    if reader := "real Dassl" if compat.engine() == compat.DASSL else "".join(older[:1]):
+        cfg.INPUT.AS_SHOWN = False
+        say(f"Images are read as they are stored (INPUT.AS_SHOWN False), as by {reader}")
 
 
 def describe_task(args: argparse.Namespace) -> dict:

@@ -5,6 +5,7 @@ have the same name.
 """
 import hashlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,11 @@ class FewShotDataset(DatasetBase):
         if self.sizes and self.checks != "partial":
             self.check_sizes(split)
         split = self.draw_shots(split, cfg.DATASET.NUM_SHOTS, run_seed(cfg))
-        train, val, test = map(self.to_data, select_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES))
+        split = select_classes(split, cfg.DATASET.SUBSAMPLE_CLASSES)
+        if len({item.label for item in split.test}) == 1:
+            log.warning(f"There is only one class, {split.test[0].classname!r}: every prediction is right, and nothing "
+                        "can be learned")
+        train, val, test = map(self.to_data, split)
         super().__init__(train_x=train, val=val, test=test)
 
     # Reading
@@ -96,6 +101,11 @@ class FewShotDataset(DatasetBase):
     def or_by_hand(self) -> str:
         """The continuation of a remedy if the split is on Google Drive."""
         return f", or download {drive_url(self.split_id)} to that path" if self.split_id else ""
+
+    @classmethod
+    def verification(cls, cfg: CfgNode) -> str:
+        """Return the command that opens all images of the dataset; "" if there is none."""
+        return f"python -m p2c data verify --full --root {shlex.quote(cfg.DATASET.ROOT)} {cls.name}" if cls.name else ""
 
     def require(self, name: str, what: str) -> Path:
         """Return the path of a required file in the dataset's folder; `what` is the kind of file, for messages.

@@ -122,7 +122,7 @@ def check_items(split: Split, image_dir: Path, source: Path, remedy: str) -> Non
         if not isinstance(name, str) or not name.strip():
             raise fault(f"label {label} needs a class name, but has {name!r}")
         if not is_relative_path(path):
-            raise fault(f"{path!r} must be a path below {image_dir}, with forward slashes and no '..'")
+            raise fault(f"{path!r} must be a path below {image_dir} in UTF-8, with forward slashes and no '..'")
         normal = posixpath.normpath(path)
         if normal in seen:
             before = f" (before as {seen[normal]!r})" if seen[normal] != path else ""
@@ -134,16 +134,22 @@ def check_items(split: Split, image_dir: Path, source: Path, remedy: str) -> Non
         if not getattr(split, part):
             raise fault(f"there are no {part} images")
     trained, validated, tested = ({item.label for item in part} for part in split)
+    for what, odd in (("no test", trained - tested), ("no training", (tested | validated) - trained)):
+        if odd:
+            classes = ", ".join(f"{names[label]!r} ({label})" for label in sorted(odd)[:5])
+            raise fault(f"{len(odd)} classes have {what} images: {classes}; training and test need the same classes")
     if gaps := set(range(len(trained))) - trained:
         raise fault(f"the {len(trained)} labels of the training images must be 0 to {len(trained) - 1} without gaps, "
                     f"but {min(gaps)} is missing")
-    if odd := sorted(trained ^ tested | validated - trained):
-        raise fault(f"train has {len(trained)} classes, but the classes {odd[:5]} are not in both train and test")
 
 
 def is_relative_path(path: object) -> bool:
-    """Return whether a value is a path with forward slashes that stays inside its folder on every system."""
+    """Return whether a value is a path in UTF-8, with forward slashes, that stays inside its folder on every system."""
     if not isinstance(path, str) or not path:
+        return False
+    try:
+        path.encode()
+    except UnicodeEncodeError:
         return False
     absolute = path.startswith("/") or DRIVE_LETTER.match(path)
     return not (absolute or "\\" in path or "\0" in path or ".." in path.split("/"))

@@ -82,6 +82,11 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
                 "it must be text with one {}, where the class name stands"), "prompt of zero-shot CLIP"),
         },
     },
+    "INPUT": {
+        "AS_SHOWN": Setting(False, SWITCH, "read images as a viewer shows them: turned by their EXIF orientation, "
+                            "transparent parts white, more than 8 bits scaled by their range; False: as in Dassl. "
+                            "configs/datasets/folder.yaml sets True, and predict does so for new runs"),
+    },
     "MODEL": {
         "BACKBONE": {
             "WEIGHTS": Setting("openai", TEXT, "openai, another tag of open_clip, random, builtin (tiny-shapes), or a "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_fixtures import TinyData
 from messages import naming
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms as T
 
 from p2c.engine import (
@@ -19,6 +19,7 @@ from p2c.engine import (
     build_data_loader,
     build_sampler,
     build_transform,
+    files,
     read_image,
 )
 from p2c.engine.data import set_epoch
@@ -34,7 +35,7 @@ def test_a_broken_image_is_named(images, tmp_path, damage):
     path.write_bytes(damage(Path(images[0].impath).read_bytes()))
     with pytest.raises(ValueError) as error:
         read_image(path)
-    assert re.search(naming(path, "p2c data verify"), str(error.value))
+    assert re.search(naming(path, "replace the file"), str(error.value))
 
 
 def test_a_missing_image_is_named(tmp_path):
@@ -86,12 +87,76 @@ def test_of_an_animation_the_first_frame_counts(tmp_path):
     assert read_image(tmp_path / "image.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_note_on_the_orientation_is_not_followed(tmp_path):
-    image = Image.new("RGB", (8, 4))
-    exif = image.getexif()
+@pytest.mark.parametrize("setting, size", [(None, (8, 4)), (False, (8, 4)), (True, (4, 8))])
+def test_a_dataset_is_read_as_its_setting_says(config, tmp_path, setting, size):
+    exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
-    image.save(tmp_path / "image.jpg", exif=exif)
-    assert read_image(tmp_path / "image.jpg").size == (8, 4)
+    Image.new("RGB", (8, 4)).save(tmp_path / "image.jpg", exif=exif)
+    cfg = config()
+    if setting is not None:
+        cfg.defrost()
+        cfg.INPUT.AS_SHOWN = setting
+    assert DatasetWrapper(cfg, [Datum(str(tmp_path / "image.jpg"))])[0]["img"].size == size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_photo_is_turned_as_its_note_says_if_shown(tmp_path, suffix, orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 8, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / f"image.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"image.{suffix}") as stored:
+        upright, plain = np.asarray(ImageOps.exif_transpose(stored)), np.asarray(stored)
+    assert np.array_equal(upright, plain) == (orientation == 1)
+    assert np.array_equal(read_image(tmp_path / f"image.{suffix}", as_shown=True), upright)
+    assert np.array_equal(read_image(tmp_path / f"image.{suffix}"), plain)
+
+
+def test_damaged_exif_data_say_nothing(tmp_path):
+    image = Image.new("RGB", (8, 4), "red")
+    image.save(tmp_path / "image.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff\1")
+    assert read_image(tmp_path / "image.jpg", as_shown=True).size == (8, 4)
+
+
+@pytest.mark.parametrize("mode, colour", [("RGBA", (10, 20, 30, 0)), ("LA", (90, 0)), ("RGBA", (0, 0, 0, 127))])
+def test_what_is_transparent_is_white_if_shown(tmp_path, mode, colour):
+    Image.new(mode, (2, 2), colour).save(tmp_path / "image.png")
+    expected = 255 - (255 - colour[0]) * colour[-1] / 255
+    assert abs(read_image(tmp_path / "image.png", as_shown=True).getpixel((0, 0))[0] - expected) <= 1
+    assert read_image(tmp_path / "image.png").getpixel((0, 0))[0] == colour[0]
+
+
+def test_a_transparent_colour_of_a_palette_is_white_if_shown(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "palette.png", transparency=1)
+    assert np.asarray(read_image(tmp_path / "palette.png", as_shown=True)).tolist() == [[[10, 20, 30], [255] * 3]]
+
+
+@pytest.mark.parametrize("kind, values, expected", [
+    (np.int32, [0, 128, 255], [0, 128, 255]),
+    (np.uint16, [0, 128, 255], [0, 128, 255]),
+    (np.uint16, [0, 2048, 4095], [0, 128, 255]),  # of 12 bits
+    (np.uint16, [0, 32768, 65535], [0, 128, 255]),
+    (np.int32, [-100, 0, 100], [0, 128, 255]),
+    (np.int32, [0, 500_000, 1_000_000], [0, 128, 255]),
+    (np.float32, [0, 0.5, 1], [0, 128, 255]),
+    (np.float32, [0, 100, 255], [0, 100, 255]),
+    (np.float32, [float("nan"), 0.5, 1], [0, 128, 255]),
+    (np.int32, [7, 7, 7], [7, 7, 7]),
+])
+def test_numbers_of_more_than_8_bits_are_scaled_to_what_a_viewer_shows(tmp_path, kind, values, expected):
+    Image.fromarray(np.array([values], kind)).save(tmp_path / "image.tif")
+    assert np.asarray(read_image(tmp_path / "image.tif", as_shown=True))[0, :, 0].tolist() == expected
+
+
+def test_a_photo_without_a_reader_names_what_installs_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(files.UNREAD, ".heic", "pip install pillow-heif")
+    (tmp_path / "image.HEIC").write_bytes(b"\0\0\0\x18ftypnone\0\0\0\0")
+    with pytest.raises(ValueError, match=naming("image.HEIC", "pip install pillow-heif")):
+        read_image(tmp_path / "image.HEIC")
 
 
 def test_a_large_image_is_read_without_a_warning_and_a_bomb_is_named(tmp_path, monkeypatch, recwarn):
@@ -174,6 +239,17 @@ class TinyDrawing(TinyData):
     def __init__(self, cfg):
         super().__init__(cfg)
         random.random(), np.random.rand(), torch.rand(1)
+
+
+@pytest.mark.parametrize("batch_size, left_out", [(500, None), (72, None), (50, "22 of 72")])
+def test_training_images_that_fill_no_batch_are_counted(config, monkeypatch, batch_size, left_out):
+    lines = []
+    monkeypatch.setattr("p2c.engine.data.log.info", lines.append)
+    data = DataManager(config("DATALOADER.TRAIN_X.BATCH_SIZE", batch_size))
+    images = sum(len(batch["index"]) for batch in data.train_loader_x)
+    found = [line for line in lines if "leaves out" in line]
+    assert images == (72 if left_out is None else 50)
+    assert not found if left_out is None else re.search(left_out, found[0])
 
 
 def test_building_the_data_manager_leaves_the_global_generators_alone(config):

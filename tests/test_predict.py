@@ -398,9 +398,51 @@ def test_folders_are_searched_once_in_order_for_visible_images(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "b/loop").symlink_to(tmp_path)
     (tmp_path / "d").symlink_to("c")
-    found = predict.find_images([str(tmp_path), str(tmp_path / "b/notes.txt"), str(tmp_path / "a.webp")])
+    found, others = predict.find_images([str(tmp_path), str(tmp_path / "b/notes.txt"), str(tmp_path / "a.webp")])
+    assert {os.path.relpath(path, tmp_path) for path in others} == {"b/notes.txt", "b/Thumbs.db"}
     assert [os.path.relpath(path, tmp_path) for path in found] == \
         ["a.webp", "b/1.png", "b/2.JPG", "c/z.tif", "b/notes.txt"]
+
+
+def turned(path, folder):
+    """A copy of an image, stored turned by a quarter with the EXIF note that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(path).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    image.save(folder / "turned.png", exif=exif)
+    return folder / "turned.png", image
+
+
+@pytest.mark.parametrize("recorded, dataset, upright", [
+    (None, "OxfordPets", False), (None, "Folder", False), (False, "OxfordPets", True), (False, "Folder", False),
+    (True, "Folder", True),
+])
+def test_photos_are_predicted_as_shown_unless_the_run_reads_otherwise(runs, copy_of, tmp_path, recorded, dataset,
+                                                                      upright):
+    def change(record):
+        record["config"]["DATASET"]["NAME"] = dataset
+        del record["config"]["INPUT"]["AS_SHOWN"]
+        if recorded is not None:
+            record["config"]["INPUT"]["AS_SHOWN"] = recorded
+
+    path, stored = turned(runs.images["base"][0], tmp_path)
+    predictor = Predictor.from_run(copy_of(change=change))
+    expected = predictor.predict(runs.images["base"][0] if upright else stored)
+    assert torch.equal(predictor.predict(path), expected)
+    assert torch.equal(predictor.predict(Image.open(path)), expected)
+
+
+def test_what_a_folder_holds_beside_images_is_counted_and_what_lacks_a_reader_is_named(runs, command, tmp_path,
+                                                                                        monkeypatch):
+    monkeypatch.setitem(predict.UNREAD, ".heic", "pip install pillow-heif")
+    shutil.copy(runs.images["base"][0], tmp_path / "a.png")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"no reader")
+    for name in ("notes.txt", "more.txt", "clip.mov"):
+        (tmp_path / name).touch()
+    status, out, err = command(runs.of("P2C"), tmp_path)
+    assert status == 1 and len(out) == 1
+    assert re.search(naming("2 .txt", "1 .mov"), err[0]) and "heic" not in err[0].lower()
+    assert re.search(naming("skipped", "IMG_1.HEIC", "pip install pillow-heif"), err[1]) and "1 of 2" in err[2]
 
 
 def test_an_image_is_predicted_once_however_it_is_given(tmp_path, monkeypatch):
@@ -409,9 +451,9 @@ def test_an_image_is_predicted_once_however_it_is_given(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("photos")
-    assert predict.find_images(["photos/b.jpg", "./photos/b.jpg", "photos", "photos/../c.jpg", "c.jpg", "link",
-                                "./photos//a.jpg", str(tmp_path)]) == ["photos/b.jpg", "photos/a.jpg",
-                                                                       "photos/../c.jpg"]
+    found, _ = predict.find_images(["photos/b.jpg", "./photos/b.jpg", "photos", "photos/../c.jpg", "c.jpg", "link",
+                                    "./photos//a.jpg", str(tmp_path)])
+    assert found == ["photos/b.jpg", "photos/a.jpg", "photos/../c.jpg"]
 
 
 def test_a_name_that_is_no_text_can_be_printed(tmp_path):

@@ -142,8 +142,8 @@ def test_skipped_images_are_not_read(make_trainer, before_step, monkeypatch):
     with pytest.raises(Killed):
         make_trainer("CoOp", *options).train()
     again, read, read_image = make_trainer("CoOp", *options), [], data.read_image
-    monkeypatch.setattr(data, "read_image", lambda path: "/images/" in path and "_train_" in path and read.append(path)
-                        or read_image(path))
+    monkeypatch.setattr(data, "read_image", lambda path, *options: "/images/" in path and "_train_" in path
+                        and read.append(path) or read_image(path, *options))
     again.train()
     assert len(read) == 4
 

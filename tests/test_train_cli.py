@@ -13,6 +13,7 @@ from messages import naming
 import p2c
 import train
 from p2c.clip.loading import load_backbone
+from p2c.engine.files import write_json
 from p2c.engine.results import read_results
 from p2c.utils.ranges import flatten
 
@@ -102,6 +103,26 @@ def test_a_finished_run_is_not_repeated(call, tmp_path, capsys):
     assert "Finished before" in capsys.readouterr().out
     assert (tmp_path / "run" / "results.json").read_text() == before
     assert len(list((tmp_path / "run").glob("log.txt*"))) == 1
+
+
+def test_a_run_without_a_recorded_way_of_reading_images_keeps_its_own(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "collect_env_info", str)  # takes seconds
+    every_epoch, run = ("TRAIN.CHECKPOINT_FREQ", "1"), tmp_path / "run"
+    shown = (*every_epoch, "INPUT.AS_SHOWN", "True")
+    assert call(pairs=every_epoch) == 0
+    before = tensors(run)
+    record = read_results(str(run))
+    del record["config"]["INPUT"]["AS_SHOWN"]
+    write_json(record, run / "results.json")
+    assert call(pairs=shown) == train.FINISHED
+    assert "Finished before" in capsys.readouterr().out
+    assert call("--eval-only", "--model-dir", str(run), out="test", pairs=shown) == 0
+    write_json({**record, "finished": False}, run / "results.json")
+    (run / "MultiModalPromptLearner/model.pth.tar-2").unlink()
+    assert call(pairs=shown) == 0
+    for name in ("test", "run"):
+        assert read_results(str(tmp_path / name))["config"]["INPUT"]["AS_SHOWN"] is False
+    assert all(torch.equal(before[key], value) for key, value in tensors(run).items())
 
 
 def test_another_configuration_in_a_used_folder_is_refused_naming_the_key(call, tmp_path, capsys):

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from p2c.datasets.splits import read_lines
-from p2c.datasets.trees import SUFFIXES, images_below
-from p2c.engine.files import UnreadableImage, check_writable, write_csv
+from p2c.datasets.trees import SUFFIXES, describe, files_below
+from p2c.engine.files import UNREAD, UnreadableImage, check_writable, write_csv
 from p2c.engine.logger import only_warnings
 from p2c.inference.export import check_destination
 from p2c.inference.predictor import Predictor
@@ -67,13 +67,15 @@ def main(argv: Sequence[str]) -> int:
             check_destination(args.export)
         for file in filter(None, (args.csv, args.export)):  # before minutes of work
             check_writable(file)
-        paths = find_images(args.images)
+        paths, others = find_images(args.images)
         classes = None if args.classes is None else read_classes(args.classes)
         predictor = Predictor.from_run(args.run, classes, args.load_epoch, args.device)
         if args.export:
             with exit_on(RuntimeError, status=FAILED):
                 for line in predictor.export(args.export):
                     say(line)
+    if others:
+        say(f"left out, as no images: {describe(others)}")
     with exit_on(*MISTAKES, RuntimeError, status=FAILED):
         complete = predict(predictor, paths, args)
     return DONE if complete else FAILED
@@ -117,23 +119,29 @@ def read_classes(words: str) -> list[str]:
     return read_lines(Path(words))
 
 
-def find_images(places: Sequence[str]) -> list[str]:
-    """Return the files among `places` and the image files below its folders, each once, in order.
+def find_images(places: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return the files among `places` and the image files below its folders, each once, in order, and the other files.
 
-    In a folder the names are sorted, and hidden files and other kinds of files are left out. A folder that several
-    links lead to is searched once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
+    In a folder the names are sorted, and hidden files are left out. A folder that several links lead to is searched
+    once. Of a file that is given in two ways (`a.jpg`, `./a.jpg`), the first is kept.
     """
     def fail(error: OSError) -> None:
         raise error
 
     found: dict[tuple[str, str], str] = {}  # (folder, name) -> path as given
+    others: set[str] = set()
     for place in places:
         if not os.path.lexists(place):
             raise FileNotFoundError(f"No image or folder at {place}; give image files or folders of them")
-        for path in images_below(place, fail) if os.path.isdir(place) else [place]:
+        paths = [place]
+        if os.path.isdir(place):
+            files = files_below(place, fail)
+            paths = [path for path in files if path.lower().endswith((*SUFFIXES, *UNREAD))]
+            others |= set(files).difference(paths)
+        for path in paths:
             folder, name = os.path.split(path)
             found.setdefault((os.path.realpath(folder), name), path)
     if places and not found:
         raise FileNotFoundError(f"No image in {', '.join(places)}: looked for names that end in "
-                                f"{', '.join(SUFFIXES)}")
-    return list(found.values())
+                                f"{', '.join(SUFFIXES)}, but found {describe(others) or 'no file'}")
+    return list(found.values()), others

@@ -20,8 +20,8 @@ from torchvision import transforms as T
 
 from p2c.engine.datasets import Datum
 from p2c.engine.distributed import processes, shard
-from p2c.engine.files import read_image
-from p2c.engine.registry import build_dataset
+from p2c.engine.files import UnreadableImage, read_image
+from p2c.engine.registry import DATASET_REGISTRY, build_dataset
 from p2c.engine.samplers import ShardBatchSampler, build_sampler
 from p2c.engine.seeds import preserve_random_state, run_seed
 from p2c.engine.transforms import INTERPOLATION_MODES, build_transform
@@ -50,6 +50,7 @@ class DatasetWrapper(Dataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.as_shown = cfg.INPUT.get("AS_SHOWN", False)
         self.seed = run_seed(cfg)
         self._epoch = torch.zeros(64, dtype=torch.uint8)  # the epoch's label as text
         if is_train and cfg.DATALOADER.NUM_WORKERS:
@@ -73,7 +74,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx: int) -> dict:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        image = read_image(item.impath)
+        image = self._read(item.impath)
         if self.is_train:
             with preserve_random_state(gpu=False):
                 self._seed_augmentation(idx)
@@ -83,6 +84,15 @@ class DatasetWrapper(Dataset):
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
+
+    def _read(self, path: str):
+        try:
+            return read_image(path, self.as_shown)
+        except UnreadableImage as error:
+            name = self.cfg.DATASET.NAME
+            known = name in DATASET_REGISTRY.registered_names()
+            command = getattr(DATASET_REGISTRY.get(name), "verification", lambda cfg: "")(self.cfg) if known else ""
+            raise UnreadableImage(f"{error} (`{command}` finds all such)" if command else str(error)) from None
 
     def _seed_augmentation(self, idx: int) -> None:
         epoch = self._epoch.numpy().tobytes().rstrip(b"\0").decode()
@@ -212,7 +222,7 @@ class DataManager:
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
         batches: Any = self.train_loader_x.batch_sampler
-        if len(batches) and (dropped := len(batches.sampler) % batches.batch_size):
+        if len(batches) and batches.drop_last and (dropped := len(batches.sampler) % batches.batch_size):
             log.info(f"Each epoch leaves out {dropped} of {len(self.dataset.train_x)} training images: they do not "
                      "fill a batch")
 

@@ -12,11 +12,28 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from p2c.utils.logs import get_logger
 
+try:
+    import pillow_heif
+except ImportError:
+    READS_HEIF = False
+else:
+    pillow_heif.register_heif_opener()
+    READS_HEIF = True
+
 log = get_logger(__name__)
+
+# Endings of images that not every installation reads, and what installs a reader.
+READERS = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif",
+           ".avif": "pip install 'pillow>=11.3'"}
+UNREAD = {ending: remedy for ending, remedy in READERS.items()
+          if not (features.check("avif") if ending == ".avif" else READS_HEIF)}  # those without a reader here
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # EXIF orientation -> what sets the image upright
 
 LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
@@ -148,29 +165,71 @@ class UnreadableImage(ValueError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read the first frame of an image file as 8-bit RGB without transparency; raise UnreadableImage if it cannot be.
+def read_image(path: str | os.PathLike, as_shown: bool = False) -> Image.Image:
+    """Read the first frame of an image file as 8-bit RGB; raise UnreadableImage if it cannot be.
 
-    As in Dassl, the EXIF orientation is ignored.
+    Args:
+        as_shown: see `to_rgb`.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF data and large images
             with Image.open(path) as image:
-                return to_rgb(image)
+                return to_rgb(image, as_shown)
     except Exception as error:  # damaged files make Pillow raise almost any exception
         reason = str(error) or type(error).__name__
-        raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file "
-                              "(`python -m p2c data verify` finds all such)") from None
+        remedy = UNREAD.get(os.path.splitext(os.fspath(path))[1].lower())
+        if remedy and isinstance(error, UnidentifiedImageError):
+            reason = f"`{remedy}` installs a reader"
+        raise UnreadableImage(f"{os.fspath(path)} cannot be read as an image ({reason}); replace the file") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB; drop transparency."""
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which convert would clip
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+def to_rgb(image: Image.Image, as_shown: bool = False) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB.
+
+    Args:
+        as_shown: turn it as its EXIF orientation says, lay transparent parts on white, and scale numbers of more than
+            8 bits by the image's own range. False: as in Dassl, ignore the orientation and drop transparency.
+    """
+    if as_shown:
+        image.load()  # of a TIFF, this turns the image
+        image = _upright(image)
+    if image.mode == "F" and as_shown or image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        image = Image.fromarray(_scaled(values) if as_shown else (values >> 8).clip(0, 255).astype(np.uint8))
+    elif as_shown and ("transparency" in image.info or "A" in image.getbands()):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
     elif image.mode == "P" and "transparency" in image.info:  # convert("RGB") warns about these
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; damaged EXIF data say nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as for damaged files
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Scale one channel to 8 bits by the least of 8, 12 or 16 bits, or 0 to 1 for fractions, that holds all its values.
+
+    Values that fit none of these are scaled by their own range.
+    """
+    fractions = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    span = high - low or 1
+    if low >= 0 and fractions and high <= 1:
+        low, span = 0, 1
+    elif low >= 0:
+        low, span = 0, next((span for span in (256, 4096, 65536) if high < span), high)
+    return ((values - low) * 256 / span).clip(0, 255).astype(np.uint8)
 
 
 def download_url(url: str, dst: str) -> None:

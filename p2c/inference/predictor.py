@@ -95,8 +95,9 @@ class Predictor:
         Args:
             unreadable: called with the error of each image that cannot be read, which is then skipped; None: raise it.
         """
-        loader = DataLoader(ReadImages(images, self.transform), batch_size or self.cfg.DATALOADER.TEST.BATCH_SIZE,
-                            num_workers=workers, collate_fn=separate, pin_memory=self.device.type == "cuda")
+        loader = DataLoader(ReadImages(images, self.transform, self.cfg.INPUT.AS_SHOWN),
+                            batch_size or self.cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=workers,
+                            collate_fn=separate, pin_memory=self.device.type == "cuda")
         for indices, pixels, errors in loader:
             for error in errors:
                 if unreadable is None:
@@ -115,11 +116,16 @@ class Predictor:
 
 
 class ReadImages(Dataset):
-    """The index and the transformed tensor of each image, or its UnreadableImage error instead of the tensor."""
+    """The index and the transformed tensor of each image, or its UnreadableImage error instead of the tensor.
 
-    def __init__(self, images: Sequence[ImageLike], transform: Callable[[Image.Image], Tensor]):
+    Args:
+        as_shown: see `to_rgb`.
+    """
+
+    def __init__(self, images: Sequence[ImageLike], transform: Callable[[Image.Image], Tensor], as_shown: bool):
         self.images = images
         self.transform = transform
+        self.as_shown = as_shown
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,7 +133,9 @@ class ReadImages(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | UnreadableImage]:
         image = self.images[index]
         try:
-            return index, self.transform(to_rgb(image) if isinstance(image, Image.Image) else read_image(image))
+            if isinstance(image, Image.Image):
+                return index, self.transform(to_rgb(image, self.as_shown))
+            return index, self.transform(read_image(image, self.as_shown))
         except UnreadableImage as error:
             return index, error
 

@@ -18,7 +18,7 @@ from p2c.engine.results import read_results, to_plain
 from p2c.framework import get_cfg_default
 from p2c.merging import merge_values
 from p2c.model import PromptedCLIP
-from p2c.prompts.context import readable
+from p2c.prompts.context import find_same
 from p2c.trainers.base import PromptTrainer
 from p2c.trainers.building import init_seed, load_clip
 from p2c.utils.ranges import flatten
@@ -48,6 +48,7 @@ class RecordedRun:
         cfg = recorded_cfg(record, run)
         self.model_dir, self.epoch = recorded_model(record, run, epoch)
         self.classnames, self.template = recorded_classes(record, run, self.model_dir, self.epoch)
+        cfg.INPUT.AS_SHOWN = predicts_as_shown(record)
         cfg.USE_CUDA = use_cuda(device)
         cfg.OUTPUT_DIR, cfg.RESUME, cfg.MODEL.INIT_WEIGHTS = os.fspath(run), "", ""  # the checkpoint holds everything
         cfg.SEED = record["seed"]
@@ -138,6 +139,17 @@ def recorded_cfg(record: dict, run: str | os.PathLike) -> CfgNode:
     return cfg
 
 
+def predicts_as_shown(record: dict) -> bool:
+    """Return whether photos are predicted as a viewer shows them: as a folder's own, otherwise unless the run is older.
+
+    Real Dassl read the images of a folder as they are stored.
+    """
+    shown = record["config"].get("INPUT", {}).get("AS_SHOWN")
+    if record["config"]["DATASET"].get("NAME") == "Folder":
+        return bool(shown) and record.get("engine") != "dassl"
+    return shown is not None
+
+
 def recorded_model(record: dict, run: str | os.PathLike, epoch: int | None) -> tuple[Path | None, int | None]:
     """Return the folder with the checkpoints of a run's test (None: there are none), and the epoch to load.
 
@@ -197,14 +209,12 @@ def checked_names(classes: Sequence[str]) -> list[str]:
     names = [name.strip() for name in classes]
     if not names:
         raise ValueError("The list of classes is empty")
-    seen: dict[str, int] = {}
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise ValueError(f"Class name {number} of {len(names)} is empty; give each class a name")
-        first = seen.setdefault(readable(name).lower(), number)
-        if first != number:
-            raise ValueError(f"Class names {first} and {number}, {names[first - 1]!r} and {name!r}, are the same to "
-                             "CLIP; give each class once")
+    if "" in names:
+        raise ValueError(f"Class name {names.index('') + 1} of {len(names)} is empty; give each class a name")
+    if same := find_same(names):
+        first, second = same
+        raise ValueError(f"Class names {first + 1} and {second + 1}, {names[first]!r} and {names[second]!r}, are the "
+                         "same to CLIP; give each class once")
     return names
 
 

@@ -3,6 +3,7 @@
 Shapes: C classes, M context tokens, J layers with prompts (the input included), D text width, D_v vision width.
 """
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +32,16 @@ class Prompts(NamedTuple):
 def readable(classname: str) -> str:
     """Return a class name as it is written in a prompt: underscores become spaces."""
     return classname.replace("_", " ")
+
+
+def find_same(classnames: Sequence[str]) -> tuple[int, int] | None:
+    """Return the indices of the first two class names that CLIP reads alike; None if all differ."""
+    seen: dict[str, int] = {}
+    for index, name in enumerate(classnames):
+        first = seen.setdefault(unicodedata.normalize("NFC", readable(name).lower()), index)
+        if first != index:
+            return first, index
+    return None
 
 
 def add_noise(prompts: Prompts, noise: Tensor | None) -> Prompts:
