@@ -12,8 +12,8 @@ COMMANDS = {  # each is a module of p2c.cli
     "doctor": "check software, device, weights and datasets",
     "interpret": "name the words nearest to learned prompts",
     "predict": "classify images, or export the text classifier",
-    "train": "train on a folder of images, or on a dataset, and test",
     "study": "choose settings on validation data, and compare methods",
+    "train": "train on a folder of images, or on a dataset, and test",
     "verify_run": "repeat a run's test and compare the results",
 }
 
