@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
 from p2c import compat, registry
 from p2c.config import check_settings, extend_cfg
@@ -243,8 +244,8 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
 
 
 def set_up(held: contextlib.ExitStack, args: argparse.Namespace, open_log: Callable[[str | None], None]) \
-        -> tuple[dict, Any] | None:
-    """Return the task and the trainer, ready to run, or None if the run is finished already.
+        -> tuple[CfgNode, dict, Any] | None:
+    """Return the configuration, the task and the trainer, ready to run, or None if the run is finished already.
 
     `held` gets the lock of the output folder; `open_log` starts the log of a folder, in processes without one of None.
     """
@@ -279,12 +280,11 @@ def set_up(held: contextlib.ExitStack, args: argparse.Namespace, open_log: Calla
         if args.model_dir and not trainer.get_model_names():
             raise ValueError(f"{cfg.TRAINER.NAME} has nothing to load; leave out --model-dir")
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    return task, trainer
+    return cfg, task, trainer
 
 
-def train_or_test(args: argparse.Namespace, task: dict, trainer: Any) -> None:
+def train_or_test(args: argparse.Namespace, cfg: CfgNode, task: dict, trainer: Any) -> None:
     """Run what `set_up` returned to its end."""
-    cfg = trainer.cfg
     recorded = isinstance(trainer, Run)  # a foreign trainer on real Dassl writes only its log
     if args.eval_only:
         if recorded:

@@ -83,8 +83,8 @@ class Predictor:
 
         Args:
             images: one image or N of them. An image is a path, a PIL image, a uint8 array (height, width, 3) or a uint8
-                tensor (3, height, width), RGB both; further axes before these hold several. An iterator is read batch
-                by batch, in this process.
+                tensor (3, height, width), RGB both; one axis more before these holds several. An iterator is read
+                batch by batch, in this process.
             batch_size: None: that of the run's tests.
             workers: processes that read the images; 0: this one reads them.
 
