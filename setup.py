@@ -22,7 +22,7 @@ setup(
         "p2c": ["py.typed"],
         "p2c.clip": ["builtin/*"],
         "p2c.tables": ["reference_results.yaml", "report.html"],
-        "p2c.configs": ["datasets/*.yaml", "trainers/*/*.yaml", "studies/*.yaml"],
+        "p2c.configs": ["defaults.txt", "datasets/*.yaml", "trainers/*/*.yaml", "studies/*.yaml"],
     },
     install_requires=[
         "torch>=2.6",

@@ -14,6 +14,7 @@ COMMANDS = {  # each is a module of p2c.cli
     "predict": "classify images, or export the classifier",
     "report": "write a page that shows the results of runs",
     "study": "choose settings on validation data, and compare methods",
+    "train": "train on a folder of images, or on a dataset, and test",
     "verify_run": "repeat a run's test and compare the results",
 }
 

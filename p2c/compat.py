@@ -118,9 +118,11 @@ def patch_dassl() -> None:
     from dassl.utils import torchtools
 
     from p2c.engine import checkpoint, evaluation, optim
+    from p2c.engine.logger import log_to_stdout
     from p2c.utils.logs import speak_despite_disable
 
     speak_despite_disable()
+    log_to_stdout()
     for theirs, ours in (
         (lr_scheduler.build_lr_scheduler, optim.build_lr_scheduler),
         (torchtools.load_checkpoint, checkpoint.read),

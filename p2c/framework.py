@@ -31,11 +31,13 @@ else:
     from dassl.engine import TrainerX as DasslTrainerX
     from dassl.evaluation import EVALUATOR_REGISTRY
 
+    from p2c.engine.logger import log_to_stdout
     from p2c.engine.numerics import NonFiniteLoss, check_finite, save_nonfinite_state
     from p2c.engine.run import Run
     from p2c.utils.logs import speak_despite_disable
 
     speak_despite_disable()
+    log_to_stdout()
 
     class Names:
         """A registry of real Dassl in which a name that is taken keeps its object."""

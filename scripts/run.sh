@@ -12,7 +12,7 @@
 #                                                 middle, front) and class-specific contexts if CSC is True, not False
 #   run.sh CoOp eval              DATASET CFG     test main's run on $SOURCE (end 16 16 False) on DATASET, seeds $SEEDS
 #
-# TRAINER is a folder in configs/trainers, or IVLP:language_only, which has no image prompts. DATASET is a name in
+# SHOTS are images per class, -1 for all. TRAINER is a folder in configs/trainers, or IVLP:language_only, which has no image prompts. DATASET is a name in
 # configs/datasets, folder:PATH for your own images (a folder, or a split file in it), or a YAML file of your own; a CFG
 # may be a YAML file too.
 # Further arguments go to train.py: options (--...), then KEY VALUE pairs, which override the script's own. --dry-run
@@ -82,7 +82,7 @@ seed=1 shots=16 cfg='' ctp=end nctx=16 csc=False # defaults where the protocol d
 for name in $takes; do
     [[ -n ${1:-} ]] || fail "$protocol of $trainer needs $(upper "$takes"), for example $example"
     case $name:$1 in
-        ctp:end | ctp:middle | ctp:front | csc:True | csc:False | dataset:* | cfg:*) ;;
+        ctp:end | ctp:middle | ctp:front | csc:True | csc:False | dataset:* | cfg:* | shots:-1) ;;
         ctp:*) fail "CTP must be end, middle or front, but got '$1'" ;;
         csc:*) fail "CSC must be True or False, but got '$1'" ;;
         *) [[ $1 =~ ^[0-9]+$ ]] || fail "$(upper "$name") must be a whole number, but got '$1'" ;;
@@ -113,27 +113,29 @@ for ((i = 0; i + 1 < ${#pairs[@]}; i += 2)); do
     [[ ${pairs[i]} != DATASET.NUM_SHOTS ]] || shots=${pairs[i + 1]}
 done
 
-# The default CFG: the published one.
-main_cfg=vit_b16_c2_ep5_batch4_2ctx
-case $method/$protocol/$label/$shots in
-    ZeroshotCLIP*/*) default_cfg=vit_b16 ;;
-    CoOp/base2new_*/imagenet/* | CoOp/xd_*) default_cfg=vit_b16_ep50_ctxv1 ;;
-    CoOp/base2new_*) default_cfg=vit_b16_ctxv1 ;;
-    CoOp/few_shot/imagenet/* | CoOp/few_shot/*/1) default_cfg=vit_b16_ep50 ;;
-    CoOp/few_shot/*/[2-4]) default_cfg=vit_b16_ep100 ;;
-    CoOp/few_shot/*) default_cfg=vit_b16 ;;
-    CoCoOp/*) default_cfg=vit_b16_c4_ep10_batch1_ctxv1 ;;
-    VPT/*) default_cfg=vit_b16_c2_ep5_batch4_4 ;;
-    IVLP/*) default_cfg=vit_b16_c2_ep5_batch4_2+2ctx ;;
-    IVLP:language_only/*) default_cfg=vit_b16_c2_ep5_batch4_4ctx_language_only ;;
-    PromptSRC/xd_*) default_cfg=vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets ;;
-    PromptSRC/few_shot/*) default_cfg=vit_b16_c2_ep50_batch4_4+4ctx_few_shot ;;
-    PromptSRC/*) default_cfg=vit_b16_c2_ep20_batch4_4+4ctx ;;
-    */xd_*) default_cfg=${main_cfg}_cross_datasets ;;
-    */few_shot/*) default_cfg=${main_cfg}_few_shot ;;
-    *) default_cfg=$main_cfg ;;
-esac
-if [[ $dataset == shapes* ]]; then
+# The backbone that the user gives, if it is not the CFG's.
+backbone=
+for ((i = 0; i + 1 < ${#options[@]}; i++)); do
+    [[ ${options[i]} != --backbone ]] || backbone=${options[i + 1]}
+done
+for ((i = 0; i + 1 < ${#pairs[@]}; i += 2)); do
+    [[ ${pairs[i]} != MODEL.BACKBONE.NAME ]] || backbone=${pairs[i + 1]}
+done
+
+# first_fit KIND NAME: print what configs/defaults.txt has in the first line of a kind whose pattern fits a name
+first_fit() {
+    local kind pattern rest
+    while read -r kind pattern rest; do
+        if [[ $kind == "$1" && $2 == $pattern ]]; then
+            echo "$rest"
+            return
+        fi
+    done <"$home/configs/defaults.txt"
+}
+
+# The default CFG: the published one, or that of tiny-shapes.
+default_cfg=$(first_fit cfg "$method/$protocol/$label/$shots")
+if [[ $backbone == tiny-shapes || ($dataset == shapes* && -z $backbone) ]]; then
     [[ $method == *:* ]] && default_cfg=tiny_shapes_${method#*:} || default_cfg=tiny_shapes
 fi
 cfg=${cfg:-$default_cfg}
@@ -143,29 +145,18 @@ cfg=${cfg:-$default_cfg}
 cfg=$(basename "$cfg" .yaml)
 
 # Settings of the protocol or the dataset beside those of the CFG.
-settings=() variant=
-case $method/$cfg in
-    CoOp/*)
-        if [[ $protocol == main || $protocol == eval ]]; then
-            settings=(TRAINER.COOP.N_CTX "$nctx" TRAINER.COOP.CSC "$csc" TRAINER.COOP.CLASS_TOKEN_POSITION "$ctp")
-            variant=/nctx${nctx}_csc${csc}_ctp$ctp
-        fi
-        ;;
-    PromptSRC/*_ep50_*_few_shot) # the file has the values of the six other datasets
-        case $label in
-            stanford_cars | oxford_flowers | fgvc_aircraft | dtd | eurosat)
-                settings=(TRAINER.PROMPTSRC.GPA_MEAN 45 TRAINER.PROMPTSRC.GPA_STD 5)
-                ;;
-        esac
-        ;;
-    P2C/*_preview)
-        case $protocol/$label in
-            xd_*) settings=(OPTIM.MAX_EPOCH 2) ;;
-            */caltech101 | */oxford_pets | */oxford_flowers | */eurosat) settings=(OPTIM.MAX_EPOCH 10) ;;
-            */fgvc_aircraft | */ucf101) settings=(TRAINER.P2C.N_CTX 2) ;;
-        esac
-        ;;
-esac
+variant=
+read -r -a settings <<<"$(first_fit set "$method/$cfg/$protocol/$label")"
+if [[ $protocol == main || $protocol == eval ]]; then
+    settings=(TRAINER.COOP.N_CTX "$nctx" TRAINER.COOP.CSC "$csc" TRAINER.COOP.CLASS_TOKEN_POSITION "$ctp")
+    variant=/nctx${nctx}_csc${csc}_ctp$ctp
+fi
+
+# The names of the shipped CFGs begin with their backbone's; that of the folder begins with the one that runs.
+if [[ -n $backbone && $cfg =~ ^(vit_b16|vit_b32|rn50|rn101|tiny_shapes)(_.*)?$ ]]; then
+    backbone=$(tr A-Z a-z <<<"${backbone//\//}")
+    cfg=${backbone//[^a-z0-9]/_}${BASH_REMATCH[2]}
+fi
 
 # run SEED FOLDER [option ...] -- [KEY VALUE ...]: call train.py, and pass on the signals that stop this script
 run() {

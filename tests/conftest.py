@@ -13,12 +13,13 @@ from engines import report
 from hypothesis import settings
 from processes import Starter
 
-import train
 from p2c import registry
+from p2c.cli import train
 from p2c.clip import loading
 from p2c.config import extend_cfg
 from p2c.datasets.shapes import PICTURES
 from p2c.engine.datasets import Datum
+from p2c.engine.logger import log_to_stdout
 from p2c.framework import build_trainer, get_cfg_default
 
 pytest_plugins = ("engine_fixtures", "contract", "download_fixtures", "run_folders")  # more fixtures
@@ -29,6 +30,8 @@ TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMU
 # The same examples in every run, however slow the machine is.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
+
+log_to_stdout()  # as programs do
 
 
 def pytest_report_header() -> str:

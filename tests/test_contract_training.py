@@ -483,7 +483,9 @@ if name == "p2c":
 sys.path[:0] = paths
 import torch
 torch.set_num_threads(1)
+from p2c.engine import setup_logger
 from test_contract_training import train_stopping
+setup_logger()
 for workers in (0, 2):
     print("SUMMARY", json.dumps(train_stopping(name, root, f"{folder}/{workers}", workers)))
 """

@@ -9,8 +9,7 @@ import torch
 from clip_files import make_pets
 from messages import naming
 
-import train
-from p2c.cli import convert
+from p2c.cli import convert, train
 from p2c.denoising.mapper import MLPMapper
 from p2c.inference.models import load_model
 

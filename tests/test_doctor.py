@@ -185,7 +185,7 @@ def test_a_measurement_agrees_within_three_tenths(textures, monkeypatch, apart, 
 
 
 def test_the_accuracy_is_that_of_a_test_of_train_py(textures, tmp_path, monkeypatch):
-    import train
+    from p2c.cli import train
     from p2c.engine.results import read_results
 
     monkeypatch.setattr(train, "collect_env_info", str)  # takes seconds

@@ -29,6 +29,7 @@ def test_results_are_plain_numbers_and_the_matrix_says_its_labels(tmp_path):
     assert (judge.correct, judge.total) == (4, 6)
     saved = torch.load(tmp_path / "cmat.pt")
     assert saved["labels"] == [0, 1, 2, 3] and saved["matrix"].shape == (4, 4)
+    assert saved["classnames"] == [NAMES[label] for label in saved["labels"]]
 
 
 def test_nothing_to_evaluate_is_an_error(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from conftest import TINY
 from messages import naming
 
-import train
+from p2c.cli import train
 from p2c.engine.files import read_json, write_json
 from p2c.engine.lock import FILE, OWNER, folder_lock
 from p2c.engine.results import read_results

@@ -1,7 +1,7 @@
 """Learning quality on built-in data: prompt learning must learn. Nothing is asserted of P2C against MaPLe."""
 import pytest
 
-import train
+from p2c.cli import train
 from p2c.engine.results import read_results
 
 

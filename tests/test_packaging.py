@@ -47,9 +47,11 @@ for name in ("p2c.p2c", "p2c.tests"):
     assert importlib.util.find_spec(name) is None, name
 found = pathlib.Path(importlib.util.find_spec("p2c.cli.data").origin)
 assert found == pathlib.Path({str(path)!r}, "p2c", "cli", "data.py")
-import p2c.configs, p2c.clip.loading, p2c.tables.published, p2c.tables.report
+import p2c.configs, p2c.clip.loading, p2c.grid.fewshot, p2c.tables.published, p2c.tables.report
 folder = pathlib.Path(list(p2c.configs.__path__)[0])
 assert (folder / "trainers/P2C/tiny_shapes.yaml").is_file() and (folder / "datasets/shapes.yaml").is_file()
+words = p2c.grid.fewshot.plan("oxford_pets", "P2C", 16, 1, None, None)
+assert pathlib.Path(words[words.index("--config-file") + 1]).is_file()
 p2c.clip.loading.load_backbone("tiny-shapes", "builtin")
 assert p2c.tables.published.references()["backbone"] == "ViT-B/16"
 assert p2c.tables.report.template().filename

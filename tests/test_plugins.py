@@ -7,7 +7,7 @@ import pytest
 from clip_files import make_pets
 from messages import naming
 
-import train
+from p2c.cli import train
 from p2c.engine.registry import Registry
 from p2c.engine.results import read_results
 

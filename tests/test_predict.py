@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from clip_files import BREEDS, make_pets
@@ -17,8 +18,7 @@ from messages import naming
 from PIL import Image
 
 import p2c
-import train
-from p2c.cli import predict
+from p2c.cli import predict, train
 from p2c.engine.files import UnreadableImage, read_image, read_json, write_json
 from p2c.inference.predictor import Predictor
 from p2c.inference.records import checked_names, recorded_cfg
@@ -135,6 +135,44 @@ def test_batches_workers_and_kinds_of_image_change_nothing(runs):
     assert torch.equal(predictor.predict([Image.open(path).convert("RGBA") for path in paths], 2), probabilities)
     assert torch.equal(predictor.predict(paths[0], 2), predictor.predict([paths[0]], 2))
     assert predictor.predict([]).shape == (0, 2)
+
+
+def test_arrays_tensors_and_iterators_are_the_same_images(runs):
+    predictor = Predictor.from_run(runs.of("P2C"))
+    paths = runs.images["base"]
+    expected = predictor.predict(paths)
+    arrays = np.stack([np.asarray(read_image(path)) for path in paths])
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    for images in (arrays, list(arrays), tensors, iter(tensors), (path for path in paths)):
+        assert torch.equal(predictor.predict(images), expected)
+    for image in (arrays[1], tensors[1]):
+        assert torch.allclose(predictor.predict(image), expected[1:2], atol=1e-6)
+    taken = []
+    batches = predictor.batches((taken.append(path) or path for path in paths), batch_size=2)
+    assert next(batches)[0] == [0, 1] and len(taken) == 2 and next(batches)[0] == [2, 3]
+
+
+@pytest.mark.parametrize("image, named", [
+    (np.zeros((8, 8, 3)), ("float64", "uint8")), (torch.zeros(3, 8, 8), ("float32", "uint8")),
+    (torch.zeros(8, 8, 3, dtype=torch.uint8), ("(8, 8, 3)",)),
+    (np.zeros((8, 8), np.uint8), ("(8, 8)", "height, width, 3")),
+    (np.zeros((8, 8, 4), np.uint8), ("(8, 8, 4)",)), (5, ("int", "paths")), ([None], ("NoneType", "paths")),
+])
+def test_what_is_no_image_is_refused_in_one_line(runs, image, named):
+    with pytest.raises((ValueError, TypeError), match=naming("Image 0", *named)) as refused:
+        Predictor.from_run(runs.of("P2C")).predict(image)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_cosines_of_features_and_classifier_are_the_logits(runs, trainer):
+    predictor = Predictor.from_run(runs.of(trainer))
+    features, classifier = predictor.encode_images(runs.images["base"]), predictor.classifier
+    assert features.dtype == classifier.dtype == torch.float32 and classifier.shape == (2, features.shape[1])
+    assert torch.allclose(features.norm(dim=1), torch.ones(len(features)))
+    logits = predictor.model.backbone.logit_scale * features @ classifier.t()
+    assert torch.allclose(logits, runs.logits[trainer, "base"], atol=1e-4)
+    assert predictor.encode_images([]).shape == (0, features.shape[1])
 
 
 def test_an_unreadable_image_raises_an_error_that_names_it(runs, tmp_path):
@@ -286,6 +324,13 @@ def test_a_device_that_is_not_there_is_refused(runs, monkeypatch, device, named)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=named):
         Predictor.from_run(runs.of("P2C"), device=device)
+
+
+def test_a_run_with_class_features_for_each_image_has_no_classifier(runs, monkeypatch):
+    predictor = Predictor.from_run(runs.of("MaPLe"))
+    monkeypatch.setattr(predictor.model, "per_image_classes", True)
+    with pytest.raises(ValueError, match=naming("MaPLe", "classifier")):
+        _ = predictor.classifier
 
 
 # The command

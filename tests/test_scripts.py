@@ -12,10 +12,11 @@ import torch
 from clip_files import make_pets
 from messages import naming
 
-import train
+from p2c.cli import train
 from p2c.clip.loading import load_backbone
 from p2c.engine.results import read_results
 from p2c.grid.families import FAMILIES
+from p2c.grid.fewshot import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "vit_b16_c2_ep5_batch4_2ctx"
@@ -248,6 +249,38 @@ def test_a_folder_of_images_is_a_dataset_of_the_folders_name_and_a_short_hash(tm
     assert words[words.index("--") + 1:][:2] == ["DATASET.FOLDER.SPLIT", "list.csv"]
     words, = command("p2c/xd_test.sh", "dtd", "1", cwd=tmp_path, SOURCE=f"folder:{folder}")
     assert option(words, "--model-dir").split("/")[1] == run.name and option(words, "--root") == "data"
+
+
+def test_all_images_and_another_backbone_are_in_the_folders_name(tmp_path):
+    for words, name in ((("-1",), f"{MAPLES['few_shot']}_-1shots"),
+                        (("4", "MODEL.BACKBONE.NAME", "ViT-B/32"), "vit_b32_c2_ep5_batch4_2ctx_few_shot_4shots"),
+                        (("4", "--backbone", "ViT-L/14@336px"), "vit_l14_336px_c2_ep5_batch4_2ctx_few_shot_4shots"),
+                        (("4", "--backbone", "tiny-shapes"), "tiny_shapes_4shots")):
+        words, = command("p2c/few_shot.sh", "dtd", *words, cwd=tmp_path, SEEDS="1")
+        assert option(words, "--output-dir") == f"output/dtd/P2C/{name}/seed1"
+    words, = command("p2c/few_shot.sh", "shapes", "4", "--backbone", "ViT-B/16", cwd=tmp_path, SEEDS="1")
+    assert configuration(words) == MAPLES["few_shot"]
+
+
+@pytest.mark.parametrize("folder, data, shots, backbone", [
+    ("p2c", "folder:my leaves", 16, None), ("p2c", "folder:my leaves/list.csv", -1, "tiny-shapes"),
+    ("coop", "dtd", 4, "ViT-B/32"), ("coop", "imagenet", 16, None), ("promptsrc", "eurosat", 16, "RN50"),
+    ("language-prompting", "shapes_dark", 1, None), ("cocoop", "shapes", 2, "ViT-B/16"), ("vpt", "mine.yaml", 8, None),
+])
+def test_one_command_plans_the_run_of_the_few_shot_script(tmp_path, monkeypatch, folder, data, shots, backbone):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my leaves/oak").mkdir(parents=True)
+    for name in ("my leaves/list.csv", "mine.yaml"):
+        (tmp_path / name).touch()
+    options = ("--backbone", backbone) if backbone else ()
+    script, = command(f"{folder}/few_shot.sh", data, str(shots), *options, cwd=tmp_path, SEEDS="3")
+    method = "IVLP:language_only" if folder == "language-prompting" else METHODS[folder][0]
+    ours = train.parse_args(plan(data.removeprefix("folder:"), method, shots, 3, backbone, None))
+    theirs = train.parse_args(script)
+    for args in (ours, theirs):  # a checkout's configs/ has two paths
+        args.config_file, args.dataset_config_file = map(os.path.realpath, (args.config_file, args.dataset_config_file))
+        args.opts = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    assert ours == theirs
 
 
 def test_a_missing_folder_of_images_is_one_line_and_status_2(tmp_path):

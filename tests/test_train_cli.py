@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
-from clip_files import make_pets
+from clip_files import BREEDS, make_pets
 from messages import naming
 
 import p2c
-import train
+from p2c.cli import train
 from p2c.clip.loading import load_backbone
 from p2c.engine.files import write_json
 from p2c.engine.results import read_results
@@ -123,6 +123,34 @@ def test_a_run_without_a_recorded_way_of_reading_images_keeps_its_own(call, tmp_
     for name in ("test", "run"):
         assert read_results(str(tmp_path / name))["config"]["INPUT"]["AS_SHOWN"] is False
     assert all(torch.equal(before[key], value) for key, value in tensors(run).items())
+
+
+def test_outputs_that_a_finished_run_lacks_are_made_without_training_again(call, tmp_path):
+    assert call() == 0
+    before, record = tensors(tmp_path / "run"), read_results(str(tmp_path / "run"))
+    more = ("TEST.COMPUTE_CMAT", "True", "TEST.PER_CLASS_RESULT", "True")
+    assert call(pairs=more) == train.FINISHED
+    after = read_results(str(tmp_path / "run"))
+    assert after["metrics"].items() >= record["metrics"].items() and "perclass_accuracy" in after["metrics"]
+    assert after["weights"] == record["weights"] and all(torch.equal(before[key], value) for key, value
+                                                         in tensors(tmp_path / "run").items())
+    saved = torch.load(tmp_path / "run/cmat.pt")
+    assert saved["classnames"] == [BREEDS[label] for label in saved["labels"]]
+    assert call(pairs=more) == call() == train.FINISHED
+    assert len(list((tmp_path / "run").glob("log.txt*"))) == 2
+
+
+@pytest.mark.parametrize("data", ["", "elsewhere"])
+def test_without_a_root_the_datasets_are_where_the_scripts_look(monkeypatch, data):
+    monkeypatch.setenv("DATA", data)
+    args = train.parse_args(["--seed", "1", "--trainer", "P2C", "DATASET.NAME", "OxfordPets"])
+    assert train.setup_cfg(args)[0].DATASET.ROOT == (data or "data")
+
+
+def test_a_folder_of_images_has_no_default(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.run(train.parse_args(["--seed", "1", "--trainer", "P2C", "DATASET.NAME", "Folder"])) == train.MISTAKE
+    assert "--root" in capsys.readouterr().err and not os.listdir()
 
 
 def test_another_configuration_in_a_used_folder_is_refused_naming_the_key(call, tmp_path, capsys):

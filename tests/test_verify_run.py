@@ -10,8 +10,7 @@ import torch
 from clip_files import make_pets
 from messages import naming
 
-import train
-from p2c.cli import verify_run
+from p2c.cli import train, verify_run
 from p2c.engine.files import read_json, write_json
 
 TINY = ("MODEL.BACKBONE.WEIGHTS", "random", "OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "-1", "USE_CUDA", "False",

@@ -22,6 +22,7 @@ from p2c.download.install import install, steps_by_hand
 from p2c.download.places import format_size
 from p2c.download.sources import SOURCES, Source
 from p2c.download.verify import state_of, verify
+from p2c.engine.logger import log_to_stdout
 from p2c.grid.families import FAMILIES, unique_names
 from p2c.utils.console import DONE, FAILED, INTERRUPTED, command_parser
 
@@ -66,6 +67,7 @@ def parse_args(argv: Sequence[str], sources: Mapping[str, Source]) -> argparse.N
 def main(argv: Sequence[str], sources: Mapping[str, Source] = SOURCES, drive: Drive = gdown.download) -> int:
     """Run the command and return the exit status; `sources` and `drive` are for tests."""
     args = parse_args(argv, sources)
+    log_to_stdout()
     logger = logging.getLogger("p2c.datasets")
     level = logger.level
     logger.setLevel(logging.WARNING)  # without the lines about reading a dataset

@@ -145,7 +145,7 @@ SETTINGS = {
     "TEST": {
         "EVALUATOR": Setting("Classification", TEXT, "name of the evaluator's class"),
         "PER_CLASS_RESULT": Setting(False, SWITCH, "also print the accuracy of each class"),
-        "COMPUTE_CMAT": Setting(False, SWITCH, "write the confusion matrix to cmat.pt"),
+        "COMPUTE_CMAT": Setting(False, SWITCH, "write the confusion matrix, with the class names, to cmat.pt"),
         "NO_TEST": Setting(False, SWITCH, "no evaluation at all, not even to choose the best model"),
         "SPLIT": Setting("test", one_of("test", "val"), "data of the final evaluation"),
         "FINAL_MODEL": Setting("last_step", one_of("last_step", "best_val"), "checkpoint of the final evaluation"),

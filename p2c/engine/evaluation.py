@@ -19,6 +19,7 @@ __all__ = ["EVALUATOR_REGISTRY", "Classification", "EvaluatorBase", "build_evalu
 
 log = get_logger(__name__)
 
+CONFUSION = "cmat.pt"  # file of the confusion matrix
 BINS = 15  # of equal width over confidence, each with its upper end
 
 
@@ -115,8 +116,9 @@ class Classification(EvaluatorBase):
         labels = (matrix.sum(0) + matrix.sum(1)).nonzero().flatten()
         matrix = matrix[labels][:, labels].double()
         rows = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
-        write_atomically(path, serialize({"labels": labels.tolist(), "matrix": rows}))
+        path = os.path.join(self.cfg.OUTPUT_DIR, CONFUSION)
+        names = [self.lab2cname.get(label) for label in labels.tolist()]
+        write_atomically(path, serialize({"labels": labels.tolist(), "classnames": names, "matrix": rows}))
         log.info(f"Confusion matrix is saved to {path}")
 
 

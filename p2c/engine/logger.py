@@ -1,4 +1,8 @@
-"""Logging of a run: bare messages to standard output, which is copied to a log file."""
+"""Logging of a run: bare messages to standard output, which is copied to a log file.
+
+Until a program calls `log_to_stdout` or `setup_logger`, the package prints nothing: its logger, "p2c", is an ordinary
+one, and Python shows its warnings on standard error.
+"""
 import contextlib
 import functools
 import logging
@@ -91,10 +95,61 @@ class StdoutHandler(logging.Handler):
             self.handleError(record)
 
 
+class FileHandler(logging.Handler):
+    """Writes bare messages to the file of a `Logger`."""
+
+    def __init__(self, target: Logger):
+        super().__init__()
+        self.target = target
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.target.write_file(self.format(record) + "\n")
+        except DiskFull:
+            raise
+        except Exception:
+            self.handleError(record)
+
+
+class PassOn(logging.Handler):
+    """Gives messages of at least a level to another logger's handlers."""
+
+    def __init__(self, logger: logging.Logger, level: int):
+        super().__init__(level)
+        self.logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.logger.callHandlers(record)
+
+
 PACKAGE = logging.getLogger("p2c")
-PACKAGE.setLevel(logging.INFO)
-PACKAGE.propagate = False
-PACKAGE.addHandler(StdoutHandler())
+
+
+def log_to_stdout() -> None:
+    """Print this package's messages, as Dassl prints its own, from now on; for programs."""
+    if not any(isinstance(handler, StdoutHandler) for handler in PACKAGE.handlers):
+        PACKAGE.addHandler(StdoutHandler())
+        PACKAGE.setLevel(logging.INFO)
+        PACKAGE.propagate = False
+
+
+@contextlib.contextmanager
+def log_to_file(output: str) -> Iterator[None]:
+    """Copy this package's messages to a log file, as `setup_logger` names it; print nothing.
+
+    Handlers that the user has set for the logger "p2c" get what they get otherwise.
+    """
+    usual = logging.Logger(PACKAGE.name)
+    usual.parent, usual.propagate, usual.handlers = PACKAGE.parent, PACKAGE.propagate, PACKAGE.handlers
+    level, threshold = PACKAGE.level, PACKAGE.getEffectiveLevel()
+    with Logger(log_path(output)) as file:
+        PACKAGE.handlers, PACKAGE.propagate = [FileHandler(file), PassOn(usual, threshold)], False
+        PACKAGE.setLevel(min(threshold, logging.INFO))
+        try:
+            yield
+        finally:
+            PACKAGE.handlers, PACKAGE.propagate = usual.handlers, usual.propagate
+            PACKAGE.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -112,17 +167,24 @@ def only_warnings() -> Iterator[None]:
 def setup_logger(output: str | None = None) -> None:
     """Copy standard output, and the traceback of an uncaught exception, to a log file from now on.
 
-    `output` is a file if it ends in .txt or .log, otherwise a folder, in which log.txt is written; None does nothing.
-    An existing file is kept: date and time are appended to the new name.
+    `output` is a file if it ends in .txt or .log, otherwise a folder, in which log.txt is written; None: no file. An
+    existing file is kept: date and time are appended to the new name. This package's messages are printed from now on.
     """
+    log_to_stdout()
     if output is None:
         return
-    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-    while os.path.exists(path):
-        path += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    path = log_path(output)
     if not isinstance(sys.stdout, Logger):
         sys.excepthook = functools.partial(_log_uncaught, sys.excepthook)
     sys.stdout = Logger(path)
+
+
+def log_path(output: str) -> str:
+    """Return the path of a new log file: `output` if it ends in .txt or .log, else log.txt in that folder."""
+    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    while os.path.exists(path):
+        path += time.strftime("-%Y-%m-%d-%H-%M-%S")
+    return path
 
 
 def _log_uncaught(previous: Callable, kind, error, trace) -> None:

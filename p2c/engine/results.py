@@ -22,7 +22,7 @@ from p2c.utils.ranges import flatten
 FILE = "results.json"
 FORMAT = "p2c-results"
 
-# Keys whose values may differ between a run and its continuation.
+# Keys whose values may differ between a run and its continuation: places, speed and what is written.
 MAY_CHANGE = (
     "OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.CHECKPOINT_STEPS", "TRAIN.CUDA_GRAPH", "TRAIN.TEXT_MEMORY", "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT",

@@ -3,12 +3,14 @@
 Shapes: N images, C classes, E feature width.
 """
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from yacs.config import CfgNode
 
 from p2c.cloud import cloud_of
@@ -21,7 +23,8 @@ from p2c.model import PromptedCLIP
 from p2c.trainers.base import PromptTrainer
 from p2c.trainers.building import input_normalization
 
-ImageLike = str | os.PathLike | Image.Image
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+Images = ImageLike | Iterable[ImageLike]
 
 
 class Predictor:
@@ -71,77 +74,170 @@ class Predictor:
         trainer.set_model_mode("eval")
         return cls(None, recorded.cfg, trainer.model_inference, trainer.dm.dataset.classnames, trainer.device)
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int | None = None,
-                workers: int = 0) -> Tensor:
-        """Return the probabilities (N, C) of image files or PIL images, as float32 on the CPU.
+    def predict(self, images: Images, batch_size: int | None = None, workers: int = 0) -> Tensor:
+        """Return the probabilities (N, C) of images, in their order, as float32 on the CPU.
 
         Args:
+            images: one image or N of them. An image is a path, a PIL image, a uint8 array (height, width, 3) or a uint8
+                tensor (3, height, width), RGB both; one axis more before these holds several. An iterator is read
+                batch by batch, in this process.
             batch_size: None: that of the run's tests.
             workers: processes that read the images; 0: this one reads them.
 
         Raises:
             UnreadableImage: an image cannot be read; the message names it.
+            ValueError: an array of another type or shape.
+            TypeError: something else than an image.
         """
-        if isinstance(images, ImageLike):
-            images = [images]
         rows = [probabilities for _, probabilities in self.batches(images, batch_size, workers)]
         return torch.cat(rows) if rows else torch.empty(0, len(self.classnames))
 
-    @torch.no_grad()
-    def batches(self, images: Sequence[ImageLike], batch_size: int | None = None, workers: int = 0,
+    def batches(self, images: Images, batch_size: int | None = None, workers: int = 0,
                 unreadable: Callable[[UnreadableImage], None] | None = None) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield the indices of the images and their probabilities (n, C), batch by batch and in order.
+        """Yield the indices of images and their probabilities (n, C), batch by batch and in order.
 
         Args:
+            images, batch_size, workers: see `predict`.
             unreadable: called with the error of each image that cannot be read, which is then skipped; None: raise it.
         """
-        loader = DataLoader(ReadImages(images, self.transform, self.cfg.INPUT.AS_SHOWN),
-                            batch_size or self.cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=workers,
+        for indices, pixels in self.read(images, batch_size, workers, unreadable):
+            yield indices, self.probabilities(pixels)
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Return the probabilities (n, C) of pixels (n, 3, height, width), normalised and on the device."""
+        return self.scores(pixels).float().softmax(1).cpu()
+
+    def encode_images(self, images: Images, batch_size: int | None = None, workers: int = 0) -> Tensor:
+        """Return the normalised features (N, E) of images by the run's prompts, as float32 on the CPU.
+
+        Their cosines with `classifier`, times CLIP's logit scale, are the logits of `predict`.
+
+        Args:
+            images, batch_size, workers: see `predict`, whose errors are raised here too.
+
+        Raises:
+            ValueError: the trainer has no model of its own, as it does not derive from PromptTrainer.
+        """
+        if self.model is None:
+            raise ValueError(f"{self.cfg.TRAINER.NAME} has no image features: it does not derive from PromptTrainer")
+        with torch.no_grad():
+            prompts = self.model.learner()
+            rows = [self.model.encode_image(pixels, prompts).float().cpu()
+                    for _, pixels in self.read(images, batch_size, workers)]
+        return torch.cat(rows) if rows else torch.empty(0, self.model.text_tower.feature_width)
+
+    @property
+    def classifier(self) -> Tensor:
+        """The normalised features (C, E) of the classes by the run's prompts, as float32 on the CPU.
+
+        Raises:
+            ValueError: there is not one classifier for all images, or inference uses a cloud of them.
+        """
+        return self.model_with_classifier().classifier().float().cpu()
+
+    def read(self, images: Images, batch_size: int | None = None, workers: int = 0,
+             unreadable: Callable[[UnreadableImage], None] | None = None) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the indices of images and their pixels (n, 3, height, width), as `scores` takes them."""
+        arrays = isinstance(images, np.ndarray | Tensor) and images.ndim > 3
+        if isinstance(images, ImageLike) and not arrays or not isinstance(images, Iterable):
+            images = [images]
+        if isinstance(images, Sequence | np.ndarray | Tensor):
+            dataset: Dataset = ReadImages(images, self.transform, self.cfg.INPUT.AS_SHOWN)
+        else:
+            dataset, workers = ReadStream(images, self.transform, self.cfg.INPUT.AS_SHOWN), 0
+        loader = DataLoader(dataset, batch_size or self.cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=workers,
                             collate_fn=separate, pin_memory=self.device.type == "cuda")
         for indices, pixels, errors in loader:
             for error in errors:
-                if unreadable is None:
+                if unreadable is None or not isinstance(error, UnreadableImage):
                     raise error
                 unreadable(error)
             if indices:
-                pixels = self.normalize(pixels.to(self.device))
-                yield indices, self.scores(pixels).float().softmax(1).cpu()
+                yield indices, self.normalize(pixels.to(self.device))
 
     def export(self, path: str | os.PathLike) -> list[str]:
         """Write the classifier to a .safetensors, .pt2 or .onnx file; see `p2c.inference.export.export`."""
         return export(self, path)
 
+    def model_with_classifier(self) -> PromptedCLIP:
+        """Return the model. Raise ValueError if it has not one text classifier for all images."""
+        if self.model is None or self.model.per_image_classes:
+            raise ValueError(f"{self.cfg.TRAINER.NAME} has no classifier to read or export: its scores of an image are "
+                             "not cosines with the same class features for all images; use `p2c predict` or "
+                             "Predictor.predict instead")
+        if self.cfg.TEST.CLOUD_SAMPLES:
+            raise ValueError("Cloud inference has several text classifiers, not one to read; take a run with "
+                             "TEST.CLOUD_SAMPLES 0")
+        return self.model
+
 
 # Images
 
 
+Transform = Callable[[Image.Image], Tensor]
+Read = tuple[int, Tensor | Exception]  # an image's index, and its transformed tensor or why there is none
+
+
 class ReadImages(Dataset):
-    """The index and the transformed tensor of each image, or its UnreadableImage error instead of the tensor.
+    """Images that can be read in any order; `as_shown`: see `to_rgb`."""
 
-    Args:
-        as_shown: see `to_rgb`.
-    """
-
-    def __init__(self, images: Sequence[ImageLike], transform: Callable[[Image.Image], Tensor], as_shown: bool):
-        self.images = images
-        self.transform = transform
-        self.as_shown = as_shown
+    def __init__(self, images: Sequence[ImageLike] | np.ndarray | Tensor, transform: Transform, as_shown: bool):
+        self.images, self.transform, self.as_shown = images, transform, as_shown
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | UnreadableImage]:
-        image = self.images[index]
-        try:
-            if isinstance(image, Image.Image):
-                return index, self.transform(to_rgb(image, self.as_shown))
-            return index, self.transform(read_image(image, self.as_shown))
-        except UnreadableImage as error:
-            return index, error
+    def __getitem__(self, index: int) -> Read:
+        return read(index, self.images[index], self.transform, self.as_shown)
 
 
-def separate(items: list[tuple[int, Tensor | UnreadableImage]]) -> tuple[list[int], Tensor | None, list]:
-    """Collate the indices and pixels of the images that could be read, and the errors of the others."""
+class ReadStream(IterableDataset):
+    """Images of an iterable, read in its order."""
+
+    def __init__(self, images: Iterable[ImageLike], transform: Transform, as_shown: bool):
+        self.images, self.transform, self.as_shown = images, transform, as_shown
+
+    def __iter__(self) -> Iterator[Read]:
+        for index, image in enumerate(self.images):
+            yield read(index, image, self.transform, self.as_shown)
+
+
+def read(index: int, image: ImageLike, transform: Transform, as_shown: bool) -> Read:
+    """Read and transform an image."""
+    try:
+        rgb = to_pil(image, index, as_shown)
+    except (UnreadableImage, TypeError, ValueError) as error:
+        return index, error
+    return index, transform(rgb)
+
+
+def to_pil(image: Any, index: int, as_shown: bool) -> Image.Image:
+    """Return an image of any kind as 8-bit RGB; `index` names it in messages.
+
+    Raises:
+        UnreadableImage: its file cannot be read.
+        ValueError: an array of another type or shape than `Predictor.predict` takes.
+        TypeError: no image.
+    """
+    if isinstance(image, Image.Image):
+        return to_rgb(image, as_shown)
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, as_shown)
+    array: Any = image
+    if isinstance(image, Tensor) and image.ndim == 3:
+        array = image.detach().permute(1, 2, 0).cpu().numpy()
+    if not isinstance(array, np.ndarray | Tensor):
+        raise TypeError(f"Image {index} is of type {type(image).__name__}; give paths, PIL images, uint8 arrays or "
+                        "uint8 tensors")
+    if str(image.dtype).rpartition(".")[2] != "uint8" or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"Image {index} is of {image.dtype} and shape {tuple(image.shape)}; give RGB in uint8, 0 to "
+                         "255: an array (height, width, 3) or a tensor (3, height, width)")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def separate(items: list[Read]) -> tuple[list[int], Tensor | None, list]:
+    """Collate the indices and pixels of images that could be read, and the errors of the others."""
     indices = [index for index, pixels in items if isinstance(pixels, Tensor)]
     read = [pixels for _, pixels in items if isinstance(pixels, Tensor)]
     errors = [error for _, error in items if not isinstance(error, Tensor)]

@@ -71,6 +71,14 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, flat)
 
 
+def whole(text: str) -> int:
+    """Convert an option to a whole number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, but got {number}")
+    return number
+
+
 def positive(text: str) -> int:
     """Convert an option to a whole number of at least 1."""
     number = int(text)

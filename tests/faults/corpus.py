@@ -47,8 +47,7 @@ from data_trees import CLASSES, COUNTS, write_split_tree  # noqa: E402
 from download_fixtures import tar_of, zip_of  # noqa: E402
 
 import parse_test_res  # noqa: E402
-import train  # noqa: E402
-from p2c.cli import config, convert, data, doctor, interpret, predict, verify_run  # noqa: E402
+from p2c.cli import config, convert, data, doctor, interpret, predict, train, verify_run  # noqa: E402
 from p2c.clip import loading  # noqa: E402
 from p2c.config import config_file  # noqa: E402
 from p2c.datasets.base import Sizes  # noqa: E402

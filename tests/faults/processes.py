@@ -15,9 +15,8 @@ from typing import NamedTuple
 import tensorboard.summary.writer.record_writer  # noqa: F401 (so that no child has to)
 import torch
 
-import train
 from p2c import registry
-from p2c.cli import convert, predict, verify_run
+from p2c.cli import convert, predict, train, verify_run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"predict": predict.main, "convert": convert.main, "verify_run": verify_run.main}
@@ -94,7 +93,7 @@ def _become(command: Sequence[str] | Callable[[], None], environment: Mapping[st
         name, *words = command
         if name == "train":
             sys.argv = ["train.py", *words]
-            train.main()
+            train.run_as_coop()
         status = COMMANDS[name](words)
     except SystemExit as end:
         status = end.code or 0
