@@ -33,7 +33,7 @@ from os import listdir
 from statistics import fmean
 
 from p2c.tables.runs import METRICS, Spread, ci95, describe_left_out, read_run, std, value_pattern
-from p2c.utils.console import Parser
+from p2c.utils.console import Parser, escape_unprintable
 
 # CoOp's report: folders of seeds
 
@@ -122,6 +122,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return 0, or 1 if nothing was found (with --strict, also if a run was left out)."""
+    escape_unprintable()
     args = parse_args(argv)
     spread = ci95 if args.ci95 else std
     for directory in args.directory:

@@ -23,7 +23,7 @@ import torch
 from p2c import compat
 from p2c.config import check_settings, extend_cfg
 from p2c.utils.console import DONE as FINISHED
-from p2c.utils.console import FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, one_line
+from p2c.utils.console import FAILED, INTERRUPTED, MISTAKE, MISTAKES, Parser, escape_unprintable, one_line
 
 try:
     compat.choose_engine()
@@ -33,7 +33,7 @@ try:
     from p2c.engine.distributed import is_main, join, launched, leave, rank
     from p2c.engine.files import DiskFull, remove_leftovers
     from p2c.engine.lock import folder_lock
-    from p2c.engine.logger import Logger, setup_logger
+    from p2c.engine.logger import Logger, print_details, setup_logger, warnings_on_terminal
     from p2c.engine.results import changed_keys, read_results, write_started
     from p2c.engine.run import Run
     from p2c.engine.seeds import run_seed, set_random_seed
@@ -228,7 +228,8 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
         print_settings(args, cfg)
         warn_of_unread(given, registry.get_trainer(cfg.TRAINER.NAME))
-        trainer = build_trainer(cfg)
+        with warnings_on_terminal():
+            trainer = build_trainer(cfg)
         recorded = isinstance(trainer, Run)  # a foreign trainer on real Dassl writes only its log
         if recorded:
             trainer.check_validation(training=not args.eval_only)
@@ -251,6 +252,7 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
         if args.eval_only:
             if recorded:
                 write_started(cfg, cfg.OUTPUT_DIR, started=trainer.started, dassl=trainer.dassl_version, **task)
+                trainer.introduce(training=False)
             trainer.test()
             if recorded:
                 trainer.write_results(**task)
@@ -267,13 +269,13 @@ def set_up_and_run(held: contextlib.ExitStack, args: argparse.Namespace) -> int:
 
 
 def print_settings(args: argparse.Namespace, cfg) -> None:
-    """Print the arguments, the configuration and the environment."""
+    """Print the arguments, the configuration and the environment, on a terminal only to the log file."""
     for title, lines in (("Arguments", [f"{key}: {value}" for key, value in sorted(vars(args).items())]),
                          ("Config", [str(cfg)])):
         stars = "*" * (len(title) + 6)
-        print("\n".join([stars, f"** {title} **", stars, *lines]))
-    print("Collecting env info ...")
-    print(f"** System info **\n{collect_env_info()}\nEngine: {compat.describe()}\n")
+        print_details("\n".join([stars, f"** {title} **", stars, *lines]))
+    print_details("Collecting env info ...")
+    print_details(f"** System info **\n{collect_env_info()}\nEngine: {compat.describe()}\n")
 
 
 def report(error: Exception, debug: bool, status: int) -> int:
@@ -323,6 +325,7 @@ interrupt = Interrupt()
 
 
 def main() -> None:
+    escape_unprintable()
     for number in SIGNALS:
         signal.signal(number, interrupt)
     sys.exit(run(parse_args(sys.argv[1:])))

@@ -3,7 +3,7 @@ import importlib
 import signal
 import sys
 
-from p2c.utils.console import FAILED, Parser, say
+from p2c.utils.console import FAILED, Parser, escape_unprintable, say
 
 COMMANDS = {  # each is a module of p2c.cli
     "config": "print every setting, or the path of a shipped configuration",
@@ -19,6 +19,7 @@ COMMANDS = {  # each is a module of p2c.cli
 
 def main() -> None:
     """Run the command that the first argument names; SIGTERM interrupts it as Ctrl-C does."""
+    escape_unprintable()
     lines = "\n".join(f"  {name:12}{does}" for name, does in COMMANDS.items())
     parser = Parser(prog="p2c", usage="p2c NAME ... (p2c NAME --help lists the options)", add_help=False)
     name, *argv = sys.argv[1:] or ["--help"]

@@ -1,7 +1,7 @@
 """Run, or list, all runs that a trainer's rows in the benchmarks' tables need.
 
     bash scripts/reproduce.sh P2C base2new                                    # 11 datasets, seeds 1 2 3
-    bash scripts/reproduce.sh P2C all --gpus 0,1,2,3 -- OPTIM.MAX_EPOCH 1     # one run per GPU at a time
+    bash scripts/reproduce.sh P2C all --gpus 0,1,2,3 -- OPTIM.MAX_EPOCH 9     # one run per GPU at a time
     bash scripts/reproduce.sh MaPLe xd --datasets dtd eurosat --dry-run       # list the commands
     bash scripts/reproduce.sh P2C all --family shapes --seeds 1               # the built-in datasets
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from p2c.grid.families import FAMILIES, Family, unique_names  # noqa: E402
-from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser, show  # noqa: E402
+from p2c.utils.console import DONE, FAILED, INTERRUPTED, Parser, escape_unprintable, show  # noqa: E402
 
 RUN = ROOT / "scripts" / "run.sh"
 PROTOCOLS = ("base2new", "xd", "dg", "fewshot")
@@ -417,6 +417,7 @@ def report(grid: Grid, out: str) -> int:
 
 def main(argv: list[str]) -> int:
     """Run the command and return the exit status."""
+    escape_unprintable()
     args = parse_args(argv)
     cells = build_cells(args)
     counts = format_counts(cell.protocol for cell in cells)

@@ -1,6 +1,7 @@
 """The console of the commands: their options, what they print, and their exit statuses."""
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,12 @@ def show(line: str) -> None:
         print(line, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def escape_unprintable() -> None:
+    """Let standard output escape characters that its encoding lacks, as standard error does by default."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:
