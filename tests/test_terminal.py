@@ -83,9 +83,10 @@ def test_a_run_stopped_after_the_last_batch_of_an_epoch_goes_on_on_a_terminal(ca
     assert [line[0] for line in LINE.findall(screen.getvalue())] == ["2"]
 
 
-def test_a_test_on_a_terminal_has_a_header_too(call, tmp_path, terminal):
+@pytest.mark.parametrize("words", [("--eval-only",), ()], ids=["eval-only", "nothing to train"])
+def test_a_test_on_a_terminal_has_a_header_too(call, terminal, words):
     screen = terminal()
-    assert call("--eval-only", trainer="ZeroshotCLIP") == 0
+    assert call(*words, trainer="ZeroshotCLIP") == 0
     shown = screen.getvalue()
     assert "Testing ZeroshotCLIP on OxfordPets" in shown and "* accuracy:" in shown and "** Config" not in shown
 

@@ -153,6 +153,7 @@ class EpochProgress:
 def header(run: "Run", training: bool) -> str:
     """Return what a run does, with what and on what, in a few lines for a terminal."""
     cfg, dataset = run.cfg, run.dm.dataset
+    training = training and run.start_epoch < run.max_epoch
     train, val, test = (f"{len(items or ()):,}" for items in (dataset.train_x, dataset.val, dataset.test))
     half, shots = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"), cfg.DATASET.NUM_SHOTS
     weights = cfg.MODEL.BACKBONE.get("WEIGHTS", "")
@@ -160,7 +161,7 @@ def header(run: "Run", training: bool) -> str:
     lines = [
         f"{'Training' if training else 'Testing'} {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, {half} classes"
         + (f", {shots} shots" if shots > 0 else ""),
-        f"  data      {run.num_classes} classes; images: {train} training, {val} validation, {test} test",
+        f"  data      {run.num_classes:,} classes; images: {train} training, {val} validation, {test} test",
         f"  model     {cfg.MODEL.BACKBONE.NAME}{weights and f' ({weights})'} on {gpu}, seed {run.seed}",
     ]
     if training:
