@@ -34,7 +34,7 @@ from os import listdir
 from statistics import fmean
 
 from p2c.tables.runs import METRICS, Run, Spread, ci95, describe_left_out, metric_of, read_run, std, value_pattern
-from p2c.utils.console import FAILED, MISTAKE, Parser, Several, end_with_reader, listed, one_line, say
+from p2c.utils.console import FAILED, MISTAKE, Parser, Several, listed, one_line, prepare_streams, say
 
 # CoOp's report: folders of seeds
 
@@ -179,5 +179,5 @@ def hint_for(directory: str, test_log: bool) -> str:
 
 
 if __name__ == "__main__":
-    end_with_reader()
+    prepare_streams()
     sys.exit(main())

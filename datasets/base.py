@@ -53,6 +53,7 @@ class FewShotDataset(DatasetBase):
     split_sha256: str = ""  # of the split file that the published results used
     sizes: Sizes | None = None  # the published numbers of classes and images; None: any
     template: str = "a photo of a {}."
+    how_to_get: str = "`python -m p2c data download {}` downloads what is missing"  # {}: the name
     dataset_dir: Path
 
     def __init__(self, cfg: CfgNode):
@@ -94,7 +95,7 @@ class FewShotDataset(DatasetBase):
     def remedy(self) -> str:
         """The remedy if files are missing or wrong, for messages."""
         if self.name:
-            return f"`python -m p2c data download {self.name}` downloads what is missing"
+            return self.how_to_get.format(self.name)
         return "extract the images so that these paths exist"
 
     @property

@@ -20,6 +20,8 @@ class ImageNet(FewShotDataset):
     name, folder, images = "imagenet", "imagenet", "images"
     split, split_id = CLASSNAMES, CLASSNAMES_ID
     sizes = Sizes(classes=1000, train=1_281_167, val=0, test=50_000)
+    how_to_get = ("get its archives by hand, since image-net.org requires registration (docs/datasets.md); then "
+                  "`python -m p2c data download {}` unpacks them")
 
     def read(self) -> Split:
         """Return training and test items; the test items are ImageNet's validation images.

@@ -3,7 +3,7 @@ import importlib
 import signal
 import sys
 
-from p2c.utils.console import FAILED, Parser, end_with_reader, say
+from p2c.utils.console import FAILED, Parser, prepare_streams, say
 
 COMMANDS = {  # each is a module of p2c.cli
     "config": "print every setting, or the path of a shipped configuration",
@@ -21,7 +21,7 @@ COMMANDS = {  # each is a module of p2c.cli
 
 def main() -> None:
     """Run the command that the first argument names; SIGTERM interrupts it as Ctrl-C does."""
-    end_with_reader()
+    prepare_streams()
     lines = "\n".join(f"  {name:12}{does}" for name, does in COMMANDS.items())
     parser = Parser(prog="p2c", usage="p2c NAME ... (p2c NAME --help lists the options)", add_help=False)
     name, *argv = sys.argv[1:] or ["--help"]

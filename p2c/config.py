@@ -114,6 +114,8 @@ SETTINGS: dict[str, Any] = {  # keys of nested sections -> Setting
                                  "context for all images"),
         "CLOUD_LEVEL": Setting(0.5, at_least(0), "noise level of these contexts, in PROMPT_DENOISING.NOISE_UNIT"),
         "CLOUD_AVERAGE": Setting("probabilities", one_of("probabilities", "logits"), "what the classifiers average"),
+        "VAL_EVERY": Setting(0, whole(0), "epochs between tests on the validation images, for curves val/...; no model "
+                             "is chosen by them; 0: none. FINAL_MODEL best_val tests after every epoch"),
     },
     "TRAINER": {
         "PROMPT_DENOISING": {

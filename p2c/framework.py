@@ -89,6 +89,8 @@ else:
 
         def after_epoch(self) -> None:
             self.deployed_epoch = self.epoch + 1
+            if self.validates_after(self.epoch + 1) and self.cfg.TEST.FINAL_MODEL != "best_val":
+                self.test(split="val")
             super().after_epoch()
 
         def after_train(self) -> None:

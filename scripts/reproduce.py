@@ -1,7 +1,7 @@
 """Run, or list, all runs that a trainer's rows in the benchmarks' tables need.
 
     bash scripts/reproduce.sh P2C base2new                                    # 11 datasets, seeds 1 2 3
-    bash scripts/reproduce.sh P2C all --gpus 0,1,2,3 -- OPTIM.MAX_EPOCH 1     # one run per GPU at a time
+    bash scripts/reproduce.sh P2C all --gpus 0,1,2,3 -- OPTIM.MAX_EPOCH 9     # one run per GPU at a time
     bash scripts/reproduce.sh MaPLe xd --datasets dtd eurosat --dry-run       # list the commands
     bash scripts/reproduce.sh P2C all --family shapes --seeds 1               # the built-in datasets
 
@@ -38,8 +38,8 @@ from p2c.utils.console import (  # noqa: E402
     Parser,
     ReaderGone,
     Several,
-    end_with_reader,
     listed,
+    prepare_streams,
     show,
 )
 
@@ -446,5 +446,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end_with_reader()
+    prepare_streams()
     sys.exit(main(sys.argv[1:]))

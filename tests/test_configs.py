@@ -10,7 +10,7 @@ from messages import naming
 from p2c import registry
 from p2c.cli import config as config_command
 from p2c.config import check_settings, extend_cfg
-from p2c.engine.config import check_values
+from p2c.engine.config import check_values, doubts
 from p2c.framework import get_cfg_default
 from p2c.merging import merge_file, warn_of_unread
 
@@ -36,7 +36,7 @@ def test_trainer_file_merges_and_belongs_to_its_folder(path):
     assert path.parent.name in registry.TRAINERS
     node = path.parent.name.upper()
     assert yaml.safe_load(path.read_text())["TRAINER"].keys() <= {node, "PROMPT_DENOISING"}
-    assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
+    assert cfg.DATALOADER.TEST.BATCH_SIZE == 100 and doubts(cfg) == []
     assert path.read_text().startswith("# ") and "bash scripts/" in path.read_text()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from run_folders import log_text, write_log
 
+from p2c.cli import train
 from p2c.utils.console import Output, Parser, ReaderGone, Several, listed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,10 +29,17 @@ def test_output_without_a_reader_ends_the_command_and_swallows_the_rest(unread):
     print("the rest", file=unread, flush=True)
 
 
-def test_a_training_whose_output_nobody_reads_ends_as_interrupted_and_its_log_says_so(call, unread, monkeypatch,
-                                                                                     tmp_path, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", unread)
+def test_a_training_whose_reader_goes_ends_as_interrupted_and_its_log_says_so(call, monkeypatch, tmp_path, capsys):
+    reader, writer = os.pipe()
+    build = train.build_trainer
+
+    def build_unread(cfg):
+        os.close(reader)
+        return build(cfg)
+
+    with monkeypatch.context() as patch, open(writer, "w") as stream:
+        patch.setattr(sys, "stdout", Output(stream))
+        patch.setattr(train, "build_trainer", build_unread)
         assert call() == 75
     assert "roken" not in capsys.readouterr().err
     assert (tmp_path / "run" / "log.txt").read_text().splitlines()[-1].startswith("Interrupted; ")

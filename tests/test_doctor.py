@@ -2,6 +2,7 @@
 import importlib
 import os
 import re
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from data_trees import CLASSES, COUNTS, TREES
 from messages import naming
 
-from p2c.cli import doctor
+from p2c.cli import data, doctor
 from p2c.cli.doctor import ABSENT, AGREES, DIFFERS, OK, WRONG
 from p2c.clip import loading
 from p2c.datasets.base import Sizes
+from p2c.download.contents import load_cfg
+from p2c.download.sources import SOURCES, Archive
 
 NAMES = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft",
          "sun397", "dtd", "eurosat", "ucf101", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
@@ -53,7 +56,8 @@ def test_where_nothing_is_there_nothing_is_wrong_and_every_line_says_how_to_get_
     status, report = lines(capsys, "--root", tmp_path)
     assert status == 0 and not any("WRONG" in line or "DIFFERS" in line for line in report)
     for name in NAMES:
-        assert any(re.match(f"  absent  {name}: .*`python -m p2c data download {name}`", line) for line in report)
+        assert any(re.match(f"  absent  {name}: .*`python -m p2c data download {name}( --mirror)?`", line)
+                   for line in report)
     assert any(re.match("  absent  ViT-B/16: .*https://", line) for line in report)
     assert f"torch {torch.__version__}" in report[2] and "yacs 0" in report[2]
     needed = naming("  absent", "ViT-B/16", "p2c data download dtd", "p2c data download eurosat")
@@ -65,8 +69,29 @@ def test_the_quick_report_leaves_the_comparison_out(tmp_path, capsys, monkeypatc
     assert lines(capsys, "--root", tmp_path, "--quick")[0] == 0
 
 
+@pytest.mark.parametrize("name, how", [
+    ("imagenet", naming("by hand", "image-net.org", "`python -m p2c data download imagenet` unpacks")),
+    ("stanford_cars", "`python -m p2c data download stanford_cars --mirror` downloads"),
+    ("sun397", "`python -m p2c data download sun397 --mirror` downloads"),
+])
+def test_where_the_download_alone_gets_nothing_doctor_and_training_say_so(tmp_path, name, how):
+    report = {finding.text.partition(":")[0]: finding.text for finding in doctor.check_data(tmp_path)}
+    assert re.search(how, report[name])
+    with pytest.raises(FileNotFoundError, match=how):
+        doctor.benchmark_classes()[name](load_cfg(name, tmp_path))
+
+
+def test_what_a_failed_download_leaves_is_no_fault(tmp_path):
+    source = replace(SOURCES["fgvc_aircraft"], parts=((Archive("aircraft.tar.gz", layout=(("images", "images"),)),),))
+    assert data.main(["download", "fgvc_aircraft", "--root", str(tmp_path)], {"fgvc_aircraft": source}) == 1
+    assert (tmp_path / "fgvc_aircraft/.download.lock").exists()
+    assert set(marks(doctor.check_data(tmp_path))) == {ABSENT}
+    (tmp_path / "fgvc_aircraft/images").mkdir()
+    assert marks(doctor.check_data(tmp_path)).count(WRONG) == 1
+
+
 def test_one_fault_is_enough_for_status_1(tmp_path, capsys):
-    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd/images").mkdir(parents=True)
     status, report = lines(capsys, "--root", tmp_path)
     assert status == 1 and " 1 " in report[-1]
 
@@ -79,7 +104,7 @@ def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(tmp_path, capsys, m
 
 
 def test_the_command_as_a_process_takes_the_data_root_from_the_environment(start, tmp_path):
-    (tmp_path / "here/dtd").mkdir(parents=True)
+    (tmp_path / "here/dtd/images").mkdir(parents=True)
     done = start("-m", "p2c", "doctor", "--quick", env={
         **os.environ, "DATA": str(tmp_path / "here"), "HOME": str(tmp_path)})
     assert done.returncode == 1, done.stderr

@@ -1,11 +1,12 @@
 """The config tree of this engine: its nodes, and what is refused or reported."""
+import re
 
 import pytest
 from messages import naming
 from yacs.config import CfgNode
 
 from p2c.engine import clean_cfg, get_cfg_default
-from p2c.engine.config import check_values, unused_keys
+from p2c.engine.config import check_values, doubts, unused_keys
 
 
 def test_no_method_has_settings_before_it_adds_them():
@@ -68,3 +69,20 @@ def test_keys_that_nothing_reads_are_named_when_changed():
     assert unused_keys(cfg) == []
     cfg.merge_from_list(["MODEL.HEAD.DROPOUT", 0.5, "DATASET.STL10_FOLD", 2])
     assert unused_keys(cfg) == ["DATASET.STL10_FOLD", "MODEL.HEAD.DROPOUT"]
+
+
+@pytest.mark.parametrize("pairs, named", [
+    (("OPTIM.WARMUP_EPOCH", 5, "OPTIM.MAX_EPOCH", 5), ("OPTIM.WARMUP_EPOCH 5", "OPTIM.MAX_EPOCH 5", "OPTIM.LR")),
+    (("OPTIM.LR_SCHEDULER", "multi_step"), ("OPTIM.STEPSIZE (-1,)", "multi_step")),
+    (("OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", (10, 20)), ("OPTIM.STEPSIZE (10, 20)", "multi_step")),
+    (("INPUT.TRANSFORMS", ("random_flip",)), ("INPUT.TRANSFORMS ('random_flip',)", "normalize", "test")),
+    (("OPTIM.WARMUP_EPOCH", 4, "OPTIM.MAX_EPOCH", 5), None),
+    (("OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", (9, 20)), None),
+    (("INPUT.TRANSFORMS", ("instance_norm",)), None),
+])
+def test_what_would_ruin_a_run_is_named(pairs, named):
+    cfg = get_cfg_default()
+    cfg.merge_from_list(["INPUT.TRANSFORMS", ("normalize",), *pairs])
+    check_values(cfg)
+    lines = doubts(cfg)
+    assert len(lines) == (named is not None) and (not named or re.search(naming(*named), lines[0]))

@@ -336,8 +336,9 @@ def without_validation(tmp_path) -> None:
 
 @pytest.mark.parametrize("pairs, words", [
     (("TEST.FINAL_MODEL", "best_val"), ()), (("TEST.FINAL_MODEL", "best_val"), ("--no-train",)),
+    (("TEST.VAL_EVERY", "2"), ()),
     (("TEST.SPLIT", "val"), ()), (("TEST.SPLIT", "val"), ("--eval-only",)),
-], ids=["best_val", "best_val without training", "split", "split of an evaluation"])
+], ids=["best_val", "best_val without training", "curve", "split", "split of an evaluation"])
 def test_validation_that_is_not_there_is_refused_before_anything_is_trained(call, tmp_path, capsys, pairs, words):
     without_validation(tmp_path)
     trainer = "ZeroshotCLIP" if "--eval-only" in words else "P2C"

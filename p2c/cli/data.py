@@ -106,7 +106,7 @@ def process(name: str, source: Source | None, args: argparse.Namespace, drive: D
         if not faults:
             report = verify(name, source, args.root, getattr(args, "full", False))
             print("\n".join((*report.facts, *(f"error: {name}: {fault}" for fault in report.faults))))
-            remedy = f"; `python -m p2c data download {name}` downloads what is missing" if source else ""
+            remedy = f"; {class_of(name).how_to_get.format(name)}" if source else ""
             print(f"{name}: NOT COMPLETE{remedy}" if report.faults else f"{name}: complete", flush=True)
             return not report.faults
     except OSError as error:

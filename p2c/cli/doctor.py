@@ -27,7 +27,6 @@ OK, ABSENT, AGREES, WRONG, DIFFERS = "ok", "absent", "agrees", "WRONG", "DIFFERS
 MODULES = ("torch", "torchvision", "open_clip", "yacs", "p2c.inference.predictor")  # the last imports all dependencies
 BACKBONE, TRAINER, CONFIG, SHOTS = "ViT-B/16", "ZeroshotCLIP", "vit_b16", 16  # those of the published numbers
 COMPARED = ("dtd", "eurosat")  # datasets to compare on: the first one present is used
-HOW_TO_GET = "`python -m p2c data download {}` downloads it"
 TOLERANCE = 0.3  # percentage points
 
 
@@ -177,8 +176,8 @@ def check_weights() -> Iterator[Finding]:
 def check_data(root: Path) -> Iterator[Finding]:
     """Report each dataset of the benchmarks as absent, complete or faulty, by its file names and counts."""
     for name, kind in benchmark_classes().items():
-        if not (root / kind.folder).exists():
-            yield Finding(ABSENT, f"{name}: {HOW_TO_GET.format(name)}")
+        if is_absent(root / kind.folder):
+            yield Finding(ABSENT, f"{name}: {kind.how_to_get.format(name)}")
         elif fault := fault_of(kind, root):
             yield Finding(WRONG, f"{name}: {fault}")
         else:
@@ -191,6 +190,13 @@ def benchmark_classes() -> dict[str, type["FewShotDataset"]]:
     from p2c.grid.families import FAMILIES
 
     return {name: class_of(name) for name in FAMILIES["standard"].members}
+
+
+def is_absent(folder: Path) -> bool:
+    """Return whether a dataset's folder does not exist, or holds only what a download that failed leaves there."""
+    from p2c.download.places import FETCHED, LOCK
+
+    return not folder.exists() or folder.is_dir() and {path.name for path in folder.iterdir()} <= {FETCHED, LOCK}
 
 
 def fault_of(kind: type["FewShotDataset"], root: Path) -> str:
@@ -217,7 +223,7 @@ def check_accuracy(root: Path) -> Iterator[Finding]:
     name = next((name for name in COMPARED if not fault_of(classes[name], root)), "")
     missing = [] if openai_file(BACKBONE) else [f"the weights of {BACKBONE}"]
     if not name:
-        missing.append(" or ".join(f"{name} ({HOW_TO_GET.format(name)})" for name in COMPARED))
+        missing.append(" or ".join(f"{name} ({classes[name].how_to_get.format(name)})" for name in COMPARED))
     if missing:
         yield Finding(ABSENT, f"not compared: that needs {' and '.join(missing)}")
         return

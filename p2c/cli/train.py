@@ -32,7 +32,7 @@ from p2c.engine.distributed import is_main, join, launched, leave, rank
 from p2c.engine.evaluation import CONFUSION
 from p2c.engine.files import DiskFull, remove_leftovers
 from p2c.engine.lock import folder_lock
-from p2c.engine.logger import Logger, log_to_file, log_to_stdout, setup_logger
+from p2c.engine.logger import Logger, log_to_file, log_to_stdout, setup_logger, warnings_on_terminal
 from p2c.engine.results import changed_keys, read_results, write_started
 from p2c.engine.run import Run
 from p2c.engine.seeds import preserve_random_state, run_seed, set_random_seed
@@ -51,9 +51,9 @@ from p2c.utils.console import (
     Parser,
     ReaderGone,
     command_parser,
-    end_with_reader,
     exit_on,
     one_line,
+    prepare_streams,
     whole,
 )
 from p2c.utils.logs import get_logger
@@ -291,9 +291,10 @@ def set_up(held: contextlib.ExitStack, args: argparse.Namespace, open_log: Calla
     if died:
         log.info(died)
     torch.backends.cudnn.benchmark = torch.cuda.is_available() and cfg.USE_CUDA
-    log_settings(args, cfg)
-    warn_of_unread(given, registry.get_trainer(cfg.TRAINER.NAME))
-    trainer = build_trainer(cfg)
+    with warnings_on_terminal():
+        log_settings(args, cfg)
+        warn_of_unread(given, registry.get_trainer(cfg.TRAINER.NAME))
+        trainer = build_trainer(cfg)
     if isinstance(trainer, Run):
         trainer.check_validation(training=not args.eval_only)
     if is_main():
@@ -314,6 +315,7 @@ def train_or_test(args: argparse.Namespace, cfg: CfgNode, task: dict, trainer: A
     if args.eval_only:
         if recorded:
             write_started(cfg, cfg.OUTPUT_DIR, started=trainer.started, dassl=trainer.dassl_version, **task)
+            trainer.introduce(training=False)
         trainer.test()
         if recorded:
             trainer.write_results(**task)
@@ -388,7 +390,7 @@ def handle_signals() -> None:
 
 def run_as_coop() -> None:
     """Run CoOp's command line, and exit with its status."""
-    end_with_reader()
+    prepare_streams()
     handle_signals()
     sys.exit(run(parse_args(sys.argv[1:])))
 

@@ -177,6 +177,22 @@ def unused_keys(cfg: CfgNode) -> list[str]:
             if setting.meaning == UNREAD and attrgetter(key)(cfg) != setting.default]
 
 
+def doubts(cfg: CfgNode) -> list[str]:
+    """Return a line about each setting that is in its range but spoils the run."""
+    optim, found = cfg.OPTIM, []
+    if optim.WARMUP_EPOCH >= optim.MAX_EPOCH:
+        found.append(f"OPTIM.WARMUP_EPOCH {optim.WARMUP_EPOCH} is not below OPTIM.MAX_EPOCH {optim.MAX_EPOCH}: all of "
+                     "the training is warm-up, and the learning rate never reaches OPTIM.LR")
+    steps = [step for step in optim.STEPSIZE if number(step) and 0 <= step < optim.MAX_EPOCH]
+    if optim.LR_SCHEDULER == "multi_step" and not steps:
+        found.append(f"OPTIM.STEPSIZE {tuple(optim.STEPSIZE)} has no epoch of the training, so the learning rate of "
+                     "OPTIM.LR_SCHEDULER multi_step never falls")
+    if not {"normalize", "instance_norm"}.intersection(cfg.INPUT.TRANSFORMS) and not cfg.INPUT.NO_TRANSFORM:
+        found.append(f"INPUT.TRANSFORMS {tuple(cfg.INPUT.TRANSFORMS)} lacks normalize: the images are not normalized, "
+                     "in training and in the test")
+    return found
+
+
 def check_values(cfg: CfgNode) -> None:
     """Raise ValueError naming all engine settings out of range, FileNotFoundError if RESUME is not a folder."""
     if found := faults(cfg, SETTINGS):

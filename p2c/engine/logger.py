@@ -13,11 +13,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from tqdm import tqdm
+
 from p2c.engine.files import DiskFull, errors_naming, mkdir_if_missing
 
 
 def on_terminal() -> bool:
-    """Return whether output goes to a terminal: then bars show progress, and progress lines go to the log file only."""
+    """Return whether output goes to a terminal, which shows less than a pipe: details go to the log file alone."""
     console = getattr(sys.stdout, "console", sys.stdout)  # real Dassl's Logger has no isatty
     return console.isatty() and sys.stderr.isatty()
 
@@ -75,19 +77,46 @@ class Logger:
         return getattr(self.console, name)  # isatty, encoding, fileno, buffer and the rest of a standard output
 
 
+def _copied() -> Logger | None:
+    """Return standard output if it is copied to a log file, else None."""
+    return sys.stdout if isinstance(sys.stdout, Logger) and sys.stdout.file else None
+
+
+def print_on_terminal(text: str) -> None:
+    """Print a text above the progress bars of a terminal, if this package's messages are printed on one."""
+    if HANDLER in PACKAGE.handlers and PACKAGE.isEnabledFor(logging.INFO) and on_terminal():
+        console = getattr(sys.stdout, "console", sys.stdout)
+        with tqdm.external_write_mode():
+            console.write(_printable(text, console) + "\n")
+            console.flush()
+
+
+def _printable(text: str, stream: TextIO) -> str:
+    """Return a text in which characters that a stream's encoding lacks are escaped."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class StdoutHandler(logging.Handler):
-    """Writes bare messages to the current sys.stdout."""
+    """Writes bare messages to the current sys.stdout.
+
+    On a terminal progress lines go to the log file alone; so do, in a block of `warnings_on_terminal`, all lines below
+    WARNING, if there is a log file.
+    """
+
+    only_warnings = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record) + "\n"
-            stdout = sys.stdout
-            if getattr(record, "progress", False) and on_terminal():
-                if isinstance(stdout, Logger):
-                    stdout.write_file(line)
+            line, console = self.format(record) + "\n", sys.stdout
+            left_out = self.only_warnings and record.levelno < logging.WARNING and _copied()
+            for_file = (left_out or getattr(record, "progress", False)) and on_terminal()
+            if isinstance(console, Logger):
+                console.write_file(line)
+                console = console.console
+            if for_file:
                 return
-            stdout.write(line)
-            console = stdout.console if isinstance(stdout, Logger) else stdout
+            console.write(_printable(line, console))
             console.flush()  # not Logger.flush: one fsync per line is slow on network disks
         except DiskFull:
             raise
@@ -123,12 +152,13 @@ class PassOn(logging.Handler):
 
 
 PACKAGE = logging.getLogger("p2c")
+HANDLER = StdoutHandler()
 
 
 def log_to_stdout() -> None:
     """Print this package's messages, as Dassl prints its own, from now on; for programs."""
-    if not any(isinstance(handler, StdoutHandler) for handler in PACKAGE.handlers):
-        PACKAGE.addHandler(StdoutHandler())
+    if HANDLER not in PACKAGE.handlers:
+        PACKAGE.addHandler(HANDLER)
         PACKAGE.setLevel(logging.INFO)
         PACKAGE.propagate = False
 
@@ -162,6 +192,16 @@ def only_warnings() -> Iterator[None]:
             yield
     finally:
         PACKAGE.setLevel(level)
+
+
+@contextlib.contextmanager
+def warnings_on_terminal() -> Iterator[None]:
+    """Show only warnings on a terminal; all lines go to the log file. Without either, change nothing."""
+    before, HANDLER.only_warnings = HANDLER.only_warnings, True
+    try:
+        yield
+    finally:
+        HANDLER.only_warnings = before
 
 
 def setup_logger(output: str | None = None) -> None:

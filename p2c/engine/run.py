@@ -22,13 +22,14 @@ from p2c.engine.checkpoint import (
     restore,
     save_checkpoint,
 )
-from p2c.engine.config import check_values, unused_keys
+from p2c.engine.config import check_values, doubts, unused_keys
 from p2c.engine.distributed import barrier, from_main, gather, is_main, processes
 from p2c.engine.evaluation import EvaluatorBase
 from p2c.engine.files import mkdir_if_missing
-from p2c.engine.logger import on_terminal
+from p2c.engine.logger import on_terminal, print_on_terminal
 from p2c.engine.numerics import FILE as NONFINITE
 from p2c.engine.predictions import Predictions
+from p2c.engine.progress import header
 from p2c.engine.results import changed_keys, describe_changes, describe_classes, to_plain, write_finished, write_started
 from p2c.engine.seeds import preserve_random_state, run_seed, use_deterministic_algorithms
 from p2c.utils import trainable
@@ -97,6 +98,8 @@ class Run:
             log.warning(f"TRAIN.CHECKPOINT_STEPS has no effect: {type(self).__name__} resumes at whole epochs here")
         if keys := unused_keys(cfg):
             log.warning(f"Nothing reads {', '.join(keys)}: the values given have no effect")
+        for doubt in doubts(cfg):
+            log.warning(doubt)
         if cfg.TRAIN.get("DETERMINISTIC", False):
             use_deterministic_algorithms()
         self.seed = run_seed(cfg)
@@ -109,6 +112,12 @@ class Run:
         self.deployed_epoch = self.start_epoch if self._models else 0
         write_started(self.cfg, self.output_dir, started=self.started, dassl=self.dassl_version)
         self.time_start = time.time() - self.seconds_before
+        self.introduce(training=True)
+
+    def introduce(self, training: bool) -> None:
+        """Show on a terminal what the run does; nowhere else, where the log says it in full."""
+        if on_terminal():
+            print_on_terminal(header(self, training))
 
     def checked(self, summary: dict) -> dict:
         """Return the numbers of a training step unchanged: this engine checks the losses when it reads them."""
@@ -129,6 +138,14 @@ class Run:
             self.require_validation("TEST.SPLIT val", "set TEST.SPLIT test")
         if training and settings.FINAL_MODEL == "best_val":
             self.require_validation("TEST.FINAL_MODEL best_val", "set TEST.FINAL_MODEL last_step")
+        if training and settings.get("VAL_EVERY", 0):
+            self.require_validation(f"TEST.VAL_EVERY {settings.VAL_EVERY}", "set TEST.VAL_EVERY 0")
+
+    def validates_after(self, epochs: int) -> bool:
+        """Return whether the validation images are tested after this number of epochs."""
+        settings = self.cfg.TEST
+        every = settings.get("VAL_EVERY", 0)
+        return not settings.NO_TEST and (settings.FINAL_MODEL == "best_val" or every > 0 and epochs % every == 0)
 
     def require_validation(self, reader: str, remedy: str) -> None:
         """Raise ValueError if the dataset has no validation images of its own."""

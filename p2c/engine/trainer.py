@@ -20,6 +20,7 @@ from p2c.engine.curves import CurveWriter, truncate_curves
 from p2c.engine.data import DataManager, end_workers, set_epoch, start_at
 from p2c.engine.distributed import any_process, barrier, first_on_each_machine, is_main, processes
 from p2c.engine.files import errors_naming, mkdir_if_missing, write_atomically
+from p2c.engine.logger import warnings_on_terminal
 from p2c.engine.numerics import NonFiniteLoss, check_finite, save_nonfinite_state
 from p2c.engine.progress import EpochProgress
 from p2c.engine.registry import build_evaluator
@@ -110,14 +111,15 @@ class TrainerBase(Run):
         """Run the epochs from start_epoch, which before_train may change, to max_epoch, by default those of self."""
         self.start_epoch = self.start_epoch if start_epoch is None else start_epoch
         self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
-        self.before_train()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.begin_epoch()
-            self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-            self.end_epoch()
+        with warnings_on_terminal():
+            self.before_train()
+            for epoch in range(self.start_epoch, self.max_epoch):
+                self.epoch = epoch
+                self.begin_epoch()
+                self.before_epoch()
+                self.run_epoch()
+                self.after_epoch()
+                self.end_epoch()
         self.after_train()
 
     def begin_epoch(self) -> None:
@@ -193,6 +195,8 @@ class SimpleTrainer(TrainerBase):
     model: Any  # set by build_model
     _progress_before: dict | None = None  # averages over the first start_batch batches of start_epoch
     _can_stop = _stop_asked = False
+    _epoch_progress: EpochProgress | None = None  # of the epoch in progress, if run_batches runs it
+    _val_result: float | None = None  # of the test on validation data after the epoch, if there was one
 
     def __init__(self, cfg):
         super().__init__()
@@ -292,8 +296,9 @@ class SimpleTrainer(TrainerBase):
         self.set_model_mode("train")
         self.num_batches = self.batches_per_epoch()
         first = self.first_batch
-        progress = EpochProgress(self.epoch, self.max_epoch, self.num_batches, self.cfg.TRAIN.PRINT_FREQ,
-                                 self.write_scalar, first, self._progress_before if first else None)
+        progress = self._epoch_progress = EpochProgress(
+            self.epoch, self.max_epoch, self.num_batches, self.cfg.TRAIN.PRINT_FREQ, self.write_scalar, first,
+            self._progress_before if first else None, announce=self.epoch == self.start_epoch)
         try:
             with contextlib.closing(progress.timed(batches)) as timed:
                 for self.batch_idx, batch in enumerate(timed, first):
@@ -316,16 +321,18 @@ class SimpleTrainer(TrainerBase):
 
     def after_epoch(self) -> None:
         self.deployed_epoch = self.epoch + 1
-        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            result = self.test(split="val")
-            if result > self.best_result:
-                self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+        self._val_result = self.test(split="val") if self.validates_after(self.epoch + 1) else None
+        if self._val_result is not None and self.cfg.TEST.FINAL_MODEL == "best_val":
+            if self._val_result > self.best_result:
+                self.best_result = self._val_result
+                self.save_model(self.epoch, self.output_dir, val_result=self._val_result, model_name=BEST)
         if self.saves_after(self.epoch + 1):
             self.save_model(self.epoch, self.output_dir)
             self.remove_positions()
 
     def end_epoch(self) -> None:
+        if self._epoch_progress is not None:
+            self._epoch_progress.show_epoch(self._val_result)
         if self.epoch + 1 == self.max_epoch:
             self._can_stop = False  # before the last check of _stop_asked, so that no request is lost
         if self.resumes_inside_epoch and any_process(self._stop_asked):

@@ -2,6 +2,7 @@
 import argparse
 import atexit
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -117,8 +118,13 @@ class Output:
         return getattr(self.stream, name)  # isatty, encoding, fileno, buffer and the rest
 
 
-def end_with_reader() -> None:
-    """Have this process end quietly when the reader of its output goes; a program calls it first."""
+def prepare_streams() -> None:
+    """Have this process end quietly when the reader of its output goes; a program calls it first.
+
+    Standard output escapes characters that its encoding lacks, as standard error does by default.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     atexit.register(flush_rest, sys.stdout)
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
 
