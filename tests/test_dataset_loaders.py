@@ -226,7 +226,7 @@ def test_a_missing_split_is_never_invented(tmp_path):
         folder = TREES[name](tmp_path)
         dataset = loader(name)
         (folder / dataset.split).unlink()
-        with pytest.raises(FileNotFoundError, match=f"{dataset.split}.*`python -m p2c data download {name}`"):
+        with pytest.raises(FileNotFoundError, match=f"{dataset.split}.*`python -m p2c data download {name}"):
             load(name, tmp_path)
         assert not (folder / dataset.split).exists()
 
