@@ -41,6 +41,7 @@ from p2c.utils.console import (  # noqa: E402
     listed,
     prepare_streams,
     show,
+    usable_cores,
 )
 
 RUN = ROOT / "scripts" / "run.sh"
@@ -387,7 +388,7 @@ def build_slots(args: argparse.Namespace) -> list[dict[str, str]]:
     """Return the environment variables of each slot."""
     if args.gpus is not None:
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in args.gpus]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     jobs = args.jobs or (min(cores, 4) if args.family is FAMILIES["shapes"] else 1)
     threads = {} if jobs == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     return [threads] * jobs

@@ -1,4 +1,4 @@
-"""What all commands share: an output whose reader goes, and options with several values."""
+"""The console helpers of all commands: an output whose reader goes, and options with several values."""
 import argparse
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run shows on a terminal, and that its log file and a pipe do not depend on it."""
+"""The terminal of a run: what it shows, and that the log file and a pipe do not depend on it."""
 import contextlib
 import io
 import re

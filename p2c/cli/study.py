@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="output/study", help="folder of the study (default: %(default)s)")
     parser.add_argument("--root", default=os.environ.get("DATA", "data"),
                         help="folder that holds all datasets (default: $DATA, else data/)")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = console.usable_cores()
     parser.add_argument("--jobs", type=console.positive, default=1 if torch.cuda.is_available() else cores,
                         help="runs at a time; if several, of one thread each (default: 1 on a GPU, else one per core)")
     parser.add_argument("--stage", choices=("all", "search", "report"), default="all",

@@ -68,11 +68,7 @@ def export(predictor: "Predictor", path: str | os.PathLike) -> list[str]:
         RuntimeError: the program does not give the probabilities of `predict`; no file is written then.
     """
     ending = check_destination(path)
-    model = predictor.model
-    if model is None or model.per_image_classes:
-        raise ValueError(f"{predictor.cfg.TRAINER.NAME} has no classifier to export: its scores of an image are not "
-                         "cosines with the same class features for all images; use `p2c predict` or p2c.Predictor "
-                         "instead")
+    model = predictor.model_with_classes()
     if ending == ".safetensors":
         return export_text_classifier(predictor, model, path)
     return export_program(predictor, model, path, ending)

@@ -134,7 +134,11 @@ class Predictor:
         Raises:
             ValueError: there is not one classifier for all images, or inference uses a cloud of them.
         """
-        return self.model_with_classifier().classifier().float().cpu()
+        model = self.model_with_classes()
+        if self.cfg.TEST.CLOUD_SAMPLES:
+            raise ValueError("Cloud inference has several text classifiers, not one to read; take a run with "
+                             "TEST.CLOUD_SAMPLES 0")
+        return model.classifier().float().cpu()
 
     def read(self, images: Images, batch_size: int | None = None, workers: int = 0,
              unreadable: Callable[[UnreadableImage], None] | None = None) -> Iterator[tuple[list[int], Tensor]]:
@@ -160,15 +164,12 @@ class Predictor:
         """Write the classifier to a .safetensors, .pt2 or .onnx file; see `p2c.inference.export.export`."""
         return export(self, path)
 
-    def model_with_classifier(self) -> PromptedCLIP:
-        """Return the model. Raise ValueError if it has not one text classifier for all images."""
+    def model_with_classes(self) -> PromptedCLIP:
+        """Return the model. Raise ValueError if it has not the same class features for all images."""
         if self.model is None or self.model.per_image_classes:
             raise ValueError(f"{self.cfg.TRAINER.NAME} has no classifier to read or export: its scores of an image are "
                              "not cosines with the same class features for all images; use `p2c predict` or "
                              "Predictor.predict instead")
-        if self.cfg.TEST.CLOUD_SAMPLES:
-            raise ValueError("Cloud inference has several text classifiers, not one to read; take a run with "
-                             "TEST.CLOUD_SAMPLES 0")
         return self.model
 
 

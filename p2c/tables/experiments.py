@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What was tested: the classes and images that results are comparable on."""
+    """The classes and images of a test; results on the same subject are comparable."""
 
     dataset: str
     classes: str  # all, base or new
@@ -60,7 +60,7 @@ class Tested:
 
     @cached_property
     def subject(self) -> Subject:
-        """What was tested. Folders of the user's own images are told apart by their names."""
+        """The subject of the test. Folders of the user's own images are told apart by their names."""
         data, name = self.record.get("data", {}), self.record.get("dataset", "?")
         dataset = f"{name} {osp.basename(osp.abspath(self.root))}" if name == "Folder" else name
         return Subject(dataset, self.record.get("subsample_classes", "all"), self.record.get("split", "test"),

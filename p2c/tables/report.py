@@ -18,14 +18,13 @@ from p2c.engine.files import UnreadableImage, read_image
 from p2c.tables import figures
 from p2c.tables.curves import figure_of, label_rows
 from p2c.tables.experiments import Experiment, Prediction, Subject, Tested, by_subject, find_tests
+from p2c.tables.latex import TITLES
 from p2c.tables.printing import MISSING, any_published, by_scope, print_rows, rows_and_notes
 from p2c.tables.published import AVERAGE
 from p2c.tables.rows import MEASURES, Row
 from p2c.tables.runs import std
 from p2c.utils.console import MISTAKES, one_line
 
-BENCHMARKS = {"base2new": "Base-to-novel generalization", "xd": "Cross-dataset transfer", "dg": "Domain generalization",
-              "fewshot": "Few-shot learning"}  # fmt: skip
 METRICS = {"accuracy": "Accuracy in %", "macro_f1": "Macro F1 in %", "ece": "ECE in %", "nll": "NLL in nats"}
 CURVES = {  # tag -> title, unit of the steps, whether it is the same for all seeds
     "train/loss": ("Loss", "step", False),
@@ -69,7 +68,7 @@ def make_page(folders: list[str], words: Words) -> str:
     Raises:
         ValueError: there are no results.
     """
-    benchmarks = [section for name in BENCHMARKS if (section := benchmark_section(name, folders))]
+    benchmarks = [section for name in TITLES if (section := benchmark_section(name, folders))]
     tests = find_tests(folders)
     if not benchmarks and not tests:
         raise ValueError(f"No finished run with a test is below {', '.join(folders)}; give the folder that runs were "
@@ -96,7 +95,7 @@ def benchmark_section(benchmark: str, folders: list[str]) -> dict[str, Any] | No
         return None
     with contextlib.redirect_stdout(io.StringIO()) as tables:
         print_rows(rows, notes, "accuracy", std, "html")
-    title = BENCHMARKS[benchmark]
+    title = TITLES[benchmark]
     if benchmark == "fewshot":
         drawn = [figures.svg(figure_of(rows, "accuracy", std.__name__), f"{title}: accuracy by shots")]
     else:
@@ -290,5 +289,5 @@ def words_of(run: Tested, words: Words) -> dict[str, Any]:
     except (*MISTAKES, RuntimeError) as error:  # weights that are not here, or a checkpoint of another version
         return {"fault": one_line(error), "table": None}
     table = Table(["Part", "Layer", "Token", "Nearest words, with distances"], rows[:TEXTS])
-    return {"fault": f"{len(rows) - TEXTS} more tokens: python -m p2c interpret {run.folder}" * (len(rows) > TEXTS),
-            "table": table, "seed": run.record.get("seed", "?")}
+    fault = f"{len(rows) - TEXTS} more tokens: python -m p2c interpret {run.folder}" if len(rows) > TEXTS else ""
+    return {"fault": fault, "table": table, "seed": run.record.get("seed", "?")}

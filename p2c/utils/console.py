@@ -80,6 +80,11 @@ def whole(text: str) -> int:
     return number
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def positive(text: str) -> int:
     """Convert an option to a whole number of at least 1."""
     number = int(text)
