@@ -1,5 +1,7 @@
 """p2c report: what the page shows, that it is one whole file, and how a browser lays it out."""
+import base64
 import csv
+import io
 import json
 import re
 import shutil
@@ -13,7 +15,7 @@ import parse_test_res
 from p2c.cli import report
 from p2c.engine.curves import CurveWriter
 from p2c.engine.results import read_results
-from p2c.tables.report import MATRIX, make_page
+from p2c.tables.report import MATRIX, make_page, thumbnail
 
 NAMES = ['cat & <b>"dog"', "$x_1$ owl", "yak"]
 VOID = {"meta", "img", "br", "link", "input"}
@@ -240,3 +242,12 @@ def test_a_browser_shows_it_on_a_phone_in_both_schemes(text, tmp_path, scheme, b
         phone = shot.convert("RGB").crop((0, 0, 390, 800))
     assert phone.getpixel((2, 2)) == background
     assert len(phone.getcolors(390 * 800)) > 50  # text and figures
+
+
+@pytest.mark.parametrize("as_shown, size", [(False, (40, 20)), (True, (20, 40))])
+def test_a_picture_is_read_as_the_run_has_read_it(tmp_path, as_shown, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (40, 20)).save(tmp_path / "photo.jpg", exif=exif)
+    content = thumbnail(str(tmp_path / "photo.jpg"), as_shown).partition(",")[2]
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == size

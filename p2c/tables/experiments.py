@@ -58,6 +58,11 @@ class Tested:
     def root(self) -> str:
         return osp.expanduser(self.record.get("config", {}).get("DATASET", {}).get("ROOT", ""))
 
+    @property
+    def as_shown(self) -> bool:
+        """How the run read its images, see `p2c.engine.files.to_rgb`; earlier versions did not record it."""
+        return self.record.get("config", {}).get("INPUT", {}).get("AS_SHOWN", False)
+
     @cached_property
     def subject(self) -> Subject:
         """The subject of the test. Folders of the user's own images are told apart by their names."""

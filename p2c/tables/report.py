@@ -194,7 +194,7 @@ def pictures(subject: Subject, experiments: list[Experiment]) -> dict[str, list[
     def picture(found: list[tuple[str, Tested, Prediction]]) -> Picture:
         _, run, first = found[0]
         names = subject.classnames
-        return Picture(first.path, thumbnail(osp.join(run.root, first.path)), names[first.label], [
+        return Picture(first.path, thumbnail(osp.join(run.root, first.path), run.as_shown), names[first.label], [
             (label, names[each.predicted], 100 * each.probability, each.right) for label, _, each in found])
 
     def confidence(found: list[tuple[str, Tested, Prediction]], right: bool) -> float:
@@ -210,10 +210,10 @@ def pictures(subject: Subject, experiments: list[Experiment]) -> dict[str, list[
     return {"wrong": list(map(picture, wrong[:WRONG])), "right": list(map(picture, right[:RIGHT]))}
 
 
-def thumbnail(path: str) -> str:
+def thumbnail(path: str, as_shown: bool) -> str:
     """Return a small JPEG of an image as a data: address; "" if the image is not there any more, or damaged."""
     try:
-        image = read_image(path)
+        image = read_image(path, as_shown)
     except UnreadableImage:
         return ""
     image.thumbnail((SIDE, SIDE))
